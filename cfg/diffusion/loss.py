@@ -1,0 +1,73 @@
+"""The training objective: Eq. 5 as the body of Alg. 1."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cfg.diffusion import guidance, process, schedule
+
+Array = jax.Array
+
+
+class Draws(NamedTuple):
+    """The random numbers of one training example (Alg. 1, lines 3 to 5)."""
+
+    u_label: Array  # decides whether the label is dropped, [N]
+    u_time: Array  # the time u of the noise level, [N]
+    eps: Array  # the noise, [N, ...]
+
+
+def draw(keys: Array, shape: tuple[int, ...]) -> Draws:
+    """Draws from one key an example, so that nothing depends on how a batch is cut over devices.
+
+    Args:
+      keys: [N] typed PRNG keys.
+      shape: of one example, without the batch axis.
+    """
+
+    def one(key):
+        label_key, time_key, noise_key = jax.random.split(key, 3)
+        return Draws(
+            u_label=jax.random.uniform(label_key),
+            u_time=jax.random.uniform(time_key),
+            eps=jax.random.normal(noise_key, shape),
+        )
+
+    return jax.vmap(one)(keys)
+
+
+def denoising_loss(
+    network: Callable[[Array, Array, Array], Array],
+    x: Array,
+    labels: Array,
+    draws: Draws,
+    *,
+    p_uncond: float,
+    null_label: int,
+    logsnr_min: float,
+    logsnr_max: float,
+    prediction: str = 'eps',
+) -> Array:
+    """||network(z, logsnr, c) - target||^2, averaged over the components of each example (Alg. 1, Eq. 5).
+
+    With prediction = 'eps' this is the paper's loss up to the constant factor 1 / (number of components).
+    With 'x' and 'v' it is the same squared error on what the network predicts, which weights the noise
+    levels differently: relative to eps, by e^-logsnr for 'x' and by 1 + e^-logsnr for 'v'.
+
+    Args:
+      network: (z [N, ...], logsnr [N], labels [N]) -> [N, ...].
+      x: clean data in [-1, 1], [N, ...].
+      labels: int32 [N].
+      draws: see `Draws`.
+
+    Returns:
+      [N] float32.
+    """
+    logsnr = schedule.logsnr_from_u(draws.u_time, logsnr_min=logsnr_min, logsnr_max=logsnr_max)
+    z = process.diffuse(x, draws.eps, logsnr)
+    dropped = guidance.drop_labels(draws.u_label, labels, p_uncond=p_uncond, null_label=null_label)
+    output = network(z, logsnr, dropped).astype(jnp.float32)
+    error = output - process.target(x, draws.eps, logsnr, prediction=prediction)
+    return jnp.mean(jnp.square(error), axis=tuple(range(1, x.ndim)))

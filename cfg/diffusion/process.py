@@ -1,0 +1,155 @@
+"""The diffusion process: its forward densities, posterior and reverse variance, and x <-> eps <-> v.
+
+`logsnr_t` is the noisier of two levels and `logsnr_s` the cleaner one (logsnr_t < logsnr_s). Levels have
+shape [] or [N] and broadcast against images [N, ...].
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cfg.diffusion.schedule import alpha_sigma
+
+Array = jax.Array
+
+PREDICTIONS = ('eps', 'x', 'v')
+
+
+class Gaussian(NamedTuple):
+    """A normal distribution with independent components: mean [N, ...], log variance [N, 1, ...] or []."""
+
+    mean: Array
+    logvar: Array
+
+
+class Prediction(NamedTuple):
+    """What a network output says of (x, eps); the two always satisfy z = alpha x + sigma eps."""
+
+    x: Array
+    eps: Array
+
+
+def expand(level: Array, like: Array) -> Array:
+    """Appends axes to a level of shape [] or [N] so that it broadcasts against `like` [N, ...]."""
+    level = jnp.asarray(level)
+    return level.reshape(level.shape + (1,) * (like.ndim - level.ndim)) if level.ndim else level
+
+
+def log_one_minus_exp(a: Array) -> Array:
+    """log(1 - exp(a)) for a <= 0, accurate and with finite gradients for a < 0 at both ends."""
+    split = -0.6931472  # -log 2: expm1 is exact above it, log1p below
+    near = jnp.maximum(a, split)
+    far = jnp.minimum(a, split)
+    return jnp.where(a > split, jnp.log(-jnp.expm1(near)), jnp.log1p(-jnp.exp(far)))
+
+
+def diffuse(x: Array, eps: Array, logsnr: Array) -> Array:
+    """A draw z = alpha x + sigma eps from q(z | x) = N(alpha x, sigma^2 I), given eps ~ N(0, I) (Eq. 1)."""
+    alpha, sigma = alpha_sigma(expand(logsnr, x))
+    return alpha * x + sigma * eps
+
+
+def transition(z_s: Array, *, logsnr_s: Array, logsnr_t: Array) -> Gaussian:
+    """q(z_t | z_s) = N((alpha_t / alpha_s) z_s, (1 - e^(logsnr_t - logsnr_s)) sigma_t^2 I) (Eq. 2)."""
+    logsnr_s, logsnr_t = expand(logsnr_s, z_s), expand(logsnr_t, z_s)
+    ratio = jnp.exp(0.5 * (jax.nn.log_sigmoid(logsnr_t) - jax.nn.log_sigmoid(logsnr_s)))
+    return Gaussian(ratio * z_s, _transition_logvar(logsnr_s=logsnr_s, logsnr_t=logsnr_t))
+
+
+def posterior(z_t: Array, x: Array, *, logsnr_s: Array, logsnr_t: Array) -> Gaussian:
+    """q(z_s | z_t, x) (Eq. 3).
+
+    mean = e^(logsnr_t - logsnr_s) (alpha_s / alpha_t) z_t + (1 - e^(logsnr_t - logsnr_s)) alpha_s x,
+    variance = (1 - e^(logsnr_t - logsnr_s)) sigma_s^2.
+    """
+    logsnr_s, logsnr_t = expand(logsnr_s, z_t), expand(logsnr_t, z_t)
+    log_alpha_s = 0.5 * jax.nn.log_sigmoid(logsnr_s)
+    log_alpha_t = 0.5 * jax.nn.log_sigmoid(logsnr_t)
+    delta = logsnr_t - logsnr_s
+    mean = jnp.exp(delta + log_alpha_s - log_alpha_t) * z_t - jnp.expm1(delta) * jnp.exp(log_alpha_s) * x
+    return Gaussian(mean, _posterior_logvar(logsnr_s=logsnr_s, logsnr_t=logsnr_t))
+
+
+def reverse_logvar(*, logsnr_s: Array, logsnr_t: Array, logvar_interp: float) -> Array:
+    """log of the reverse variance (posterior variance)^(1-v) (transition variance)^v (Eq. 4).
+
+    Args:
+      logvar_interp: the paper's v in [0, 1]; 0 is the smallest variance, 1 the largest.
+    """
+    small = _posterior_logvar(logsnr_s=logsnr_s, logsnr_t=logsnr_t)
+    large = _transition_logvar(logsnr_s=logsnr_s, logsnr_t=logsnr_t)
+    return (1.0 - logvar_interp) * small + logvar_interp * large
+
+
+def _transition_logvar(*, logsnr_s: Array, logsnr_t: Array) -> Array:
+    """log of Eq. 2's variance, (1 - e^(logsnr_t - logsnr_s)) sigma_t^2."""
+    return log_one_minus_exp(logsnr_t - logsnr_s) + jax.nn.log_sigmoid(-logsnr_t)
+
+
+def _posterior_logvar(*, logsnr_s: Array, logsnr_t: Array) -> Array:
+    """log of Eq. 3's variance, (1 - e^(logsnr_t - logsnr_s)) sigma_s^2."""
+    return log_one_minus_exp(logsnr_t - logsnr_s) + jax.nn.log_sigmoid(-logsnr_s)
+
+
+def x_from_eps(z: Array, eps: Array, logsnr: Array) -> Array:
+    """x = (z - sigma eps) / alpha (above Eq. 5). Errors of eps grow by sigma / alpha = e^(-logsnr / 2)."""
+    alpha, sigma = alpha_sigma(expand(logsnr, z))
+    return (z - sigma * eps) / alpha
+
+
+def eps_from_x(z: Array, x: Array, logsnr: Array) -> Array:
+    """eps = (z - alpha x) / sigma."""
+    alpha, sigma = alpha_sigma(expand(logsnr, z))
+    return (z - alpha * x) / sigma
+
+
+def v_from_x_eps(x: Array, eps: Array, logsnr: Array) -> Array:
+    """v = alpha eps - sigma x (Salimans & Ho 2022, arXiv 2202.00512)."""
+    alpha, sigma = alpha_sigma(expand(logsnr, x))
+    return alpha * eps - sigma * x
+
+
+def from_output(output: Array, z: Array, logsnr: Array, *, prediction: str) -> Prediction:
+    """Reads a network output that predicts eps, x or v at the point z.
+
+    Args:
+      output, z: [N, ...].
+      logsnr: [] or [N].
+      prediction: one of `PREDICTIONS`; 'eps' is the paper's.
+
+    Raises:
+      ValueError: on any other prediction type.
+    """
+    if prediction == 'eps':
+        return Prediction(x=x_from_eps(z, output, logsnr), eps=output)
+    if prediction == 'x':
+        return Prediction(x=output, eps=eps_from_x(z, output, logsnr))
+    if prediction == 'v':
+        alpha, sigma = alpha_sigma(expand(logsnr, z))
+        return Prediction(x=alpha * z - sigma * output, eps=sigma * z + alpha * output)
+    raise ValueError(f'prediction must be one of {PREDICTIONS}, not {prediction!r}')
+
+
+def target(x: Array, eps: Array, logsnr: Array, *, prediction: str) -> Array:
+    """The value that a network of this prediction type should output: eps, x or v.
+
+    Raises:
+      ValueError: on any other prediction type.
+    """
+    if prediction == 'eps':
+        return eps
+    if prediction == 'x':
+        return x
+    if prediction == 'v':
+        return v_from_x_eps(x, eps, logsnr)
+    raise ValueError(f'prediction must be one of {PREDICTIONS}, not {prediction!r}')
+
+
+def clip_prediction(z: Array, eps: Array, logsnr: Array) -> Prediction:
+    """The prediction of eps with x clipped to [-1, 1], and the eps that matches the clipped x.
+
+    Not in the paper's Alg. 2; the authors' later samplers do it for images.
+    """
+    x = jnp.clip(x_from_eps(z, eps, logsnr), -1.0, 1.0)
+    return Prediction(x=x, eps=eps_from_x(z, x, logsnr))

@@ -1,0 +1,100 @@
+"""Log signal-to-noise ratios: the training distribution p(logsnr) and the sampling grid.
+
+`logsnr` is the paper's lambda; large values are clean. `u` in [0, 1] is time, with u = 0 at `logsnr_max`
+(data) and u = 1 at `logsnr_min` (noise). Everything here is float32-safe for |logsnr| <= 20.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+
+def alpha_sigma(logsnr: Array) -> tuple[Array, Array]:
+    """Signal and noise scales of the variance-preserving process: alpha^2 = sigmoid(logsnr) (Eq. 1).
+
+    Each comes from its own logarithm: sigma = sqrt(1 - alpha^2) would be 0 at logsnr = 20 in float32.
+
+    Args:
+      logsnr: any shape.
+
+    Returns:
+      (alpha, sigma), each shaped like `logsnr`, with alpha^2 + sigma^2 = 1.
+    """
+    alpha = jnp.exp(0.5 * jax.nn.log_sigmoid(logsnr))
+    sigma = jnp.exp(0.5 * jax.nn.log_sigmoid(-logsnr))
+    return alpha, sigma
+
+
+def _angles(logsnr_min: float, logsnr_max: float) -> tuple[float, float, float]:
+    """(a, b, b'): the paper's a and b, and b' = pi/2 - a - b, each exact to float64."""
+    if not logsnr_min < logsnr_max:
+        raise ValueError(f'logsnr_min={logsnr_min} must be smaller than logsnr_max={logsnr_max}')
+    b = np.arctan(np.exp(-0.5 * logsnr_max))
+    b_end = np.arctan(np.exp(0.5 * logsnr_min))
+    return float(np.pi / 2 - b - b_end), float(b), float(b_end)
+
+
+def logsnr_from_u(u: Array, *, logsnr_min: float, logsnr_max: float) -> Array:
+    """The quantile function of p(logsnr): -2 log tan(a u + b) (Section 2, "hyperbolic secant").
+
+    Near u = 1 the angle approaches pi/2, where float32 cannot resolve it; there the complementary angle
+    a (1 - u) + b' is used, with tan(pi/2 - t) = 1 / tan(t).
+
+    Args:
+      u: times in [0, 1], any shape.
+      logsnr_min, logsnr_max: the ends of the range; u = 0 gives `logsnr_max`.
+
+    Returns:
+      logsnr, shaped like `u`, decreasing in `u`.
+    """
+    a, b, b_end = _angles(logsnr_min, logsnr_max)
+    u = jnp.asarray(u)
+    near_data = -2.0 * jnp.log(jnp.tan(a * jnp.minimum(u, 0.5) + b))
+    near_noise = 2.0 * jnp.log(jnp.tan(a * (1.0 - jnp.maximum(u, 0.5)) + b_end))
+    return jnp.clip(jnp.where(u < 0.5, near_data, near_noise), logsnr_min, logsnr_max)
+
+
+def u_from_logsnr(logsnr: Array, *, logsnr_min: float, logsnr_max: float) -> Array:
+    """Inverse of `logsnr_from_u`: u = (arctan(exp(-logsnr / 2)) - b) / a, in [0, 1]."""
+    a, b, _ = _angles(logsnr_min, logsnr_max)
+    return (jnp.arctan(jnp.exp(-0.5 * logsnr)) - b) / a
+
+
+def logsnr_density(logsnr: Array, *, logsnr_min: float, logsnr_max: float) -> Array:
+    """p(logsnr) = sech(logsnr / 2) / (4 a) inside the range and 0 outside (Section 2).
+
+    With an unbounded range a = pi / 2 and this is the hyperbolic secant law sech(logsnr / 2) / (2 pi).
+    """
+    a, _, _ = _angles(logsnr_min, logsnr_max)
+    inside = (logsnr >= logsnr_min) & (logsnr <= logsnr_max)
+    return jnp.where(inside, 1.0 / (4.0 * a * jnp.cosh(0.5 * logsnr)), 0.0)
+
+
+def stratify(u: Array, index: Array, total: int) -> Array:
+    """Moves a uniform draw into stratum `index` of `total` equal ones: (index + u) / total.
+
+    Over a batch whose indices run through 0..total-1 the result covers [0, 1] evenly, which lowers the
+    variance of the loss; each draw is still uniform if the index is independent of the example.
+
+    Args:
+      u: uniform draws in [0, 1), shape [N].
+      index: the stratum of each draw, shape [N].
+      total: the number of strata (the global batch size).
+    """
+    return (index + u) / total
+
+
+def sampling_grid(num_steps: int, *, logsnr_min: float, logsnr_max: float) -> Array:
+    """The increasing sequence of logsnr that Alg. 2 visits: uniform in u, endpoints included.
+
+    Args:
+      num_steps: T, the number of network evaluations; at least 2.
+
+    Returns:
+      [T], from `logsnr_min` to `logsnr_max`.
+    """
+    if num_steps < 2:
+        raise ValueError(f'the sampling grid includes both ends, so num_steps must be at least 2, not {num_steps}')
+    return logsnr_from_u(jnp.linspace(1.0, 0.0, num_steps), logsnr_min=logsnr_min, logsnr_max=logsnr_max)
