@@ -61,10 +61,10 @@ def classifier_free_eps_fn(eps_fn: EpsFn, w: Array, *, null_label: int) -> EpsFn
                 jnp.concatenate([labels, jnp.full_like(labels, null_label)]),
             )
             eps_cond, eps_uncond = jnp.split(eps, 2)
-            return classifier_free(eps_cond, eps_uncond, w)
+            return classifier_free(eps_cond, eps_uncond, w).astype(z.dtype)
 
         def conditional(z):
-            return eps_fn(z, logsnr, labels)
+            return eps_fn(z, logsnr, labels).astype(z.dtype)
 
         return jax.lax.cond(jnp.any(w != 0.0), both, conditional, z)
 

@@ -39,8 +39,9 @@ def expand(level: Array, like: Array) -> Array:
 def log_one_minus_exp(a: Array) -> Array:
     """log(1 - exp(a)) for a <= 0, accurate and with finite gradients for a < 0 at both ends."""
     split = -0.6931472  # -log 2: expm1 is exact above it, log1p below
-    near = jnp.maximum(a, split)
-    far = jnp.minimum(a, split)
+    # Both sides of `where` are evaluated, so each gets an argument inside its own range.
+    near = jnp.where(a > split, a, split)
+    far = jnp.where(a > split, split, a)
     return jnp.where(a > split, jnp.log(-jnp.expm1(near)), jnp.log1p(-jnp.exp(far)))
 
 

@@ -55,7 +55,7 @@ def ancestral(
 
     z = _noise(keys, 0, shape)
     index = jnp.arange(1, logsnrs.shape[0] + 1)
-    # The last level is paired with itself: a step of zero variance, whose result is not used.
-    following = jnp.concatenate([logsnrs[1:], logsnrs[-1:]])
+    # The last level has no next one; any cleaner level will do, as that step's result is not used.
+    following = jnp.concatenate([logsnrs[1:], logsnrs[-1:] + 1.0])
     x, _ = jax.lax.scan(step, z, (index, logsnrs, following))
     return x

@@ -39,8 +39,8 @@ def _angles(logsnr_min: float, logsnr_max: float) -> tuple[float, float, float]:
 def logsnr_from_u(u: Array, *, logsnr_min: float, logsnr_max: float) -> Array:
     """The quantile function of p(logsnr): -2 log tan(a u + b) (Section 2, "hyperbolic secant").
 
-    Near u = 1 the angle approaches pi/2, where float32 cannot resolve it; there the complementary angle
-    a (1 - u) + b' is used, with tan(pi/2 - t) = 1 / tan(t).
+    Towards pi/2 float32 cannot resolve the angle; past pi/4 the complementary one, a (1 - u) + b', takes its
+    place, with tan(pi/2 - t) = 1 / tan(t).
 
     Args:
       u: times in [0, 1], any shape.
@@ -51,15 +51,20 @@ def logsnr_from_u(u: Array, *, logsnr_min: float, logsnr_max: float) -> Array:
     """
     a, b, b_end = _angles(logsnr_min, logsnr_max)
     u = jnp.asarray(u)
-    near_data = -2.0 * jnp.log(jnp.tan(a * jnp.minimum(u, 0.5) + b))
-    near_noise = 2.0 * jnp.log(jnp.tan(a * (1.0 - jnp.maximum(u, 0.5)) + b_end))
-    return jnp.clip(jnp.where(u < 0.5, near_data, near_noise), logsnr_min, logsnr_max)
+    angle, complement = a * u + b, a * (1.0 - u) + b_end
+    clean = angle < complement
+    # Both sides of `where` are evaluated, so each gets an argument inside its own range.
+    near_data = -2.0 * jnp.log(jnp.tan(jnp.where(clean, angle, np.pi / 4)))
+    near_noise = 2.0 * jnp.log(jnp.tan(jnp.where(clean, np.pi / 4, complement)))
+    return jnp.clip(jnp.where(clean, near_data, near_noise), logsnr_min, logsnr_max)
 
 
 def u_from_logsnr(logsnr: Array, *, logsnr_min: float, logsnr_max: float) -> Array:
     """Inverse of `logsnr_from_u`: u = (arctan(exp(-logsnr / 2)) - b) / a, in [0, 1]."""
-    a, b, _ = _angles(logsnr_min, logsnr_max)
-    return (jnp.arctan(jnp.exp(-0.5 * logsnr)) - b) / a
+    a, b, b_end = _angles(logsnr_min, logsnr_max)
+    from_data = (jnp.arctan(jnp.exp(-0.5 * logsnr)) - b) / a
+    from_noise = 1.0 - (jnp.arctan(jnp.exp(0.5 * logsnr)) - b_end) / a
+    return jnp.clip(jnp.where(logsnr > 0.0, from_data, from_noise), 0.0, 1.0)
 
 
 def logsnr_density(logsnr: Array, *, logsnr_min: float, logsnr_max: float) -> Array:

@@ -1,0 +1,1 @@
+"""Real data, behind one interface: see `cfg.data.source`."""

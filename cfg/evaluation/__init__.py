@@ -1,0 +1,1 @@
+"""Evaluation: features, moments, metrics, the sweep over w and its report."""

@@ -1,0 +1,241 @@
+"""The page of a report: one HTML file that needs nothing else."""
+
+import base64
+import html
+import io
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cfg.evaluation.results import Curve, Row, Samples, floors, number
+
+SPRITE_COLUMNS = 10
+
+_BADGE = '<span class="badge">best</span> '
+_TEMPLATE = Path(__file__).with_name('page.html')
+
+
+def write_page(
+    path: Path,
+    *,
+    title: str,
+    curves: Sequence[Curve],
+    samples: Mapping[str, Samples],
+    class_names: Sequence[str],
+    plots: Sequence[Path],
+    notices: Sequence[str],
+) -> Path:
+    """Writes the page.
+
+    Args:
+        path: the HTML file to write.
+        title: title of the page.
+        curves: the results, in ascending step.
+        samples: the samples to show of each sample file, by the row's 'samples'; files may be absent.
+        class_names: name of each label.
+        plots: the PNG files of FID and IS against w, and of FID against IS.
+        notices: sentences on what is missing.
+
+    Returns:
+        `path`.
+    """
+    fields = {
+        'title': html.escape(title),
+        'summary': html.escape(_summary(curves)),
+        'notices': ''.join(f'<p class="notice">{html.escape(notice)}</p>' for notice in notices),
+        'plot_against_w': _data_uri(plots[0].read_bytes()),
+        'plot_fid_against_is': _data_uri(plots[1].read_bytes()),
+        'curve_options': ''.join(f'<option value="{c.key}">{html.escape(c.label)}</option>' for c in curves),
+        'table': _table(curves),
+        'provenance': _provenance(curves),
+        'data': _script_json(_viewer_data(curves, samples, class_names)),
+    }
+    template = _TEMPLATE.read_text(encoding='utf-8')
+    path.write_text(re.sub(r'\{\{(\w+)\}\}', lambda match: fields[match[1]], template), encoding='utf-8')
+    return path
+
+
+def sprite(images: np.ndarray) -> bytes:
+    """One PNG of all images in rows of `SPRITE_COLUMNS`, edge to edge, row by row.
+
+    Args:
+        images: uint8 [N, H, W, C] with C 1 or 3.
+    """
+    count, height, width, channels = images.shape
+    lines = math.ceil(count / SPRITE_COLUMNS)
+    cells = np.zeros((lines * SPRITE_COLUMNS, height, width, channels), dtype=np.uint8)
+    cells[:count] = images
+    sheet = cells.reshape(lines, SPRITE_COLUMNS, height, width, channels).transpose(0, 2, 1, 3, 4)
+    sheet = sheet.reshape(lines * height, SPRITE_COLUMNS * width, channels)
+    buffer = io.BytesIO()
+    Image.fromarray(sheet[..., 0] if channels == 1 else sheet).save(buffer, format='PNG', optimize=True)
+    return buffer.getvalue()
+
+
+def score_text(value: float) -> str:
+    """A FID or inception score as the report writes it everywhere."""
+    if not math.isfinite(value):
+        return 'n/a'
+    return f'{value:.2f}' if abs(value) >= 1 else f'{value:.3g}'
+
+
+def _viewer_data(curves: Sequence[Curve], samples: Mapping[str, Samples], class_names: Sequence[str]) -> dict[str, Any]:
+    """What the page's script needs: the points of each curve, and a sprite for each sample file."""
+    sprites = {path: place for place, path in enumerate(samples)}
+    labels = sorted({int(label) for shown in samples.values() for label in shown.labels})
+    return {
+        'columns': SPRITE_COLUMNS,
+        'classes': [{'label': label, 'name': _class_name(label, class_names)} for label in labels],
+        'sprites': [
+            {
+                'src': _data_uri(sprite(shown.images)),
+                'height': shown.images.shape[1],
+                'width': shown.images.shape[2],
+                'labels': shown.labels.tolist(),
+            }
+            for shown in samples.values()
+        ],
+        'curves': [
+            {
+                'key': curve.key,
+                'label': curve.label,
+                'points': [
+                    {
+                        'w': row['w'],
+                        'fid': score_text(number(row, 'fid')),
+                        'inceptionScore': score_text(number(row, 'inception_score')),
+                        'accuracy': _percent(number(row, 'accuracy')),
+                        'count': f'{row["num_samples"]:,}',
+                        'best': _marks(curve, place),
+                        'sprite': sprites.get(row.get('samples')),
+                    }
+                    for place, row in enumerate(curve.rows)
+                ],
+            }
+            for curve in curves
+        ],
+    }
+
+
+def _class_name(label: int, class_names: Sequence[str]) -> str:
+    return str(class_names[label]) if 0 <= label < len(class_names) else f'class {label}'
+
+
+def _summary(curves: Sequence[Curve]) -> str:
+    steps = [f'{step:,}' for step in dict.fromkeys(curve.step for curve in curves)]
+    ws = {row['w'] for curve in curves for row in curve.rows}
+    features = dict.fromkeys(row['features'] for curve in curves for row in curve.rows)
+    at_steps = f'checkpoint step{"s" if len(steps) > 1 else ""} {_listed(steps)}'
+    strengths = f'{len(ws)} guidance strengths w' if len(ws) > 1 else 'one guidance strength w'
+    return (
+        f'A class-conditional diffusion model, sampled at {strengths} from the same seeds, at {at_steps}. '
+        f'FID and inception score (IS) are computed on the features of: {_listed(features)}.'
+    )
+
+
+def _listed(items: Sequence[str]) -> str:
+    *head, last = items
+    return f'{", ".join(head)} and {last}' if head else last
+
+
+def _table(curves: Sequence[Curve]) -> str:
+    """The rows of the table's body, and below them the floors of real data."""
+    lines = [_table_line(curve, place, row) for curve in curves for place, row in enumerate(curve.rows)]
+    lines += [
+        f'<tr class="floor"><th scope="row" colspan="2">Floor: {html.escape(label)}</th>'
+        f'<td>{score_text(number(row, "floor_fid"))}</td><td>{score_text(number(row, "floor_inception_score"))}</td>'
+        '<td></td><td></td></tr>'
+        for label, row in floors(curves).items()
+    ]
+    return '\n'.join(lines)
+
+
+def _table_line(curve: Curve, place: int, row: Row) -> str:
+    marks = _marks(curve, place)
+    classes = ['best'] * bool(marks) + ['group'] * (place == 0)
+    label = html.escape(curve.label.removeprefix('step '))
+    link = f'<a href="#step={curve.key}&amp;w={row["w"]:g}" title="Show these samples">{row["w"]:g}</a>'
+    cells = [
+        link,
+        _BADGE * ('FID' in marks) + score_text(number(row, 'fid')),
+        _BADGE * ('IS' in marks) + score_text(number(row, 'inception_score')),
+        _percent(number(row, 'accuracy')),
+        f'{row["num_samples"]:,}',
+    ]
+    return (
+        f'<tr class="{" ".join(classes)}"><th scope="row">{label}</th>'
+        + ''.join(f'<td>{cell}</td>' for cell in cells)
+        + '</tr>'
+    )
+
+
+def _marks(curve: Curve, place: int) -> list[str]:
+    """What the row at `place` is the best of its curve in."""
+    bests = {'FID': curve.best_fid, 'IS': curve.best_inception_score}
+    return [name for name, best in bests.items() if best == place]
+
+
+def _provenance(curves: Sequence[Curve]) -> str:
+    """A definition list of what the rows say about their making; several values are listed by where they apply."""
+    getters = {
+        'Features': lambda row: row['features'],
+        'Features SHA-256': lambda row: row.get('features_sha256'),
+        'Reference': lambda row: row.get('reference'),
+        'Floor': lambda row: row.get('floor'),
+        'Sampling': lambda row: _pairs(row.get('sampling')),
+        'Seed': lambda row: row.get('seed'),
+        'Labels': lambda row: row.get('labels'),
+        'EMA parameters': lambda row: row.get('ema'),
+        'Parameters SHA-256': lambda row: row.get('params_sha256'),
+        'Versions': lambda row: _pairs(row.get('versions')),
+        'Last evaluated': lambda row: None,
+    }
+    entries = []
+    for name, getter in getters.items():
+        labels_of: dict[str, list[str]] = {}
+        for curve in curves:
+            for value in dict.fromkeys(_word(getter(row)) for row in curve.rows if getter(row) is not None):
+                labels_of.setdefault(value, []).append(curve.label)
+        if name == 'Last evaluated':
+            finished = [str(row['finished']) for curve in curves for row in curve.rows if row.get('finished')]
+            labels_of = {max(finished): []} if finished else {}
+        entries += _entry(name, labels_of)
+    return '\n'.join(entries)
+
+
+def _entry(name: str, labels_of: Mapping[str, Sequence[str]]) -> list[str]:
+    if not labels_of:
+        return []
+    values = [
+        html.escape(value)
+        + (f' <span class="where">({html.escape("; ".join(labels))})</span>' if len(labels_of) > 1 else '')
+        for value, labels in labels_of.items()
+    ]
+    return [f'<dt>{name}</dt><dd>{"<br>".join(values)}</dd>']
+
+
+def _word(value: Any) -> str:
+    return {True: 'yes', False: 'no'}[value] if isinstance(value, bool) else str(value)
+
+
+def _pairs(values: Mapping[str, Any] | None) -> str | None:
+    return ', '.join(f'{name} {_word(value)}' for name, value in values.items()) if values else None
+
+
+def _percent(value: float) -> str:
+    return f'{100 * value:.1f}%' if math.isfinite(value) else 'n/a'
+
+
+def _data_uri(png: bytes) -> str:
+    return 'data:image/png;base64,' + base64.b64encode(png).decode('ascii')
+
+
+def _script_json(data: dict[str, Any]) -> str:
+    """JSON that cannot end the script element it stands in."""
+    return json.dumps(data, allow_nan=False, separators=(',', ':')).replace('<', '\\u003c')

@@ -1,0 +1,55 @@
+"""`--mode=report`: which report a config calls for."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from cfg import setup
+from cfg.evaluation import mixture_figure, report
+
+
+def write(config: ConfigDict, workdir: Path) -> Path:
+    """Writes the report of a sweep, or Fig. 2 for a mixture; returns the file to open.
+
+    Raises:
+      UserError: when there is nothing to report yet.
+    """
+    if config.data.name == 'mixture':
+        return _mixture(config, workdir)
+    source = setup.open_source(config.data.name, config.data.split)
+    setup.require(
+        0 <= config.report.one_class < source.num_classes,
+        'report.one_class',
+        config.report.one_class,
+        f'one of the classes 0 to {source.num_classes - 1}',
+    )
+    return report.write_report(
+        workdir,
+        class_names=source.class_names,
+        title=config.report.title or f'Classifier-free guidance on {source.name}',
+        grid_w=tuple(config.report.w),
+        grid_shape=tuple(config.report.grid_shape),
+        one_class=config.report.one_class,
+    )
+
+
+def _mixture(config: ConfigDict, workdir: Path) -> Path:
+    mixture = config.mixture
+    shapes = {len(mean) for mean in mixture.means}
+    setup.require(shapes == {2} and len(mixture.means) <= 6, 'mixture.means', mixture.means, 'up to 6 points (x, y)')
+    setup.require(mixture.stddev > 0, 'mixture.stddev', mixture.stddev, 'positive')
+    setup.require(mixture.num_samples > 0, 'mixture.num_samples', mixture.num_samples, 'positive')
+    setup.require(len(mixture.w) > 0, 'mixture.w', mixture.w, 'one or more numbers')
+    return mixture_figure.write_figure(
+        workdir / 'report',
+        means=mixture.means,
+        std=mixture.stddev,
+        w_list=tuple(mixture.w),
+        num_samples=mixture.num_samples,
+        num_steps=config.sampling.num_steps,
+        logvar_interp=config.sampling.logvar_interp,
+        logsnr_min=config.diffusion.logsnr_min,
+        logsnr_max=config.diffusion.logsnr_max,
+        extent=mixture.extent,
+        seed=config.sampling.seed,
+    )

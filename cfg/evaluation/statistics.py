@@ -1,0 +1,111 @@
+"""Statistics that grow batch by batch and merge: feature moments and the sums of the inception score.
+
+Everything is float64 on the host, so a sweep over 50 000 samples needs memory for one batch and one matrix.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and scatter of feature vectors.
+
+    Attributes:
+      count: number of vectors.
+      mean: [D] float64.
+      scatter: sum of (f - mean)(f - mean)^T, [D, D] float64.
+    """
+
+    count: int
+    mean: Array
+    scatter: Array
+
+    @classmethod
+    def empty(cls, width: int) -> 'Moments':
+        """Of no vectors of a given width."""
+        return cls(0, np.zeros(width), np.zeros((width, width)))
+
+    @classmethod
+    def of(cls, features: Array) -> 'Moments':
+        """Of a batch [N, D], N >= 1."""
+        features = np.asarray(features, np.float64)
+        mean = features.mean(axis=0)
+        centred = features - mean
+        return cls(len(features), mean, centred.T @ centred)
+
+    def merge(self, other: 'Moments') -> 'Moments':
+        """Of both sets together (Chan, Golub & LeVeque 1979)."""
+        count = self.count + other.count
+        if count == 0:
+            return self
+        delta = other.mean - self.mean
+        mean = self.mean + delta * (other.count / count)
+        scatter = self.scatter + other.scatter + np.outer(delta, delta) * (self.count * other.count / count)
+        return Moments(count, mean, scatter)
+
+    def covariance(self) -> Array:
+        """[D, D], divided by count - 1.
+
+        Raises:
+          ValueError: for fewer than two vectors.
+        """
+        if self.count < 2:
+            raise ValueError(f'a covariance needs at least 2 vectors, not {self.count}')
+        return self.scatter / (self.count - 1)
+
+
+@dataclass(frozen=True)
+class ScoreSums:
+    """The sums of p and of p log p over consecutive samples: what one split of the inception score needs.
+
+    Attributes:
+      count: number of samples.
+      probabilities: sum of p(y | sample), [C] float64.
+      negentropy: sum of sum_y p(y | sample) log p(y | sample).
+    """
+
+    count: int
+    probabilities: Array
+    negentropy: float
+
+    @classmethod
+    def of(cls, log_probabilities: Array) -> 'ScoreSums':
+        """Of a batch of log p(y | sample), [N, C]; -inf where p is 0."""
+        log_p = np.asarray(log_probabilities, np.float64)
+        p = np.exp(log_p)
+        return cls(len(p), p.sum(axis=0), float(np.where(p > 0, p * np.where(p > 0, log_p, 0.0), 0.0).sum()))
+
+    def merge(self, other: 'ScoreSums') -> 'ScoreSums':
+        """Of both sets together."""
+        return ScoreSums(
+            self.count + other.count, self.probabilities + other.probabilities, self.negentropy + other.negentropy
+        )
+
+
+class Splits:
+    """Cuts a stream of samples into consecutive splits of a fixed size for the inception score.
+
+    Args:
+      size: samples a split; the last one may be smaller.
+    """
+
+    def __init__(self, size: int):
+        self._size = size
+        self.sums: list[ScoreSums] = []
+
+    def add(self, log_probabilities: Array) -> None:
+        """Takes the next samples, [N, C]."""
+        start = 0
+        while start < len(log_probabilities):
+            room = self._size - self.sums[-1].count if self.sums else 0
+            take = min(room or self._size, len(log_probabilities) - start)
+            piece = ScoreSums.of(log_probabilities[start : start + take])
+            if room:
+                self.sums[-1] = self.sums[-1].merge(piece)
+            else:
+                self.sums.append(piece)
+            start += take

@@ -1,0 +1,313 @@
+"""The sweep of `--mode=eval` over checkpoints and w, and the samples of `--mode=sample`."""
+
+import datetime
+import hashlib
+import importlib.metadata
+import io
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from cfg import parallel, setup
+from cfg.data.source import ArraySource
+from cfg.errors import UserError
+from cfg.evaluation import metrics, report
+from cfg.evaluation.features import FeatureNetwork, feature_width, measure, open_features
+from cfg.evaluation.results import Row, Samples, read_rows
+from cfg.evaluation.statistics import Moments, Splits
+from cfg.generate import Generator, draw_labels
+from cfg.models.unet import UNet
+from cfg.progress import Progress
+from cfg.training.checkpoints import Checkpoints
+from cfg.training.state import sha256
+
+log = logging.getLogger('cfg')
+
+RESULTS_FILE = 'results.jsonl'
+SAMPLES_FOLDER = 'samples'
+LIBRARIES = ('jax', 'jaxlib', 'flax', 'numpy')
+
+
+def make_generator(config: ConfigDict, source: ArraySource, network: UNet) -> Generator:
+    """The sampler of a config over all devices."""
+    return Generator(
+        lambda params, *inputs: network.apply({'params': params}, *inputs),
+        prediction=config.diffusion.prediction,
+        image_shape=source.image_shape,
+        null_label=source.num_classes,
+        settings=setup.sampler_settings(config),
+        seed=config.sampling.seed,
+        batch_size=config.sampling.batch_size,
+    )
+
+
+def evaluate(config: ConfigDict, workdir: Path) -> None:
+    """FID and inception score of every (checkpoint, w) that results.jsonl does not hold yet.
+
+    Prints the table of the rows asked for.
+
+    Raises:
+      UserError: on input that does not fit, before any sample is drawn.
+    """
+    options = config.eval
+    source = setup.open_source(config.data.name, config.data.split)
+    network = setup.build_network(config, source)
+    parallel.per_device(config.sampling.batch_size, 'config.sampling.batch_size')
+    width = feature_width(options.features)
+    if options.num_samples <= width:
+        raise UserError(
+            f'config.eval.num_samples={options.num_samples} must be more than the {width} features of '
+            f'{options.features!r}: with fewer samples their covariance is singular and FID means nothing.'
+        )
+    params = _load_params(config, workdir, setup.abstract_params(network, source))
+    results = workdir / RESULTS_FILE
+    done = repair(results)
+
+    features = open_features(options.features, workdir / 'features')
+    reference, facts = _reference(config, source, features)
+    asked = [
+        _identity(config, features, facts, step=step, w=float(w), params_sha256=sha256(params[step]))
+        for step in params
+        for w in options.w
+    ]
+    todo = [row for row in asked if not any(row.items() <= _comparable(old).items() for old in done)]
+    log.info('%d of the %d rows of the sweep are to be done.', len(todo), len(asked))
+
+    labels = draw_labels(
+        options.labels, num_samples=options.num_samples, num_classes=source.num_classes, seed=config.sampling.seed
+    )
+    generator = make_generator(config, source, network)
+    progress = Progress('eval', len(todo) * len(labels), unit='sample')
+    on_device, step_on_device = None, None
+    for number, identity in enumerate(todo):
+        if step_on_device != identity['step']:
+            step_on_device = identity['step']
+            on_device = parallel.replicate(params[step_on_device])
+        begin = time.monotonic()
+        measured, kept = _measure_row(
+            generator(on_device, labels, identity['w']),
+            features,
+            reference,
+            is_split_size=options.is_split_size,
+            keep=options.keep_samples,
+            report_done=lambda n, number=number, row=identity: progress.update(
+                number * len(labels) + n, f'step {row["step"]}, w = {row["w"]:g}'
+            ),
+        )
+        row = _plain(identity) | measured | facts
+        row['samples'] = _write_samples(workdir, _file_name(identity), kept, labels[: len(kept)])
+        row['versions'] = {name: importlib.metadata.version(name) for name in LIBRARIES}
+        row['seconds'] = round(time.monotonic() - begin, 3)
+        row['finished'] = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+        append(results, row)
+    rows = [old for old in read_rows(results) if any(row.items() <= _comparable(old).items() for row in asked)]
+    print(table(rows))
+
+
+def sample(config: ConfigDict, workdir: Path) -> None:
+    """Samples of one checkpoint at each w of `config.sampling.w`: an npz for each, and one PNG of all.
+
+    Raises:
+      UserError: on input that does not fit, before any sample is drawn.
+    """
+    options = config.sampling
+    source = setup.open_source(config.data.name, config.data.split)
+    network = setup.build_network(config, source)
+    classes = tuple(options.labels) or tuple(range(source.num_classes))
+    for label in classes:
+        if not 0 <= label < source.num_classes:
+            raise UserError(
+                f'config.sampling.labels holds {label}, but the classes of {source.name} are '
+                f'0 to {source.num_classes - 1}: choose among them.'
+            )
+    labels = np.resize(np.array(classes, np.int32), options.num_samples)
+    generator = make_generator(config, source, network)
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        step = checkpoints.find(options.step, 'config.sampling.step')
+        params = checkpoints.restore_params(step, setup.abstract_params(network, source), ema=options.ema)
+
+    params = parallel.replicate(params)
+    progress = Progress('sample', len(options.w) * len(labels), unit='sample')
+    panels = []
+    for number, w in enumerate(options.w):
+        images = []
+        for batch in generator(params, labels, w):
+            images.append(batch.images)
+            progress.update(number * len(labels) + batch.start + len(batch.images), f'w = {w:g}')
+        images = np.concatenate(images)
+        print(workdir / _write_samples(workdir, f'sample_step{step:08d}_w{w:g}.npz', images, labels))
+        panels.append(({'w': float(w)}, Samples(images, labels)))
+    columns = min(len(labels), max(len(classes), 8), 10)
+    rows = min(-(-len(labels) // columns), 10)
+    path = workdir / SAMPLES_FOLDER / f'sample_step{step:08d}.png'
+    report.draw_grid(path, panels, (rows, columns), f'step {step}: a cell has the same seed and class in every panel')
+    print(path)
+
+
+def _load_params(config: ConfigDict, workdir: Path, like: Any) -> dict[int, Any]:
+    """{step: parameters} of the checkpoints that a sweep asks for, in the order asked."""
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        steps = [checkpoints.find(step, 'config.eval.steps') for step in config.eval.steps or (-1,)]
+        return {step: checkpoints.restore_params(step, like, ema=config.sampling.ema) for step in steps}
+
+
+def _reference(config: ConfigDict, source: ArraySource, features: FeatureNetwork) -> tuple[Moments, Row]:
+    """The moments of the real data, and what every row says of the real data.
+
+    The floor is what real images that were not in the reference would score: one half against the other.
+    """
+
+    def real(data: ArraySource):
+        return measure(features, data.images, batch_size=1000, is_split_size=config.eval.is_split_size)
+
+    reference, _, _ = real(source)
+    train, test = (setup.open_source(config.data.name, split) for split in ('train', 'test'))
+    train_moments, _, _ = real(train)
+    test_moments, test_splits, test_classes = real(test)
+    floor_score, _ = metrics.inception_score(test_splits.sums)
+    digest = hashlib.sha256(source.images.tobytes() + source.labels.tobytes()).hexdigest()
+    return reference, {
+        'reference': f'{source.name} ({len(source)} real images)',
+        'reference_sha256': digest,
+        'floor': f'real test half ({len(test)}) against real training half ({len(train)})',
+        'floor_fid': metrics.fid(test_moments, train_moments),
+        'floor_inception_score': floor_score,
+        'floor_accuracy': float(np.mean(test_classes == test.labels)) if features.labels_match else None,
+    }
+
+
+def _identity(
+    config: ConfigDict, features: FeatureNetwork, facts: Row, *, step: int, w: float, params_sha256: str
+) -> Row:
+    """What makes a row the measurement that it is: two rows that agree here are the same one.
+
+    Values are hashable, so that rows compare as sets of items.
+    """
+    return {
+        'step': step,
+        'w': w,
+        'num_samples': config.eval.num_samples,
+        'labels': config.eval.labels,
+        'is_split_size': config.eval.is_split_size,
+        'seed': config.sampling.seed,
+        'ema': config.sampling.ema,
+        'sampling': json.dumps(
+            {
+                'sampler': 'ancestral',
+                'num_steps': config.sampling.num_steps,
+                'logvar_interp': config.sampling.logvar_interp,
+                'clip_x': config.sampling.clip_x,
+                'logsnr_min': config.diffusion.logsnr_min,
+                'logsnr_max': config.diffusion.logsnr_max,
+                'prediction': config.diffusion.prediction,
+                'dtype': config.model.dtype,
+            }
+        ),
+        'features': features.name,
+        'features_sha256': features.sha256,
+        'reference_sha256': facts['reference_sha256'],
+        'params_sha256': params_sha256,
+    }
+
+
+def _plain(identity: Row) -> Row:
+    """An identity as it is written: 'sampling' as an object."""
+    return identity | {'sampling': json.loads(identity['sampling'])}
+
+
+def _comparable(row: Row) -> Row:
+    """A written row as it compares with identities: nested values as JSON text."""
+    return {name: json.dumps(value) if isinstance(value, dict | list) else value for name, value in row.items()}
+
+
+def _measure_row(
+    batches: Any,
+    features: FeatureNetwork,
+    reference: Moments,
+    *,
+    is_split_size: int,
+    keep: int,
+    report_done: Callable[[int], None],
+) -> tuple[Row, np.ndarray]:
+    """Streams samples into statistics.
+
+    Returns:
+      (the metrics, the first `keep` images uint8 [n, H, W, C]).
+    """
+    moments, splits, agree, count = Moments.empty(features.width), Splits(is_split_size), 0, 0
+    kept = []
+    for batch in batches:
+        values, log_p = features.extract(batch.images)
+        moments = moments.merge(Moments.of(values))
+        splits.add(log_p)
+        agree += int(np.sum(log_p.argmax(axis=1) == batch.labels))
+        count += len(batch.images)
+        kept.append(batch.images[: max(0, keep - batch.start)])
+        report_done(count)
+    score, spread = metrics.inception_score(splits.sums)
+    row = {
+        'fid': metrics.fid(moments, reference),
+        'inception_score': score,
+        'inception_score_std': spread,
+        'accuracy': agree / count if features.labels_match else None,
+    }
+    return row, np.concatenate(kept)
+
+
+def _file_name(identity: Row) -> str:
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    return f'step{identity["step"]:08d}_w{identity["w"]:g}_{digest}.npz'
+
+
+def _write_samples(workdir: Path, name: str, images: np.ndarray, labels: np.ndarray) -> str:
+    """Writes `arr_0` uint8 [N, H, W, C] and `arr_1` int32 [N], whole or not at all; returns the path in the workdir."""
+    path = workdir / SAMPLES_FOLDER / name
+    path.parent.mkdir(exist_ok=True)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, images, labels)
+    new = path.with_name(path.name + '.tmp')
+    new.write_bytes(buffer.getvalue())
+    new.replace(path)
+    return str(path.relative_to(workdir))
+
+
+def repair(path: Path) -> list[Row]:
+    """The rows of a results file; a last line that was cut off is removed from it. No file: no rows."""
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    if content and not content.endswith(b'\n'):
+        with path.open('r+b') as file:
+            file.truncate(content.rfind(b'\n') + 1)
+    return read_rows(path)
+
+
+def append(path: Path, row: Row) -> None:
+    """Adds one line and waits until it is on disk."""
+    with path.open('ab') as file:
+        file.write(json.dumps(row).encode() + b'\n')
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def table(rows: list[Row]) -> str:
+    """Rows as text, one a line, with the features and the floor below."""
+    lines = [f'{"step":>9} {"w":>5} {"FID":>9} {"IS":>8} {"accuracy":>9} {"samples":>8}']
+    for row in rows:
+        accuracy = '' if row['accuracy'] is None else f'{row["accuracy"]:.4f}'
+        lines.append(
+            f'{row["step"]:9d} {row["w"]:5g} {row["fid"]:9.4f} {row["inception_score"]:8.4f} '
+            f'{accuracy:>9} {row["num_samples"]:8d}'
+        )
+    if rows:
+        last = rows[-1]
+        lines.append(f'features: {last["features"]}; reference: {last["reference"]}')
+        lines.append(f'floor: FID {last["floor_fid"]:.4f}, IS {last["floor_inception_score"]:.4f} ({last["floor"]})')
+    return '\n'.join(lines)

@@ -1,0 +1,154 @@
+"""Guided samples from a network, in batches, over all local devices.
+
+A sample is a function of (seed, sample index, label, w) and the parameters: its noise comes from its own key, so
+batch size and device count do not change it, and the same index shows the same noise at every w.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cfg import parallel
+from cfg.data.images import to_uint8
+from cfg.diffusion import guidance, process, sampling, schedule
+from cfg.errors import UserError
+
+Array = jax.Array
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """The settings of Alg. 2.
+
+    Attributes:
+      num_steps: T.
+      logvar_interp: the paper's v.
+      clip_x: whether the estimate of x is clipped to [-1, 1] at every step.
+      logsnr_min, logsnr_max: the ends of the grid.
+    """
+
+    num_steps: int
+    logvar_interp: float
+    clip_x: bool
+    logsnr_min: float
+    logsnr_max: float
+
+
+class Samples(NamedTuple):
+    """A finished batch: where it starts in the sequence, and uint8 [n, H, W, C] images with int32 [n] labels."""
+
+    start: int
+    images: np.ndarray
+    labels: np.ndarray
+
+
+def network_eps_fn(apply: Callable, params: Any, *, prediction: str) -> guidance.EpsFn:
+    """The eps function of a network `apply(params, z, logsnr, labels)` that predicts eps, x or v."""
+
+    def eps_fn(z, logsnr, labels):
+        return process.from_output(apply(params, z, logsnr, labels), z, logsnr, prediction=prediction).eps
+
+    return eps_fn
+
+
+def sample_keys(seed: int, index: Array) -> Array:
+    """One PRNG key a sample, from (seed, sample index)."""
+    key = jax.random.key(seed)
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+
+
+class Generator:
+    """Alg. 2 with Eq. 6, compiled once for every w, number of samples and set of parameters.
+
+    Args:
+      apply: (params, z, logsnr, labels) -> network output.
+      prediction: what the network predicts.
+      image_shape: (H, W, C).
+      null_label: the label of the unconditional pass.
+      settings: of the sampler.
+      seed: of the noise.
+      batch_size: samples at a time over all devices.
+      devices: all local ones by default.
+    """
+
+    def __init__(
+        self,
+        apply: Callable,
+        *,
+        prediction: str,
+        image_shape: tuple[int, ...],
+        null_label: int,
+        settings: SamplerSettings,
+        seed: int,
+        batch_size: int,
+        devices: parallel.Devices = None,
+    ):
+        parallel.per_device(batch_size, 'the sampling batch size', devices)
+
+        def sample(params, index, labels, w):
+            eps_fn = network_eps_fn(apply, params, prediction=prediction)
+            eps_fn = guidance.classifier_free_eps_fn(eps_fn, w, null_label=null_label)
+            grid = schedule.sampling_grid(
+                settings.num_steps, logsnr_min=settings.logsnr_min, logsnr_max=settings.logsnr_max
+            )
+            x = sampling.ancestral(
+                eps_fn,
+                sample_keys(seed, index),
+                labels,
+                grid,
+                shape=image_shape,
+                logvar_interp=settings.logvar_interp,
+                clip_x=settings.clip_x,
+            )
+            finite = jnp.all(jnp.isfinite(x), axis=tuple(range(1, x.ndim)))
+            return to_uint8(x), finite
+
+        self._sample = parallel.pmap(sample, num_args=4, devices=devices)
+        self._devices = devices
+        self._batch_size = batch_size
+
+    def __call__(self, params: Any, labels: np.ndarray, w: float | np.ndarray) -> Iterator[Samples]:
+        """Samples 0..n-1 in order.
+
+        Args:
+          params: replicated over the devices.
+          labels: int32 [n], one a sample.
+          w: one number for all, or float [n].
+
+        Raises:
+          UserError: when a sample is not finite; it names the sample and w.
+        """
+        labels = np.asarray(labels, np.int32)
+        w = np.broadcast_to(np.asarray(w, np.float32), labels.shape)
+        for start in range(0, len(labels), self._batch_size):
+            index = np.arange(start, start + self._batch_size)
+            # The last batch is filled up with repetitions of its last sample, so that every batch compiles to the same.
+            take = np.minimum(index, len(labels) - 1)
+            inputs = parallel.shard((index.astype(np.uint32), labels[take], w[take]), self._devices)
+            images, finite = parallel.unshard(self._sample(params, *inputs))
+            count = min(self._batch_size, len(labels) - start)
+            if not finite[:count].all():
+                bad = start + int(np.argmin(finite[:count]))
+                raise UserError(
+                    f'Sample {bad} at w={w[bad]:g} is not finite: the checkpoint has diverged, or the guidance is too '
+                    'strong for a sampler that does not clip x (config.sampling.clip_x).'
+                )
+            yield Samples(start, images[:count], labels[start : start + count])
+
+
+def draw_labels(kind: str, *, num_samples: int, num_classes: int, seed: int) -> np.ndarray:
+    """The labels of a set of samples, int32 [num_samples].
+
+    Args:
+      kind: 'balanced' repeats 0, 1, ..., num_classes - 1; 'random' draws each uniformly.
+      seed: of the random draw.
+    """
+    if kind == 'balanced':
+        return (np.arange(num_samples) % num_classes).astype(np.int32)
+    if kind == 'random':
+        return np.random.default_rng(seed).integers(0, num_classes, num_samples).astype(np.int32)
+    raise UserError(f"How labels are drawn must be 'balanced' or 'random', not {kind!r}.")

@@ -1,0 +1,1 @@
+"""Flax modules. No module downloads anything or reads a file."""

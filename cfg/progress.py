@@ -1,0 +1,73 @@
+"""Progress of long work: a line that rewrites itself on a terminal, plain lines in a log."""
+
+import sys
+import time
+from typing import TextIO
+
+
+def format_seconds(seconds: float) -> str:
+    """1:02:03 or 2:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f'{hours}:{minutes:02d}:{seconds:02d}' if hours else f'{minutes}:{seconds:02d}'
+
+
+class Progress:
+    """Counts work done and prints its rate and the time left.
+
+    Args:
+      what: what is going on, e.g. 'train'.
+      total: units of work in all.
+      start: units done before.
+      unit: one unit, for the rate.
+      stream: where to print.
+      interval: seconds between lines when `stream` is not a terminal.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        total: int,
+        *,
+        unit: str,
+        start: int = 0,
+        stream: TextIO | None = None,
+        interval: float = 10.0,
+    ):
+        self._what, self._total, self._unit = what, total, unit
+        self._stream = stream or sys.stderr
+        self._terminal = self._stream.isatty()
+        self._interval = 0.2 if self._terminal else interval
+        self._done = start
+        # The first piece of work carries the compilation, so the rate is taken from its end on.
+        self._since: tuple[float, int] | None = None
+        self._printed = 0.0
+        self._begin = time.monotonic()
+
+    def update(self, done: int, note: str = '') -> None:
+        """Says that `done` units are finished by now."""
+        now = time.monotonic()
+        self._done = done
+        finished = done >= self._total
+        if now - self._printed >= self._interval or finished:
+            self._printed = now
+            self._print(now, note, finished)
+        if self._since is None:
+            self._since = (now, done)
+
+    def _print(self, now: float, note: str, finished: bool) -> None:
+        text = f'{self._what}: {self._done}/{self._total} {self._unit}s'
+        if self._since is not None and now > self._since[0] and self._done > self._since[1]:
+            rate = (self._done - self._since[1]) / (now - self._since[0])
+            text += f', {rate:.3g}/s'
+            if not finished:
+                text += f', {format_seconds((self._total - self._done) / rate)} left'
+        if finished:
+            text += f', took {format_seconds(now - self._begin)}'
+        if note:
+            text += f' ({note})'
+        if self._terminal:
+            self._stream.write('\r\x1b[K' + text + ('\n' if finished else ''))
+        else:
+            self._stream.write(text + '\n')
+        self._stream.flush()

@@ -1,0 +1,176 @@
+"""From the config to the objects of a run, with every check that needs no long work.
+
+A wrong value ends here, in one sentence that names the field, before anything is computed.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from cfg.data.digits import SPLITS, digits
+from cfg.data.source import ArraySource
+from cfg.diffusion.process import PREDICTIONS
+from cfg.errors import UserError
+from cfg.generate import SamplerSettings
+from cfg.models.unet import UNet
+
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+
+
+def require(condition: bool, field: str, value: Any, expected: str) -> None:
+    """Raises a UserError that names the field unless the condition holds."""
+    if not condition:
+        raise UserError(f'config.{field}={value!r} must be {expected}.')
+
+
+def check_config(config: ConfigDict) -> None:
+    """Checks every field that has a range of its own.
+
+    Raises:
+      UserError: names the first field that is out of range and what it must be.
+    """
+    data, model, diffusion = config.data, config.model, config.diffusion
+    train, sampling, evaluation, report = config.train, config.sampling, config.eval, config.report
+    require(config.seed >= 0, 'seed', config.seed, 'at least 0')
+    require(data.name in ('digits', 'mixture'), 'data.name', data.name, "'digits' or 'mixture'")
+    if data.name == 'digits':
+        require(data.split in SPLITS, 'data.split', data.split, f'one of {", ".join(SPLITS)}')
+
+    for name in ('channels', 'num_res_blocks', 'norm_groups'):
+        require(model[name] >= 1, f'model.{name}', model[name], 'at least 1')
+    require(len(model.channel_mult) >= 1, 'model.channel_mult', model.channel_mult, 'one factor a resolution')
+    require(0 <= model.dropout < 1, 'model.dropout', model.dropout, 'in [0, 1)')
+    require(model.dtype in DTYPES, 'model.dtype', model.dtype, f'one of {", ".join(DTYPES)}')
+    one_positive = (model.num_heads > 0) != (model.head_channels > 0)
+    require(one_positive, 'model.num_heads', model.num_heads, 'positive, or else model.head_channels: one of the two')
+    for mult in model.channel_mult:
+        width = model.channels * mult
+        for name in ('norm_groups', 'num_heads' if model.num_heads else 'head_channels'):
+            require(width % model[name] == 0, f'model.{name}', model[name], f'a divisor of {width} channels')
+
+    require(diffusion.prediction in PREDICTIONS, 'diffusion.prediction', diffusion.prediction, f'one of {PREDICTIONS}')
+    ends = (diffusion.logsnr_min, diffusion.logsnr_max)
+    require(ends[0] < ends[1], 'diffusion.logsnr_min', ends[0], f'smaller than logsnr_max={ends[1]}')
+    require(max(map(abs, ends)) <= 30, 'diffusion.logsnr_min, logsnr_max', ends, 'within -30 and 30 for float32')
+
+    for name in ('num_steps', 'batch_size', 'grad_accum', 'log_every', 'checkpoint_every', 'keep_last'):
+        require(train[name] >= 1, f'train.{name}', train[name], 'at least 1')
+    for name in ('warmup_steps', 'weight_decay', 'grad_clip', 'sample_every', 'keep_every'):
+        require(train[name] >= 0, f'train.{name}', train[name], 'at least 0')
+    require(0 <= train.p_uncond <= 1, 'train.p_uncond', train.p_uncond, 'a probability in [0, 1]')
+    require(train.learning_rate > 0, 'train.learning_rate', train.learning_rate, 'positive')
+    for name in ('beta1', 'beta2', 'ema_decay'):
+        require(0 <= train[name] < 1, f'train.{name}', train[name], 'in [0, 1)')
+
+    require(sampling.num_steps >= 2, 'sampling.num_steps', sampling.num_steps, 'at least 2')
+    require(0 <= sampling.logvar_interp <= 1, 'sampling.logvar_interp', sampling.logvar_interp, 'in [0, 1]')
+    require(sampling.seed >= 0, 'sampling.seed', sampling.seed, 'at least 0')
+    require(sampling.step >= -1, 'sampling.step', sampling.step, 'a step, or -1 for the newest')
+    for name in ('batch_size', 'num_samples'):
+        require(sampling[name] >= 1, f'sampling.{name}', sampling[name], 'at least 1')
+    for field, values in (('sampling.w', sampling.w), ('eval.w', evaluation.w)):
+        require(len(values) > 0 and np.isfinite(values).all(), field, values, 'one or more finite numbers')
+    require(evaluation.labels in ('random', 'balanced'), 'eval.labels', evaluation.labels, "'random' or 'balanced'")
+    for name in ('num_samples', 'is_split_size'):
+        require(evaluation[name] >= 1, f'eval.{name}', evaluation[name], 'at least 1')
+    require(evaluation.keep_samples >= 0, 'eval.keep_samples', evaluation.keep_samples, 'at least 0')
+    shape = report.grid_shape
+    require(len(shape) == 2 and min(shape) >= 1, 'report.grid_shape', shape, '(rows, columns)')
+
+
+def check_workdir(workdir: str | Path, *, write: bool) -> Path:
+    """The workdir as a path; made if it is missing and to be written.
+
+    Raises:
+      UserError: when it cannot be written, or does not exist and is only read.
+    """
+    path = Path(workdir)
+    if not write:
+        if not path.is_dir():
+            raise UserError(f'--workdir={path} does not exist: give the workdir of a run.')
+        return path
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(f'--workdir={path} cannot be written ({error.strerror}): choose another folder.') from error
+    return path
+
+
+def open_source(name: str, split: str) -> ArraySource:
+    """The data set of a config.
+
+    Raises:
+      UserError: when the name is not that of a data set with images.
+    """
+    if name == 'digits':
+        return digits(split)
+    raise UserError(
+        f'config.data.name={name!r} has no images to train on or to compare with: its scores are exact, '
+        'so --mode=report is all there is to run.'
+    )
+
+
+def build_network(config: ConfigDict, source: ArraySource) -> UNet:
+    """The network of a config for the images and classes of a data set.
+
+    Raises:
+      UserError: when the image size does not fit the number of resolutions.
+    """
+    factor = 2 ** (len(config.model.channel_mult) - 1)
+    height, width, channels = source.image_shape
+    if height % factor or width % factor:
+        raise UserError(
+            f'config.model.channel_mult has {len(config.model.channel_mult)} resolutions, so images must be multiples '
+            f'of {factor} pixels, but those of {source.name} are {height}x{width}: use fewer resolutions.'
+        )
+    model = config.model
+    return UNet(
+        out_channels=channels,
+        num_classes=source.num_classes,
+        channels=model.channels,
+        channel_mult=tuple(model.channel_mult),
+        num_res_blocks=model.num_res_blocks,
+        attention_resolutions=tuple(model.attention_resolutions),
+        num_heads=model.num_heads,
+        head_channels=model.head_channels,
+        dropout=model.dropout,
+        norm_groups=model.norm_groups,
+        dtype=DTYPES[model.dtype],
+    )
+
+
+def init_params(network: UNet, source: ArraySource, *, seed: int) -> Any:
+    """The initial parameters, float32 numpy arrays."""
+    z = jnp.zeros((1, *source.image_shape))
+    init = jax.jit(lambda key: network.init(key, z, jnp.zeros(1), jnp.zeros(1, jnp.int32))['params'])
+    return jax.tree.map(np.asarray, init(jax.random.key(seed)))
+
+
+def abstract_params(network: UNet, source: ArraySource) -> Any:
+    """The shapes and types of the parameters, without computing any."""
+    z = jnp.zeros((1, *source.image_shape))
+    return jax.eval_shape(lambda: network.init(jax.random.key(0), z, jnp.zeros(1), jnp.zeros(1, jnp.int32))['params'])
+
+
+def sampler_settings(config: ConfigDict) -> SamplerSettings:
+    """The sampler of a config."""
+    return SamplerSettings(
+        num_steps=config.sampling.num_steps,
+        logvar_interp=config.sampling.logvar_interp,
+        clip_x=config.sampling.clip_x,
+        logsnr_min=config.diffusion.logsnr_min,
+        logsnr_max=config.diffusion.logsnr_max,
+    )
+
+
+def config_dict(config: ConfigDict) -> dict[str, Any]:
+    """The config as plain JSON values."""
+    return json.loads(config.to_json_best_effort())

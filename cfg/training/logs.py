@@ -1,0 +1,76 @@
+"""Training metrics: TensorBoard by clu, and the same numbers as JSON lines."""
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# clu's writers import TensorFlow, which computes nothing here: this keeps its greetings out of the log.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+import tensorflow as tf
+from clu import metric_writers
+
+METRICS_FILE = 'metrics.jsonl'
+
+
+class Logs:
+    """Writes scalars and images of a run.
+
+    Args:
+      workdir: TensorBoard files go to `workdir/tensorboard`, numbers to `workdir/metrics.jsonl`.
+      start_step: lines of later steps, left by a run that was killed, are dropped: they will come again.
+    """
+
+    def __init__(self, workdir: Path, *, start_step: int):
+        logging.getLogger('tensorflow').setLevel(logging.ERROR)
+        tf.config.set_visible_devices([], 'GPU')
+        path = workdir / METRICS_FILE
+        _drop_later_lines(path, start_step)
+        self._tensorboard = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir / 'tensorboard')))
+        self._file = path.open('a')
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+        self._tensorboard.close()
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Writes numbers of a step to both places."""
+        self._tensorboard.write_scalars(step, values)
+        self._file.write(json.dumps({'step': step} | values) + '\n')
+        self._file.flush()
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Writes one uint8 image [H, W, C] to TensorBoard."""
+        self._tensorboard.write_images(step, {name: image[None]})
+
+    def flush(self) -> None:
+        """Returns when TensorBoard's files are written."""
+        self._tensorboard.flush()
+
+
+def _drop_later_lines(path: Path, step: int) -> None:
+    """Keeps the whole lines up to a step; a cut-off last line goes too."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        values = _parse(line)
+        if values is not None and values['step'] <= step:
+            kept.append(line + '\n')
+    new = path.with_suffix('.tmp')
+    new.write_text(''.join(kept))
+    new.replace(path)
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None

@@ -1,0 +1,254 @@
+"""The training loop: data, steps, logs, sample grids, checkpoints, resume."""
+
+import functools
+import json
+import logging
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from cfg import parallel, setup
+from cfg.data.grids import mosaic
+from cfg.data.source import ArraySource, train_batches
+from cfg.diffusion import loss, schedule
+from cfg.errors import UserError
+from cfg.generate import Generator
+from cfg.models.unet import UNet
+from cfg.progress import Progress
+from cfg.training import state as states
+from cfg.training.checkpoints import Checkpoints
+from cfg.training.state import TrainState
+from cfg.training.step import train_step
+
+log = logging.getLogger('cfg')
+
+CONFIG_FILE = 'config.json'
+
+# Fields that may differ between the parts of one run: they change how long it is and what is written, not its numbers.
+FREE_FIELDS = ('num_steps', 'log_every', 'sample_every', 'checkpoint_every', 'keep_last', 'keep_every', 'grad_accum')
+
+
+def make_loss_fn(config: ConfigDict, network: UNet, image_shape: tuple[int, ...]):
+    """Alg. 1 on a batch: (params, images, labels, keys, index) -> losses [n]."""
+
+    def loss_fn(params, images, labels, keys, index):
+        draw_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        draws = loss.draw(draw_keys, image_shape)
+        if config.train.stratified:
+            u_time = schedule.stratify(draws.u_time, index, config.train.batch_size)
+            draws = draws._replace(u_time=u_time)
+        return loss.denoising_loss(
+            lambda z, logsnr, labels: network.apply({'params': params}, z, logsnr, labels, dropout_keys),
+            images,
+            labels,
+            draws,
+            p_uncond=config.train.p_uncond,
+            null_label=network.num_classes,
+            logsnr_min=config.diffusion.logsnr_min,
+            logsnr_max=config.diffusion.logsnr_max,
+            prediction=config.diffusion.prediction,
+        )
+
+    return loss_fn
+
+
+def make_optimizer(config: ConfigDict):
+    """The optimizer of a config."""
+    train = config.train
+    return states.optimizer(
+        learning_rate=train.learning_rate,
+        warmup_steps=train.warmup_steps,
+        beta1=train.beta1,
+        beta2=train.beta2,
+        weight_decay=train.weight_decay,
+        grad_clip=train.grad_clip,
+    )
+
+
+def make_step(config: ConfigDict, network: UNet, image_shape: tuple[int, ...], devices: parallel.Devices = None):
+    """The compiled training step over devices: (replicated state, sharded batch) -> (state, metrics)."""
+    step = functools.partial(
+        train_step,
+        loss_fn=make_loss_fn(config, network, image_shape),
+        tx=make_optimizer(config),
+        ema_decay=config.train.ema_decay,
+        grad_accum=config.train.grad_accum,
+        seed=config.seed,
+        mean_over_devices=parallel.mean_over_devices,
+    )
+    return parallel.pmap(step, num_args=2, donate=(0,), devices=devices)
+
+
+def train(config: ConfigDict, workdir: Path) -> None:
+    """Trains until `config.train.num_steps`, from the newest checkpoint of the workdir if it has one.
+
+    Raises:
+      UserError: on input that does not fit, or when the loss is no longer finite.
+    """
+    source = setup.open_source(config.data.name, config.data.split)
+    share = parallel.per_device(config.train.batch_size, 'config.train.batch_size')
+    accum = config.train.grad_accum
+    setup.require(share % accum == 0, 'train.grad_accum', accum, f"a divisor of a device's share of the batch, {share}")
+    network = setup.build_network(config, source)
+    _check_same_run(config, workdir)
+
+    with Checkpoints(workdir, keep_last=config.train.keep_last, keep_every=config.train.keep_every) as checkpoints:
+        tx = make_optimizer(config)
+        state = _restore(checkpoints, setup.abstract_params(network, source), tx)
+        if state is None:
+            state = states.create(setup.init_params(network, source, seed=config.seed), tx)
+        start = int(state.step)
+        if start >= config.train.num_steps:
+            log.info('Nothing to train: the newest checkpoint is of step %d.', start)
+            return
+        (workdir / CONFIG_FILE).write_text(json.dumps(setup.config_dict(config), indent=2) + '\n')
+        # Imported here: it brings TensorFlow, which no other mode needs.
+        from cfg.training.logs import Logs
+
+        with Logs(workdir, start_step=start) as logs:
+            _run(config, source, network, state, checkpoints, logs)
+        checkpoints.wait()
+
+
+def _restore(checkpoints: Checkpoints, params: Any, tx: Any) -> TrainState | None:
+    steps = checkpoints.steps()
+    if not steps:
+        return None
+    like = jax.eval_shape(lambda p: states.create(p, tx), params)
+    log.info('Resuming from step %d.', steps[-1])
+    return checkpoints.restore_state(steps[-1], like)
+
+
+def _check_same_run(config: ConfigDict, workdir: Path) -> None:
+    """A workdir belongs to one run: whatever changes its numbers must stay.
+
+    Raises:
+      UserError: names the first field that differs from the config that the workdir was begun with.
+    """
+    path = workdir / CONFIG_FILE
+    if not path.exists():
+        return
+    old, new = json.loads(path.read_text()), setup.config_dict(config)
+    for part in ('seed', 'data', 'model', 'diffusion', 'train'):
+        before, now = old.get(part), new[part]
+        if not isinstance(now, dict):
+            before, now, part = {part: before}, {part: now}, ''
+        for name, value in now.items():
+            if before.get(name) != value and not (part == 'train' and name in FREE_FIELDS):
+                field = f'{part}.{name}'.strip('.')
+                raise UserError(
+                    f'{workdir} was begun with config.{field}={before.get(name)!r}, not {value!r}: '
+                    'go on with that value, or give another --workdir.'
+                )
+
+
+def _run(
+    config: ConfigDict, source: ArraySource, network: UNet, state: TrainState, checkpoints: Checkpoints, logs: Any
+) -> None:
+    """The steps from `state.step` to `config.train.num_steps`."""
+    options = config.train
+    start = int(state.step)
+    meta = {'config': setup.config_dict(config)}
+    step_fn = make_step(config, network, source.image_shape)
+    batches = train_batches(source, batch_size=options.batch_size, seed=config.seed, start_step=start)
+    draw_grid = _grid_drawer(config, source, network) if options.sample_every else None
+    meter = _Meter(options.batch_size)
+    progress = Progress('train', options.num_steps, start=start, unit='step')
+
+    replicated = parallel.replicate(state)
+    pending: deque = deque()
+    for step in range(start + 1, options.num_steps + 1):
+        replicated, metrics = step_fn(replicated, parallel.shard(next(batches)))
+        pending.append((step, metrics))
+        last = step == options.num_steps
+        save = last or step % options.checkpoint_every == 0
+        write_log = last or step % options.log_every == 0
+        # Two steps may be under way before their loss is looked at, so that the device never waits for the host;
+        # nothing is saved before all of them were.
+        while len(pending) > (0 if save or write_log else 2):
+            meter.add(_finite(*pending.popleft()))
+        if write_log:
+            logs.scalars(step, meter.take())
+        progress.update(step, f'loss {meter.loss:.4f}' if meter.loss is not None else '')
+        if save:
+            checkpoints.save(parallel.unreplicate(replicated), meta=meta)
+        if draw_grid and (last or step % options.sample_every == 0):
+            logs.image(step, 'samples', draw_grid(replicated))
+            logs.flush()
+            meter.restart()
+
+
+class _Meter:
+    """Averages of the metrics between two log lines, and the rate."""
+
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
+        self._values: list[dict[str, float]] = []
+        self._since: float | None = None
+        self._timed = 0
+        self.loss: float | None = None
+
+    def add(self, values: dict[str, float]) -> None:
+        self._values.append(values)
+        self.loss = values['loss']
+        if self._since is None:  # the first step compiles
+            self.restart()
+        else:
+            self._timed += 1
+
+    def restart(self) -> None:
+        """Leaves what came before out of the rate."""
+        self._since, self._timed = time.monotonic(), 0
+
+    def take(self) -> dict[str, float]:
+        means = {name: float(np.mean([v[name] for v in self._values])) for name in self._values[0]}
+        if self._timed:
+            rate = self._timed / (time.monotonic() - self._since)
+            means |= {'steps_per_second': rate, 'images_per_second': rate * self._batch_size}
+        self._values = []
+        self.restart()
+        return means
+
+
+def _finite(step: int, metrics: Any) -> dict[str, float]:
+    """The metrics of a step as numbers.
+
+    Raises:
+      UserError: when the loss or the gradient is not finite.
+    """
+    values = {name: float(value) for name, value in parallel.unreplicate(metrics).items()}
+    for name, value in values.items():
+        if not np.isfinite(value):
+            raise UserError(
+                f'The {name} of step {step} is {value}: training stopped, and the checkpoints before it are intact; '
+                'lower config.train.learning_rate or set config.train.grad_clip, and start from one of them.'
+            )
+    return values
+
+
+def _grid_drawer(config: ConfigDict, source: ArraySource, network: UNet):
+    """A function from the replicated state to a uint8 grid: one row a w, one column a class, same noise in a column."""
+    columns = min(source.num_classes, 10)
+    devices = len(parallel.local_devices())
+    generator = Generator(
+        lambda params, *inputs: network.apply({'params': params}, *inputs),
+        prediction=config.diffusion.prediction,
+        image_shape=source.image_shape,
+        null_label=source.num_classes,
+        settings=setup.sampler_settings(config),
+        seed=config.sampling.seed,
+        batch_size=-(-columns // devices) * devices,
+    )
+    labels = np.arange(columns)
+
+    def draw(state: TrainState) -> np.ndarray:
+        params = state.ema_params if config.sampling.ema else state.params
+        rows = [batch.images for w in config.sampling.w for batch in generator(params, labels, w)]
+        return mosaic(np.concatenate(rows), (len(config.sampling.w), columns), width=640)
+
+    return draw

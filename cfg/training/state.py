@@ -1,0 +1,58 @@
+"""What a training run carries from step to step, and the optimizer that moves it."""
+
+import hashlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+Params = Any
+
+
+class TrainState(NamedTuple):
+    """Everything that a checkpoint holds. Randomness and data order are functions of the seed and `step`."""
+
+    step: jax.Array  # number of optimizer steps taken, int32 []
+    params: Params
+    ema_params: Params
+    opt_state: optax.OptState
+
+
+def optimizer(
+    *,
+    learning_rate: float,
+    warmup_steps: int,
+    beta1: float,
+    beta2: float,
+    weight_decay: float,
+    grad_clip: float,
+) -> optax.GradientTransformation:
+    """Global-norm clipping, then AdamW with a linear warm-up to a constant learning rate.
+
+    Args:
+      warmup_steps: step i < warmup_steps uses (i + 1) / warmup_steps of `learning_rate`; 0 for none.
+      grad_clip: the largest global norm that passes unchanged; 0 for no clipping.
+    """
+    schedule = learning_rate
+    if warmup_steps > 1:
+        schedule = optax.linear_schedule(learning_rate / warmup_steps, learning_rate, warmup_steps - 1)
+    adam = optax.adamw(schedule, b1=beta1, b2=beta2, weight_decay=weight_decay)
+    return optax.chain(optax.clip_by_global_norm(grad_clip), adam) if grad_clip else adam
+
+
+def create(params: Params, tx: optax.GradientTransformation) -> TrainState:
+    """A state before the first step; the average starts at the initial parameters."""
+    return TrainState(step=np.zeros((), np.int32), params=params, ema_params=params, opt_state=tx.init(params))
+
+
+def sha256(tree: Any) -> str:
+    """A digest of the names, types, shapes and bytes of all arrays of a tree: equal for equal parameters only."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(
+        ((jax.tree_util.keystr(path), np.asarray(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)),
+        key=lambda item: item[0],
+    ):
+        digest.update(f'{path} {leaf.dtype} {leaf.shape}\n'.encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()

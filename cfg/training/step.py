@@ -1,0 +1,85 @@
+"""One optimizer step: gradient, mean over devices, clip, Adam, EMA. A pure function."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cfg.data.images import to_float
+from cfg.training.state import TrainState
+
+Array = jax.Array
+
+
+def example_keys(seed: int, step: Array, index: Array) -> Array:
+    """One PRNG key an example, from (seed, step, place in the global batch): independent of the device count."""
+    step_key = jax.random.fold_in(jax.random.key(seed), step)
+    return jax.vmap(lambda i: jax.random.fold_in(step_key, i))(index)
+
+
+def mean_gradient(loss_fn: Callable, params: Any, batch: Any, keys: Array, *, grad_accum: int) -> tuple[Array, Any]:
+    """The mean loss of a batch and its gradient, in `grad_accum` pieces one after the other.
+
+    Args:
+      loss_fn: (params, batch, keys) -> losses [n].
+      batch: arrays [n, ...]; n must be divisible by `grad_accum`.
+      keys: [n] typed PRNG keys.
+
+    Returns:
+      (loss [], gradient like params).
+    """
+
+    def value_and_grad(batch, keys):
+        return jax.value_and_grad(lambda p: jnp.mean(loss_fn(p, batch, keys)))(params)
+
+    if grad_accum == 1:
+        return value_and_grad(batch, keys)
+
+    def add(total, piece):
+        return jax.tree.map(jnp.add, total, value_and_grad(*piece)), None
+
+    pieces = jax.tree.map(lambda x: x.reshape((grad_accum, -1, *x.shape[1:])), (batch, keys))
+    zero = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
+    total, _ = jax.lax.scan(add, zero, pieces)
+    return jax.tree.map(lambda x: x / grad_accum, total)
+
+
+def train_step(
+    state: TrainState,
+    batch: dict[str, Array],
+    *,
+    loss_fn: Callable,
+    tx: optax.GradientTransformation,
+    ema_decay: float,
+    grad_accum: int,
+    seed: int,
+    mean_over_devices: Callable[[Any], Any],
+) -> tuple[TrainState, dict[str, Array]]:
+    """Takes one step (Alg. 1, lines 6 and 7).
+
+    Args:
+      state: the state before the step.
+      batch: this device's share: 'image' uint8 [n, H, W, C], 'label' int32 [n], 'index' int32 [n].
+      loss_fn: (params, images [n, H, W, C] in [-1, 1], labels [n], keys [n], index [n]) -> losses [n].
+      tx: from `state.optimizer`.
+      ema_decay: ema <- ema_decay * ema + (1 - ema_decay) * params, after the step.
+      grad_accum: how many pieces the share is cut into to save memory.
+      seed: of the run.
+      mean_over_devices: the mean of a tree over devices.
+
+    Returns:
+      (the state after the step, {'loss', 'grad_norm'} as scalars; grad_norm is before clipping).
+    """
+    keys = example_keys(seed, state.step, batch['index'])
+
+    def losses(params, piece, keys):
+        return loss_fn(params, to_float(piece['image']), piece['label'], keys, piece['index'])
+
+    loss, grads = mean_over_devices(mean_gradient(losses, state.params, batch, keys, grad_accum=grad_accum))
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema_params = optax.incremental_update(params, state.ema_params, 1.0 - ema_decay)
+    metrics = {'loss': loss, 'grad_norm': optax.global_norm(grads)}
+    return TrainState(state.step + 1, params, ema_params, opt_state), metrics

@@ -1,0 +1,91 @@
+"""Every field, once. The other configs change only what differs.
+
+Values without another source are those of the paper (Ho & Salimans 2022) for 64x64 ImageNet, or of ADM
+(Dhariwal & Nichol 2021, Table 11 and its released flags), whose architecture and hyperparameters the paper takes.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The default config; locked, so that a misspelt field is an error."""
+    config = ConfigDict()
+
+    # Seeds initial weights, data order, noise and dropout; `sampling.seed` is separate.
+    config.seed = 0
+
+    config.data = ConfigDict()
+    config.data.name = ''  # 'digits' (trained) or 'mixture' (exact scores, nothing to train)
+    config.data.split = 'train'  # what is trained on, and the reference of FID
+
+    config.model = ConfigDict()
+    config.model.channels = 192  # base width
+    config.model.channel_mult = (1, 2, 3, 4)  # one factor a resolution
+    config.model.num_res_blocks = 3  # a level
+    config.model.attention_resolutions = (32, 16, 8)  # heights of feature maps with attention
+    config.model.num_heads = 0  # attention heads; 0 = by head_channels
+    config.model.head_channels = 64  # channels a head; 0 = by num_heads
+    config.model.dropout = 0.1
+    config.model.norm_groups = 32  # of GroupNorm
+    config.model.dtype = 'float32'  # of computation, 'float32' or 'bfloat16'; parameters are float32
+
+    config.diffusion = ConfigDict()
+    config.diffusion.prediction = 'eps'  # what the network predicts: 'eps' (paper), 'x' or 'v'
+    config.diffusion.logsnr_min = -20.0  # lambda_min
+    config.diffusion.logsnr_max = 20.0  # lambda_max
+
+    config.train = ConfigDict()
+    config.train.num_steps = 400_000
+    config.train.batch_size = 2048  # over all devices
+    config.train.grad_accum = 1  # pieces of a device's share, one after the other; saves memory
+    config.train.p_uncond = 0.1  # probability of the null label (Alg. 1); 0.1, 0.2 and 0.5 in the paper
+    config.train.stratified = False  # one u in each of batch_size equal strata; not in the paper
+    config.train.learning_rate = 3e-4
+    config.train.warmup_steps = 0  # linear warm-up
+    config.train.beta1 = 0.9
+    config.train.beta2 = 0.999
+    config.train.weight_decay = 0.0  # decoupled (AdamW)
+    config.train.grad_clip = 0.0  # largest global norm, after the mean over devices; 0 = no clipping (ADM)
+    config.train.ema_decay = 0.9999  # of the average that is sampled from
+    config.train.log_every = 100  # steps
+    config.train.sample_every = 10_000  # steps between sample grids in TensorBoard; 0 = none
+    config.train.checkpoint_every = 10_000  # steps
+    config.train.keep_last = 3  # newest checkpoints that are kept ...
+    config.train.keep_every = 100_000  # ... besides those at multiples of this; 0 = only the newest
+
+    config.sampling = ConfigDict()
+    config.sampling.num_steps = 256  # T (not stated for 64x64; the authors' related work)
+    config.sampling.logvar_interp = 0.3  # v of Eq. 4; 0.3 at 64x64, 0.2 at 128x128
+    config.sampling.clip_x = True  # clip the estimate of x to [-1, 1] at every step (not stated in the paper)
+    config.sampling.seed = 1  # of the noise; sample i at every w starts from the same noise
+    config.sampling.batch_size = 256  # over all devices
+    config.sampling.ema = True  # sample from the averaged parameters
+    config.sampling.step = -1  # checkpoint of --mode=sample; -1 = the newest
+    config.sampling.w = (0.0, 1.0, 3.0)  # guidance strengths of --mode=sample (Eq. 6); w = s - 1
+    config.sampling.labels = ()  # classes of --mode=sample, repeated in this order; () = all classes
+    config.sampling.num_samples = 64  # of --mode=sample, for each w
+
+    config.eval = ConfigDict()
+    config.eval.w = (*(i / 10 for i in range(10)), 1.0, 2.0, 3.0, 4.0)  # the rows of the paper's tables
+    config.eval.num_samples = 50_000  # for each w
+    config.eval.steps = ()  # checkpoints to evaluate; () = the newest
+    config.eval.labels = 'random'  # how labels are drawn: 'random' (uniform) or 'balanced'
+    config.eval.is_split_size = 5000  # samples a split of the inception score (ADM's evaluator)
+    config.eval.features = 'digits_classifier'  # the feature network of FID and IS
+    config.eval.keep_samples = 1000  # samples of each row that are kept for the report, at most
+
+    config.report = ConfigDict()
+    config.report.title = ''  # '' = made from the data's name
+    config.report.w = (0.0, 0.5, 1.0, 3.0)  # panels of the grids
+    config.report.grid_shape = (6, 6)  # rows and columns of a panel
+    config.report.one_class = 0  # the class of the single-class grid
+
+    # The paper's Fig. 2, drawn by --mode=report when data.name = 'mixture'. Values: ours, read off the figure.
+    config.mixture = ConfigDict()
+    config.mixture.means = ((0.0, 0.8), (-0.693, -0.4), (0.693, -0.4))
+    config.mixture.stddev = 0.5  # of every (isotropic) component
+    config.mixture.w = (0.0, 0.5, 1.0, 2.0, 4.0)
+    config.mixture.num_samples = 20_000  # of each class, for each w
+    config.mixture.extent = 2.5  # the panels show [-extent, extent]^2
+
+    return config.lock()

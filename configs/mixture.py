@@ -1,0 +1,11 @@
+"""The paper's Fig. 2: three 2-D Gaussians, exact scores, no training. Run with --mode=report."""
+
+from configs import default
+
+
+def get_config():
+    """The config of `make mixture`."""
+    config = default.get_config()
+    config.data.name = 'mixture'
+    config.sampling.clip_x = False  # the data is not confined to [-1, 1]
+    return config

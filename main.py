@@ -1,0 +1,90 @@
+"""Trains, samples, evaluates and reports a classifier-free guided diffusion model; see README.md."""
+
+import logging
+import sys
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from cfg import xla_flags
+from cfg.errors import UserError
+
+MODES = ('train', 'sample', 'eval', 'report', 'status')
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file('config', None, 'The config; single fields as --config.train.num_steps=100.')
+flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, logs, samples, results, report.')
+flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
+
+
+def _config():
+    if FLAGS.config is None:
+        raise UserError('--config is missing: give one of configs/*.py.')
+    return FLAGS.config
+
+
+def _dispatch() -> None:
+    # Imported here, after the XLA flags are set and the arguments are known to be right.
+    from cfg import setup
+
+    if FLAGS.workdir is None:
+        raise UserError('--workdir is missing: give the folder of the run.')
+    if FLAGS.mode == 'status':
+        from cfg import status
+
+        print(status.describe(setup.check_workdir(FLAGS.workdir, write=False)))
+        return
+    config = _config()
+    setup.check_config(config)
+    workdir = setup.check_workdir(FLAGS.workdir, write=True)
+    if FLAGS.mode == 'train':
+        from cfg.training import loop
+
+        loop.train(config, workdir)
+    elif FLAGS.mode == 'eval':
+        from cfg.evaluation import sweep
+
+        sweep.evaluate(config, workdir)
+    elif FLAGS.mode == 'sample':
+        from cfg.evaluation import sweep
+
+        sweep.sample(config, workdir)
+    elif FLAGS.mode == 'report':
+        from cfg.evaluation import reporting
+
+        print(reporting.write(config, workdir))
+
+
+def main(argv: list[str]) -> None:
+    """Runs one mode; what the user can mend is one line on stderr and exit status 2."""
+    try:
+        if len(argv) > 1:
+            raise UserError(f'{argv[1]!r} is not a flag: fields of the config are set as --config.field=value.')
+        _dispatch()
+    except UserError as error:
+        sys.exit(_complain(error))
+
+
+def _complain(error: Exception) -> int:
+    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+    return 2
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parses the flags; a misspelt field or value is one line instead of a traceback."""
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, UserError) as error:
+        sys.exit(_complain(error))
+
+
+if __name__ == '__main__':
+    # Our own lines are for the user; libraries speak up from warnings on.
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    log = logging.getLogger('cfg')
+    log.setLevel(logging.INFO)
+    log.addHandler(logging.StreamHandler())
+    log.propagate = False
+    xla_flags.choose()
+    app.run(main, flags_parser=_parse)
