@@ -29,7 +29,8 @@ log = logging.getLogger('cfg')
 
 CONFIG_FILE = 'config.json'
 
-# Fields that may differ between the parts of one run: they change how long it is and what is written, not its numbers.
+# Fields that may differ between the parts of one run: they change its length and what is written, not its numbers
+# (grad_accum: only their rounding).
 FREE_FIELDS = ('num_steps', 'log_every', 'sample_every', 'checkpoint_every', 'keep_last', 'keep_every', 'grad_accum')
 
 

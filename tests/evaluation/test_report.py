@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cfg.data.grids import mosaic
 from cfg.errors import UserError
 from cfg.evaluation import page, report
 from cfg.evaluation.results import group_curves, load_samples, mixed_order, read_rows
@@ -155,7 +156,7 @@ def test_files_and_pictures(finished):
 def test_grid_shows_the_pixels(finished):
     samples = load_samples(finished / _row(1200, 4.0)['samples'])
     picture = np.asarray(Image.open(finished / 'report' / 'grid_one_class.png').convert('RGB'))
-    panel = report.mosaic(samples.images[samples.labels == 2], (3, 4))
+    panel = mosaic(samples.images[samples.labels == 2], (3, 4), width=480)
     height, width = panel.shape[:2]
     bottom, right = picture.shape[0] - 24, picture.shape[1] - 24
     np.testing.assert_array_equal(picture[bottom - height : bottom, right - width : right], panel)

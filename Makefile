@@ -1,0 +1,52 @@
+# Two commands set everything up on a machine that has Python 3.11 or later and make:
+#   make digits   trains, evaluates and reports on real data, into runs/digits
+#   make test     runs the tests
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+RUN := runs/digits
+DIGITS := $(PY) main.py --config=configs/digits.py --workdir=$(RUN)
+MIXTURE := runs/mixture
+
+.PHONY: install install-dev digits mixture test lint format clean
+
+install: $(VENV)/.installed
+install-dev: $(VENV)/.installed-dev
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: $$($(PYTHON) --version) is too old: Python 3.11 or later is needed; name it with make PYTHON=python3.11." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: requirements.txt | $(VENV)/bin/python
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-dev: requirements.txt requirements-dev.txt | $(VENV)/bin/python
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@ $(VENV)/.installed
+
+# Each part goes on where it was stopped; what is finished is skipped.
+digits: install
+	$(DIGITS) --mode=train
+	$(DIGITS) --mode=eval
+	$(DIGITS) --mode=report
+	@echo "Open $(RUN)/report/index.html"
+
+mixture: install
+	$(PY) main.py --config=configs/mixture.py --workdir=$(MIXTURE) --mode=report
+
+test: install-dev
+	$(PY) -m pytest -n 2
+
+lint: install-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: install-dev
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf $(VENV)

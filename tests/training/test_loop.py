@@ -1,0 +1,160 @@
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from cfg import setup
+from cfg.data.digits import digits
+from cfg.errors import UserError
+from cfg.status import describe
+from cfg.training import loop, state
+from cfg.training.checkpoints import Checkpoints
+from tests.conftest import small_config
+
+
+@pytest.fixture(scope='module', name='run')
+def run_fixture(tmp_path_factory):
+    """A finished run of six steps."""
+    workdir = tmp_path_factory.mktemp('run')
+    config = small_config()
+    config.train.sample_every = 3
+    loop.train(config, workdir)
+    return workdir
+
+
+def digests(workdir):
+    return [line for line in describe(workdir).splitlines() if 'sha256' in line or line.startswith('step')]
+
+
+def metrics(workdir):
+    return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+def test_a_run_leaves_what_it_should(run):
+    assert [row['step'] for row in metrics(run)] == [2, 4, 6]
+    assert all(np.isfinite(list(row.values())).all() for row in metrics(run))
+    with Checkpoints(run, read_only=True) as checkpoints:
+        assert checkpoints.steps() == [2, 4, 6]
+        assert checkpoints.meta(6)['config']['train']['num_steps'] == 6
+    status = describe(run)
+    assert 'step: 6' in status
+    assert 'num_steps: 6' in status
+
+
+def test_tensorboard_holds_the_same_numbers_and_the_grids(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+
+    events = EventAccumulator(str(run / 'tensorboard'))
+    events.Reload()
+    losses = {event.step: float(make_ndarray(event.tensor_proto)) for event in events.Tensors('loss')}
+    assert losses == pytest.approx({row['step']: row['loss'] for row in metrics(run)})
+    assert {event.step for event in events.Tensors('samples')} == {3, 6}
+
+
+def test_stopped_and_resumed_is_the_same_as_unbroken(run, tmp_path, small_config):
+    """In one process; killing a real one is tested with the command line."""
+    small_config.train.num_steps = 3
+    loop.train(small_config, tmp_path)
+    # As if killed after step 5 was logged: the lines after the checkpoint must not come twice.
+    with (tmp_path / 'metrics.jsonl').open('a') as file:
+        file.write('{"step": 4, "loss": 9.0}\n{"step": 5, "lo')
+    small_config.train.num_steps = 6
+    loop.train(small_config, tmp_path)
+    assert digests(tmp_path) == digests(run)
+    assert [row['step'] for row in metrics(tmp_path)] == [2, 3, 4, 6]
+    assert metrics(tmp_path)[2]['loss'] != 9.0
+
+
+def test_nothing_is_trained_twice(run, small_config):
+    before = digests(run)
+    small_config.train.num_steps = 5
+    loop.train(small_config, run)
+    assert digests(run) == before
+
+
+def test_other_numbers_need_another_workdir(run, small_config):
+    small_config.train.learning_rate = 5e-4
+    with pytest.raises(UserError, match=r'config\.train\.learning_rate=0\.001, not 0\.0005.*another --workdir'):
+        loop.train(small_config, run)
+    small_config = small_config.copy_and_resolve_references()
+    small_config.train.learning_rate = 1e-3
+    small_config.seed = 4
+    with pytest.raises(UserError, match=r'config\.seed=0, not 4'):
+        loop.train(small_config, run)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path, small_config):
+    small_config.train.learning_rate = 1e30
+    small_config.train.grad_clip = 0.0
+    small_config.train.warmup_steps = 0
+    with pytest.raises(UserError, match=r'of step [2-6] is (nan|inf).*learning_rate'):
+        loop.train(small_config, tmp_path)
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        for step in checkpoints.steps():
+            params = checkpoints.restore_params(step, ema=False)
+            assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
+
+
+def test_another_architecture_is_refused_by_name(run, small_config):
+    small_config.model.channel_mult = (1, 3)
+    source = digits('all')
+    like = setup.abstract_params(setup.build_network(small_config, source), source)
+    with Checkpoints(run, read_only=True) as checkpoints, pytest.raises(UserError) as error:
+        checkpoints.restore_params(6, like, ema=True)
+    assert 'another architecture' in str(error.value)
+    assert "['down_1_0']" in str(error.value)
+
+
+@pytest.mark.parametrize('item', ['params', 'opt_state', 'meta'])
+def test_a_damaged_checkpoint_is_named(run, tmp_path, small_config, item):
+    shutil.copytree(run, tmp_path / 'run')
+    for file in (tmp_path / 'run' / 'checkpoints' / '6' / item).rglob('*'):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    small_config.train.num_steps = 8
+    with pytest.raises(UserError, match=r'checkpoints/6 cannot be read'):
+        loop.train(small_config, tmp_path / 'run')
+
+
+def test_last_k_and_every_nth_checkpoint_are_kept(tmp_path):
+    params = {'a': np.zeros(2, np.float32)}
+    tx = loop.make_optimizer(small_config())
+    with Checkpoints(tmp_path, keep_last=2, keep_every=4) as checkpoints:
+        for step in range(1, 10):
+            values = jax.tree.map(np.asarray, state.create(params, tx))._replace(step=np.int32(step))
+            checkpoints.save(values, meta={})
+        checkpoints.wait()
+        assert checkpoints.steps() == [4, 8, 9]
+        with pytest.raises(UserError, match=r'config\.eval\.steps=5 is not among .*\[4, 8, 9\]'):
+            checkpoints.find(5, 'config.eval.steps')
+        assert checkpoints.find(-1, 'x') == 9
+
+
+def test_no_checkpoints(tmp_path):
+    with pytest.raises(UserError, match='run --mode=train'):
+        Checkpoints(tmp_path, read_only=True)
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match='no finished checkpoint'):
+        checkpoints.find(-1, 'x')
+
+
+def test_a_restored_state_is_the_saved_one_bit_for_bit(tmp_path):
+    rng = np.random.default_rng(0)
+    params = {'a': {'b': rng.normal(size=(3, 4)).astype(np.float32)}, 'c': rng.normal(size=5).astype(np.float32)}
+    tx = loop.make_optimizer(small_config())
+    saved = jax.tree.map(np.asarray, state.create(params, tx))
+    saved = saved._replace(
+        step=np.int32(7),
+        ema_params=jax.tree.map(lambda x: x * 2, params),
+        opt_state=jax.tree.map(lambda x: np.asarray(x + 3), saved.opt_state),
+    )
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(saved, meta={'config': {}})
+        checkpoints.wait()
+        restored = checkpoints.restore_state(7, jax.eval_shape(lambda: state.create(params, tx)))
+    assert jax.tree.structure(restored) == jax.tree.structure(saved)
+    for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(saved), strict=True):
+        assert np.array_equal(a, b)
+        assert np.asarray(a).dtype == b.dtype

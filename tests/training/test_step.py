@@ -1,0 +1,208 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cfg import parallel, setup
+from cfg.data.digits import digits
+from cfg.data.images import to_float
+from cfg.data.source import train_batches
+from cfg.diffusion import loss
+from cfg.errors import UserError
+from cfg.training import loop, state
+from cfg.training.step import example_keys, mean_gradient, train_step
+from tests.conftest import small_config
+
+
+def config_of(**train):
+    config = small_config()
+    config.train.update(train)
+    return config
+
+
+def run(config, *, devices, steps=3):
+    """The state after a few steps on the digits, on the first `devices` devices, and the last metrics."""
+    devices = jax.local_devices()[:devices]
+    source = digits('all')
+    network = setup.build_network(config, source)
+    params = setup.init_params(network, source, seed=config.seed)
+    # Zero-initialised layers would hide most of the network's gradients from a comparison.
+    params = jax.tree.map(lambda x: x + 0.05 * np.random.default_rng(0).normal(size=x.shape).astype(np.float32), params)
+    step = loop.make_step(config, network, source.image_shape, devices)
+    replicated = parallel.replicate(state.create(params, loop.make_optimizer(config)), devices)
+    batches = train_batches(source, batch_size=config.train.batch_size, seed=config.seed, start_step=0)
+    for _ in range(steps):
+        replicated, metrics = step(replicated, parallel.shard(next(batches), devices))
+    return params, parallel.unreplicate(replicated), parallel.unreplicate(metrics)
+
+
+def assert_close(a, b, tolerance=2e-5):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, atol=tolerance, rtol=1e-4)
+
+
+def test_four_devices_and_pieces_train_like_one_device():
+    """Mean over devices and accumulation are both the mean over the batch; dropout and noise follow the example."""
+    start, one, metrics = run(config_of(grad_accum=1), devices=1)
+    _, four, metrics_four = run(config_of(grad_accum=1), devices=4)
+    _, pieces, metrics_pieces = run(config_of(grad_accum=2), devices=2)
+    assert int(one.step) == 3
+    assert max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (start, one.params)), strict=True)) > 1e-4
+    for other, m in ((four, metrics_four), (pieces, metrics_pieces)):
+        assert_close(other.params, one.params)
+        assert_close(other.ema_params, one.ema_params)
+        np.testing.assert_allclose(m['loss'], metrics['loss'], rtol=1e-5)
+        np.testing.assert_allclose(m['grad_norm'], metrics['grad_norm'], rtol=1e-4)
+
+
+def test_a_step_is_adam_on_the_clipped_gradient_with_ema():
+    """One step of a linear model, against Adam's first step written out: lr * sign(g) up to eps."""
+    params = {'a': jnp.array([3.0, -2.0])}
+    tx = state.optimizer(learning_rate=0.1, warmup_steps=0, beta1=0.9, beta2=0.999, weight_decay=0.0, grad_clip=1.0)
+
+    def loss_fn(params, images, labels, keys, index):
+        return jnp.sum(params['a'] * jnp.array([30.0, 40.0])) * jnp.ones(len(labels))
+
+    batch = {
+        'image': np.zeros((4, 1, 1, 1), np.uint8),
+        'label': np.zeros(4, np.int32),
+        'index': np.arange(4, dtype=np.int32),
+    }
+    new, metrics = train_step(
+        state.create(params, tx),
+        batch,
+        loss_fn=loss_fn,
+        tx=tx,
+        ema_decay=0.75,
+        grad_accum=1,
+        seed=0,
+        mean_over_devices=lambda tree: tree,
+    )
+    np.testing.assert_allclose(new.params['a'], [2.9, -2.1], rtol=1e-5)
+    np.testing.assert_allclose(new.ema_params['a'], [3.0 - 0.025, -2.0 - 0.025], rtol=1e-5)
+    assert float(metrics['grad_norm']) == pytest.approx(50.0)
+    assert int(new.step) == 1
+    # The clipped gradient [0.6, 0.8], not [30, 40], is what Adam's second moment saw.
+    nu = next(s.nu['a'] for s in jax.tree.leaves(new.opt_state, is_leaf=lambda s: hasattr(s, 'nu')) if hasattr(s, 'nu'))
+    np.testing.assert_allclose(nu, 0.001 * np.array([0.36, 0.64]), rtol=1e-4)
+
+
+def test_warm_up_and_weight_decay():
+    """With a constant gradient Adam moves by the learning rate, which grows linearly and then stays."""
+    tx = state.optimizer(learning_rate=0.1, warmup_steps=4, beta1=0.9, beta2=0.999, weight_decay=0.0, grad_clip=0.0)
+    params, opt_state, moves = jnp.array(0.0), tx.init(jnp.array(0.0)), []
+    for _ in range(6):
+        updates, opt_state = tx.update(jnp.array(1.0), opt_state, params)
+        moves.append(-float(updates))
+    np.testing.assert_allclose(moves, [0.025, 0.05, 0.075, 0.1, 0.1, 0.1], rtol=1e-4)
+
+    tx = state.optimizer(learning_rate=0.1, warmup_steps=0, beta1=0.9, beta2=0.999, weight_decay=0.5, grad_clip=0.0)
+    updates, _ = tx.update(jnp.array(0.0), tx.init(jnp.array(2.0)), jnp.array(2.0))
+    assert float(updates) == pytest.approx(-0.1 * 0.5 * 2.0)
+
+
+def test_example_keys_follow_seed_step_and_place():
+    keys = {
+        (seed, step): jax.random.key_data(example_keys(seed, step, jnp.arange(5))) for seed in (0, 1) for step in (0, 1)
+    }
+    every = np.concatenate([np.asarray(k) for k in keys.values()])
+    assert len({tuple(row) for row in every.tolist()}) == 20
+    part = jax.random.key_data(example_keys(0, 1, jnp.array([3, 4])))
+    assert np.array_equal(part, keys[0, 1][3:])
+
+
+def test_accumulated_gradient_is_the_gradient_of_the_mean():
+    rng = np.random.default_rng(0)
+    batch, w = jnp.array(rng.normal(size=(12, 3))), jnp.array(rng.normal(size=3))
+    keys = jax.random.split(jax.random.key(0), 12)
+
+    def loss_fn(w, x, keys):
+        return (x @ w) ** 2 + jax.vmap(jax.random.uniform)(keys) * w[0]
+
+    value, gradient = mean_gradient(loss_fn, w, batch, keys, grad_accum=1)
+    x, u = np.asarray(batch), np.asarray(jax.vmap(jax.random.uniform)(keys))
+    np.testing.assert_allclose(value, np.mean((x @ w) ** 2 + u * w[0]), rtol=1e-5)
+    np.testing.assert_allclose(gradient, 2 * (x * (x @ np.asarray(w))[:, None]).mean(0) + [u.mean(), 0, 0], rtol=1e-5)
+    for pieces in (2, 3, 12):
+        assert_close(mean_gradient(loss_fn, w, batch, keys, grad_accum=pieces), (value, gradient), 1e-6)
+
+
+def test_stratified_times_cover_the_batch(monkeypatch):
+    """One u in each of batch_size strata, whichever part of the batch a device holds."""
+    seen = []
+    monkeypatch.setattr(
+        loss, 'denoising_loss', lambda network, x, labels, draws, **_: seen.append(draws.u_time) or jnp.zeros(len(labels))
+    )
+    for stratified in (True, False):
+        config = config_of(stratified=stratified, batch_size=64)
+        loss_fn = loop.make_loss_fn(config, setup.build_network(config, digits('all')), (8, 8, 1))
+        for part in (jnp.arange(32), jnp.arange(32, 64)):
+            loss_fn({}, jnp.zeros((32, 8, 8, 1)), jnp.zeros(32, jnp.int32), example_keys(0, 0, part), part)
+    even, free = np.concatenate(seen[:2]), np.concatenate(seen[2:])
+    assert np.array_equal(np.floor(even * 64), np.arange(64))
+    assert len(np.unique(np.floor(free * 64))) < 60
+
+
+def test_a_batch_that_does_not_divide_over_devices_is_refused():
+    with pytest.raises(UserError, match='train.batch_size=18 does not divide over 4 devices: use 16'):
+        parallel.per_device(18, 'train.batch_size')
+    assert parallel.per_device(16, 'train.batch_size') == 4
+
+
+def test_shard_and_unshard_are_inverse():
+    tree = {'a': np.arange(24).reshape(12, 2), 'b': np.arange(12)}
+    sharded = parallel.shard(tree)
+    assert sharded['a'].shape == (4, 3, 2)
+    back = parallel.unshard(sharded)
+    assert all(np.array_equal(back[name], tree[name]) for name in tree)
+
+
+def test_replicate_and_unreplicate_are_inverse():
+    tree = {'a': np.arange(6.0, dtype=np.float32).reshape(2, 3), 'b': np.int32(7)}
+    copies = parallel.replicate(tree)
+    assert copies['a'].shape == (4, 2, 3)
+    back = parallel.unreplicate(copies)
+    assert back['a'].shape == (2, 3)
+    assert np.array_equal(back['a'], tree['a'])
+    assert back['b'] == 7
+
+
+def test_sha256_tells_parameters_apart():
+    params = {'x': np.zeros(3, np.float32), 'y': np.ones((2, 2), np.float32)}
+    digest = state.sha256(params)
+    assert digest == state.sha256({'y': jnp.ones((2, 2)), 'x': jnp.zeros(3)})
+    for changed in (
+        params | {'x': np.float32([0, 0, -0.0])},
+        params | {'x': np.zeros((3, 1), np.float32)},
+        params | {'x': np.zeros(3, np.float64)},
+        {'z': params['x'], 'y': params['y']},
+    ):
+        assert state.sha256(changed) != digest
+
+
+def test_the_whole_loss_learns():
+    """Forty steps on four images lower the loss well below that of predicting zero, which is 1."""
+    config = config_of(p_uncond=0.0, learning_rate=5e-3, warmup_steps=1, stratified=True)
+    source = digits('all')
+    network = setup.build_network(config, source)
+    loss_fn = loop.make_loss_fn(config, network, source.image_shape)
+    params = setup.init_params(network, source, seed=0)
+    tx = optax.adam(5e-3)
+    batch = source.fetch(np.arange(16) % 4)
+    index = jnp.arange(16)
+
+    @jax.jit
+    def step(params, opt_state, i):
+        keys = example_keys(0, i, index)
+        mean = lambda p: jnp.mean(loss_fn(p, to_float(batch['image']), batch['label'], keys, index))  # noqa: E731
+        value, grads = jax.value_and_grad(mean)(params)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, value
+
+    opt_state, losses = tx.init(params), []
+    for i in range(60):
+        params, opt_state, value = step(params, opt_state, i)
+        losses.append(float(value))
+    assert losses[0] == pytest.approx(1.0, abs=0.15)
+    assert np.mean(losses[-5:]) < 0.6
