@@ -19,9 +19,15 @@ flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
 
 
 def _config():
-    if FLAGS.config is None:
+    config = FLAGS.config
+    if config is None:
         raise UserError('--config is missing: give one of configs/*.py.')
-    return FLAGS.config
+    try:
+        config.to_dict()
+    except OSError as error:  # a file that could not be loaded says so when the config is first used
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f'--config cannot be loaded ({reason}): give one of configs/*.py.') from error
+    return config
 
 
 def _dispatch() -> None:
@@ -66,7 +72,7 @@ def main(argv: list[str]) -> None:
         sys.exit(_complain(error))
 
 
-def _complain(error: Exception) -> int:
+def _complain(error: Exception | str) -> int:
     print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
     return 2
 
@@ -75,7 +81,10 @@ def _parse(argv: list[str]) -> list[str]:
     """Parses the flags; a misspelt field or value is one line instead of a traceback."""
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, UserError) as error:
+    except (KeyError, AttributeError) as error:
+        reason = str(error.args[0]).replace('\\n', ' ').replace("\\'", "'").strip("'")
+        sys.exit(_complain(f"The config has no such field as '{reason}"))
+    except (flags.Error, TypeError, ValueError, OSError) as error:
         sys.exit(_complain(error))
 
 

@@ -34,7 +34,14 @@ ALLOWED = {
     'cfg.xla_flags': set(),
 }
 # The core runs where only these (and numpy) are installed.
-CORE = ('cfg/diffusion', 'cfg/models', 'cfg/parallel.py', 'cfg/generate.py', 'cfg/training/step.py', 'cfg/training/state.py')
+CORE = (
+    'cfg/diffusion',
+    'cfg/models',
+    'cfg/parallel.py',
+    'cfg/generate.py',
+    'cfg/training/step.py',
+    'cfg/training/state.py',
+)
 HEAVY = {'tensorflow', 'clu', 'tensorflow_datasets', 'matplotlib', 'sklearn', 'ml_collections', 'orbax', 'absl'}
 
 

@@ -100,7 +100,9 @@ def test_dropout_masks_follow_their_keys_not_the_batch(small):
     output = apply(params, z, logsnr, labels, keys)
     assert np.abs(output - apply(params, z, logsnr, labels)).max() > 1e-3
     order = jnp.array([2, 0, 3, 1])
-    np.testing.assert_allclose(apply(params, z[order], logsnr[order], labels[order], keys[order]), output[order], atol=1e-5)
+    np.testing.assert_allclose(
+        apply(params, z[order], logsnr[order], labels[order], keys[order]), output[order], atol=1e-5
+    )
 
 
 def test_dropout_keeps_the_mean_and_the_rate():

@@ -132,7 +132,9 @@ def test_stratified_times_cover_the_batch(monkeypatch):
     """One u in each of batch_size strata, whichever part of the batch a device holds."""
     seen = []
     monkeypatch.setattr(
-        loss, 'denoising_loss', lambda network, x, labels, draws, **_: seen.append(draws.u_time) or jnp.zeros(len(labels))
+        loss,
+        'denoising_loss',
+        lambda network, x, labels, draws, **_: seen.append(draws.u_time) or jnp.zeros(len(labels)),
     )
     for stratified in (True, False):
         config = config_of(stratified=stratified, batch_size=64)
@@ -145,7 +147,7 @@ def test_stratified_times_cover_the_batch(monkeypatch):
 
 
 def test_a_batch_that_does_not_divide_over_devices_is_refused():
-    with pytest.raises(UserError, match='train.batch_size=18 does not divide over 4 devices: use 16'):
+    with pytest.raises(UserError, match=r'train\.batch_size=18 does not divide over 4 devices: use 16'):
         parallel.per_device(18, 'train.batch_size')
     assert parallel.per_device(16, 'train.batch_size') == 4
 

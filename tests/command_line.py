@@ -1,0 +1,47 @@
+"""Running main.py as a user does."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    '--config.model.channels=8',
+    '--config.model.num_res_blocks=1',
+    '--config.model.head_channels=8',
+    '--config.model.norm_groups=4',
+    '--config.model.attention_resolutions=()',
+    '--config.train.num_steps=24',
+    '--config.train.batch_size=16',
+    '--config.train.sample_every=0',
+    '--config.train.log_every=6',
+    '--config.train.checkpoint_every=3',
+    '--config.train.keep_every=12',
+    '--config.sampling.num_steps=4',
+    '--config.sampling.batch_size=40',
+    '--config.sampling.num_samples=12',
+    '--config.eval.steps=(12, 24)',
+    '--config.eval.w=(0.0, 0.5, 2.0)',
+    '--config.eval.num_samples=80',
+    '--config.report.grid_shape=(3, 4)',
+]
+
+
+def command(*arguments, config='configs/digits.py', small=True):
+    named = [f'--config={config}'] if config else []
+    return [sys.executable, 'main.py', *named, *(SMALL if small else []), *arguments]
+
+
+def main(*arguments, **kwargs):
+    """Runs main.py to its end; stdout, stderr and status."""
+    return subprocess.run(command(*arguments, **kwargs), cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def refused(*arguments, **kwargs):
+    """The one sentence that main.py ends with."""
+    done = main(*arguments, **kwargs)
+    assert done.returncode == 2, done.stderr
+    assert 'Traceback' not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith('error: ')
+    return last

@@ -1,0 +1,49 @@
+"""What a careless user types: one sentence each, before any long work."""
+
+import pytest
+
+from tests.command_line import refused
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'expected'),
+    [
+        (['--config.train.num_step=3'], ['num_step']),
+        (['--config.train.num_steps=many'], ['num_steps', 'many']),
+        (['--config.train.p_uncond=1.5'], ['config.train.p_uncond=1.5', '[0, 1]']),
+        (['--config.eval.num_samples=64', '--mode=eval'], ['config.eval.num_samples=64', '64 features']),
+        (['--config.sampling.labels=(3, 10)', '--mode=sample'], ['holds 10', '0 to 9']),
+        (['--config.data.name=cifar'], ['config.data.name', 'cifar', 'digits']),
+        (['--config.model.norm_groups=3'], ['config.model.norm_groups=3', '8 channels']),
+        (['--config.model.channel_mult=(1, 1, 1, 1, 1)'], ['channel_mult', '8x8']),
+        (['--config.train.batch_size=18'], ['config.train.batch_size=18', '4 devices', '16']),
+        (['--mode=trian'], ['trian', 'train']),
+        (['train'], ["'train'", '--config.field=value']),
+        (['--mode=eval'], ['no checkpoints', '--mode=train']),
+        (['--mode=report'], ['results.jsonl', '--mode=eval']),
+        (['--mode=status'], ['no run']),
+    ],
+    ids=lambda value: ' '.join(value) if isinstance(value, list) else None,
+)
+def test_a_mistake_is_one_sentence(tmp_path, arguments, expected):
+    message = refused(f'--workdir={tmp_path}', *arguments)
+    assert all(part in message for part in expected), message
+    assert not (tmp_path / 'results.jsonl').exists()
+
+
+def test_a_workdir_that_cannot_be_written(tmp_path):
+    file = tmp_path / 'file'
+    file.write_text('')
+    message = refused(f'--workdir={file}/run')
+    assert f'--workdir={file}/run cannot be written' in message
+
+
+def test_missing_arguments(tmp_path):
+    assert '--workdir is missing' in refused()
+    assert '--config is missing' in refused(f'--workdir={tmp_path}', config='', small=False)
+    assert 'configs/nothing.py' in refused(f'--workdir={tmp_path}', config='configs/nothing.py', small=False)
+
+
+def test_a_mixture_has_nothing_to_train(tmp_path):
+    message = refused(f'--workdir={tmp_path}', config='configs/mixture.py', small=False)
+    assert '--mode=report' in message
