@@ -43,7 +43,8 @@ def _dispatch() -> None:
         return
     config = _config()
     setup.check_config(config)
-    workdir = setup.check_workdir(FLAGS.workdir, write=True)
+    begins = FLAGS.mode == 'train' or config.data.name == 'mixture'
+    workdir = setup.check_workdir(FLAGS.workdir, write=begins)
     if FLAGS.mode == 'train':
         from cfg.training import loop
 

@@ -87,7 +87,7 @@ class Generator:
         batch_size: int,
         devices: parallel.Devices = None,
     ):
-        parallel.per_device(batch_size, 'the sampling batch size', devices)
+        parallel.per_device(batch_size, 'config.sampling.batch_size', devices)
 
         def sample(params, index, labels, w):
             eps_fn = network_eps_fn(apply, params, prediction=prediction)

@@ -1,4 +1,4 @@
-"""Devices and pmap. No other file knows of either.
+"""Devices and pmap. No other file knows of either. One process drives all devices.
 
 Arrays for pmap carry the device axis first: a batch of N on D local devices is [D, N / D, ...].
 """
@@ -17,7 +17,15 @@ Devices = Sequence[jax.Device] | None
 
 
 def local_devices(devices: Devices = None) -> list[jax.Device]:
-    """The devices that this process drives: all of them unless some are given."""
+    """The devices to use: all of this process unless some are given.
+
+    Raises:
+      UserError: when JAX runs as several processes, whose data and files would have to be divided.
+    """
+    if jax.process_count() > 1:
+        raise UserError(
+            f'JAX runs as {jax.process_count()} processes: start one process, which drives all local devices.'
+        )
     return list(devices) if devices is not None else jax.local_devices()
 
 
@@ -38,7 +46,7 @@ def pmap(
 
 
 def mean_over_devices(tree: Any) -> Any:
-    """The mean over all devices of all processes; only inside `pmap`."""
+    """The mean over all devices; only inside `pmap`."""
     return jax.lax.pmean(tree, AXIS)
 
 
@@ -50,8 +58,11 @@ def replicate(tree: Any, devices: Devices = None) -> Any:
 
 
 def unreplicate(tree: Any) -> Any:
-    """The first device's copy of every array, as numpy arrays without the device axis."""
-    return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
+    """The first device's copy of every array, as numpy arrays without the device axis.
+
+    They are copies: on the CPU a view would share memory with a buffer that the next step reuses.
+    """
+    return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data)[0], tree)
 
 
 def per_device(batch_size: int, what: str, devices: Devices = None) -> int:
@@ -60,7 +71,7 @@ def per_device(batch_size: int, what: str, devices: Devices = None) -> int:
     Raises:
       UserError: when the batch does not divide over the devices.
     """
-    count = len(local_devices(devices)) * jax.process_count()
+    count = len(local_devices(devices))
     if batch_size % count:
         raise UserError(
             f'{what}={batch_size} does not divide over {count} devices: '

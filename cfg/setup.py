@@ -17,7 +17,7 @@ from cfg.data.digits import SPLITS, digits
 from cfg.data.source import ArraySource
 from cfg.diffusion.process import PREDICTIONS
 from cfg.errors import UserError
-from cfg.generate import SamplerSettings
+from cfg.generate import Generator, SamplerSettings
 from cfg.models.unet import UNet
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
@@ -44,10 +44,21 @@ def check_config(config: ConfigDict) -> None:
 
     for name in ('channels', 'num_res_blocks', 'norm_groups'):
         require(model[name] >= 1, f'model.{name}', model[name], 'at least 1')
-    require(len(model.channel_mult) >= 1, 'model.channel_mult', model.channel_mult, 'one factor a resolution')
+    for field, values in (
+        ('model.channel_mult', model.channel_mult),
+        ('report.grid_shape', report.grid_shape),
+    ):
+        require(bool(values) and _integers(values, 1), field, values, 'whole numbers of at least 1')
+    for field, values in (
+        ('model.attention_resolutions', model.attention_resolutions),
+        ('sampling.labels', sampling.labels),
+        ('eval.steps', evaluation.steps),
+    ):
+        require(_integers(values, -1), field, values, 'whole numbers')
     require(0 <= model.dropout < 1, 'model.dropout', model.dropout, 'in [0, 1)')
     require(model.dtype in DTYPES, 'model.dtype', model.dtype, f'one of {", ".join(DTYPES)}')
-    one_positive = (model.num_heads > 0) != (model.head_channels > 0)
+    one_positive = sorted((model.num_heads > 0, model.head_channels > 0)) == [False, True]
+    one_positive &= min(model.num_heads, model.head_channels) == 0
     require(one_positive, 'model.num_heads', model.num_heads, 'positive, or else model.head_channels: one of the two')
     for mult in model.channel_mult:
         width = model.channels * mult
@@ -57,7 +68,7 @@ def check_config(config: ConfigDict) -> None:
     require(diffusion.prediction in PREDICTIONS, 'diffusion.prediction', diffusion.prediction, f'one of {PREDICTIONS}')
     ends = (diffusion.logsnr_min, diffusion.logsnr_max)
     require(ends[0] < ends[1], 'diffusion.logsnr_min', ends[0], f'smaller than logsnr_max={ends[1]}')
-    require(max(map(abs, ends)) <= 30, 'diffusion.logsnr_min, logsnr_max', ends, 'within -30 and 30 for float32')
+    require(max(map(abs, ends)) <= 20, 'diffusion.logsnr_min, logsnr_max', ends, 'within -20 and 20 for float32')
 
     for name in ('num_steps', 'batch_size', 'grad_accum', 'log_every', 'checkpoint_every', 'keep_last'):
         require(train[name] >= 1, f'train.{name}', train[name], 'at least 1')
@@ -74,14 +85,29 @@ def check_config(config: ConfigDict) -> None:
     require(sampling.step >= -1, 'sampling.step', sampling.step, 'a step, or -1 for the newest')
     for name in ('batch_size', 'num_samples'):
         require(sampling[name] >= 1, f'sampling.{name}', sampling[name], 'at least 1')
-    for field, values in (('sampling.w', sampling.w), ('eval.w', evaluation.w)):
-        require(len(values) > 0 and np.isfinite(values).all(), field, values, 'one or more finite numbers')
+    for field, values in (('sampling.w', sampling.w), ('eval.w', evaluation.w), ('report.w', report.w)):
+        require(_finite(values), field, values, 'one or more finite numbers')
     require(evaluation.labels in ('random', 'balanced'), 'eval.labels', evaluation.labels, "'random' or 'balanced'")
     for name in ('num_samples', 'is_split_size'):
         require(evaluation[name] >= 1, f'eval.{name}', evaluation[name], 'at least 1')
     require(evaluation.keep_samples >= 0, 'eval.keep_samples', evaluation.keep_samples, 'at least 0')
-    shape = report.grid_shape
-    require(len(shape) == 2 and min(shape) >= 1, 'report.grid_shape', shape, '(rows, columns)')
+    require(len(report.grid_shape) == 2, 'report.grid_shape', report.grid_shape, '(rows, columns)')
+
+    mixture = config.mixture
+    points = len(mixture.means) <= 6 and all(isinstance(m, tuple) and len(m) == 2 and _finite(m) for m in mixture.means)
+    require(points and len(mixture.means) > 0, 'mixture.means', mixture.means, 'up to 6 points (x, y)')
+    require(_finite(mixture.w), 'mixture.w', mixture.w, 'one or more finite numbers')
+    for name in ('stddev', 'extent', 'num_samples'):
+        require(mixture[name] > 0, f'mixture.{name}', mixture[name], 'positive')
+
+
+def _integers(values: Any, least: int) -> bool:
+    return all(isinstance(value, int) and not isinstance(value, bool) and value >= least for value in values)
+
+
+def _finite(values: Any) -> bool:
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    return numbers and len(values) > 0 and bool(np.isfinite(values).all())
 
 
 def check_workdir(workdir: str | Path, *, write: bool) -> Path:
@@ -90,6 +116,8 @@ def check_workdir(workdir: str | Path, *, write: bool) -> Path:
     Raises:
       UserError: when it cannot be written, or does not exist and is only read.
     """
+    if '://' in str(workdir):
+        raise UserError(f'--workdir={workdir} is not a local folder: give a path on this machine.')
     path = Path(workdir)
     if not write:
         if not path.is_dir():
@@ -132,6 +160,14 @@ def build_network(config: ConfigDict, source: ArraySource) -> UNet:
             f'of {factor} pixels, but those of {source.name} are {height}x{width}: use fewer resolutions.'
         )
     model = config.model
+    heights = [height // 2**level for level in range(len(model.channel_mult))]
+    for resolution in model.attention_resolutions:
+        require(
+            resolution in heights,
+            'model.attention_resolutions',
+            model.attention_resolutions,
+            f'among the heights {heights}',
+        )
     return UNet(
         out_channels=channels,
         num_classes=source.num_classes,
@@ -150,10 +186,10 @@ def build_network(config: ConfigDict, source: ArraySource) -> UNet:
 def init_params(network: UNet, source: ArraySource, *, seed: int) -> Any:
     """The initial parameters, float32 numpy arrays."""
     z = jnp.zeros((1, *source.image_shape))
-    # A program that runs once is not worth optimising: this takes a third of the time.
+    # A program that runs once is not worth optimising: on the CPU this takes a third of the time.
     init = jax.jit(
         lambda key: network.init(key, z, jnp.zeros(1), jnp.zeros(1, jnp.int32))['params'],
-        compiler_options={'xla_backend_optimization_level': 0},
+        compiler_options={'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None,
     )
     return jax.tree.map(np.asarray, init(jax.random.key(seed)))
 
@@ -162,6 +198,19 @@ def abstract_params(network: UNet, source: ArraySource) -> Any:
     """The shapes and types of the parameters, without computing any."""
     z = jnp.zeros((1, *source.image_shape))
     return jax.eval_shape(lambda: network.init(jax.random.key(0), z, jnp.zeros(1), jnp.zeros(1, jnp.int32))['params'])
+
+
+def make_generator(config: ConfigDict, source: ArraySource, network: UNet, *, batch_size: int) -> Generator:
+    """The sampler of a config over all devices."""
+    return Generator(
+        lambda params, *inputs: network.apply({'params': params}, *inputs),
+        prediction=config.diffusion.prediction,
+        image_shape=source.image_shape,
+        null_label=source.num_classes,
+        settings=sampler_settings(config),
+        seed=config.sampling.seed,
+        batch_size=batch_size,
+    )
 
 
 def sampler_settings(config: ConfigDict) -> SamplerSettings:

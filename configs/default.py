@@ -27,7 +27,9 @@ def get_config() -> ConfigDict:
     config.model.head_channels = 64  # channels a head; 0 = by num_heads
     config.model.dropout = 0.1
     config.model.norm_groups = 32  # of GroupNorm
-    config.model.dtype = 'float32'  # of computation, 'float32' or 'bfloat16'; parameters are float32
+    # Of computation, 'float32' or 'bfloat16'; parameters, norms, softmax and output are float32. Accelerators may
+    # multiply float32 matrices in fewer bits (JAX_DEFAULT_MATMUL_PRECISION).
+    config.model.dtype = 'float32'
 
     config.diffusion = ConfigDict()
     config.diffusion.prediction = 'eps'  # what the network predicts: 'eps' (paper), 'x' or 'v'

@@ -31,7 +31,7 @@ def get_config():
     config.train.keep_every = 300
 
     config.sampling.num_steps = 64
-    config.sampling.batch_size = 250
+    config.sampling.batch_size = 200
     config.sampling.num_samples = 100
 
     # The paper's {0, 0.1, ..., 4}, thinned; at an early checkpoint too, where guidance has something to mend.

@@ -7,5 +7,4 @@ def get_config():
     """The config of `make mixture`."""
     config = default.get_config()
     config.data.name = 'mixture'
-    config.sampling.clip_x = False  # the data is not confined to [-1, 1]
     return config

@@ -133,7 +133,7 @@ def test_a_sample_that_is_not_finite_is_named_with_its_w():
 
 
 def test_a_batch_that_does_not_divide_is_refused(network):
-    with pytest.raises(UserError, match='the sampling batch size=6 does not divide over 4 devices: use 4'):
+    with pytest.raises(UserError, match=r'config\.sampling\.batch_size=6 does not divide over 4 devices: use 4'):
         images_of(network, batch_size=6, devices=4, labels=np.zeros(6), w=0.0)
 
 

@@ -18,6 +18,7 @@ from cfg.data.images import to_float
 from cfg.data.source import ArraySource, train_batches
 from cfg.errors import UserError
 from cfg.evaluation.statistics import Moments, Splits
+from cfg.files import write_whole
 from cfg.models.classifier import SmallClassifier, cross_entropy
 from cfg.progress import Progress
 from cfg.training.state import sha256
@@ -47,7 +48,6 @@ class FeatureNetwork:
       name: for results and figures; says what the features are.
       sha256: of the weights.
       width: number of features D.
-      num_classes: of its classifier head C.
       extract: uint8 [N, H, W, C] -> (features [N, D], log p(class) [N, C]), float32 on the host.
       labels_match: whether its classes are those of the data set, so that agreement with labels means something.
     """
@@ -55,7 +55,6 @@ class FeatureNetwork:
     name: str
     sha256: str
     width: int
-    num_classes: int
     extract: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
     labels_match: bool
 
@@ -95,11 +94,15 @@ def digits_classifier(cache: Path) -> FeatureNetwork:
     """
     network = SmallClassifier(num_classes=10, width=WIDTHS['digits_classifier'])
     path = cache / 'digits_classifier.npz'
-    params = _load(path, network) if path.exists() else _train(network, path)
+    if not path.exists():
+        _train(network, path)
+    params = _load(path, network)
 
     @jax.jit
     def run(images):
-        features, logits = network.apply({'params': params}, to_float(images))
+        # Scores must not move with the hardware's idea of a float32 product.
+        with jax.default_matmul_precision('highest'):
+            features, logits = network.apply({'params': params}, to_float(images))
         return features, jax.nn.log_softmax(logits)
 
     def extract(images):
@@ -112,13 +115,12 @@ def digits_classifier(cache: Path) -> FeatureNetwork:
         name=f'digits classifier ({network.width} features; not Inception)',
         sha256=sha256(params),
         width=network.width,
-        num_classes=network.num_classes,
         extract=extract,
         labels_match=True,
     )
 
 
-def _train(network: SmallClassifier, path: Path, *, num_steps: int = 600, batch_size: int = 64) -> Any:
+def _train(network: SmallClassifier, path: Path, *, num_steps: int = 600, batch_size: int = 64) -> None:
     """Trains the classifier on the training half, images shifted by up to a pixel, and writes it."""
     source = digits('train')
     schedule = optax.cosine_decay_schedule(3e-3, num_steps)
@@ -149,19 +151,14 @@ def _train(network: SmallClassifier, path: Path, *, num_steps: int = 600, batch_
     for index in range(num_steps):
         params, opt_state = step(params, opt_state, next(batches), index)
         progress.update(index + 1)
-    params = jax.tree.map(np.asarray, params)
-    _write(path, params)
-    return params
+    _write(path, jax.tree.map(np.asarray, params))
 
 
 def _write(path: Path, params: Any) -> None:
     """Writes arrays as npz, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     np.savez(buffer, **traverse_util.flatten_dict(params, sep='/'))
-    new = path.with_suffix('.tmp')
-    new.write_bytes(buffer.getvalue())
-    new.replace(path)
+    write_whole(path, buffer.getvalue())
 
 
 def _load(path: Path, network: SmallClassifier) -> Any:

@@ -35,11 +35,6 @@ def write(config: ConfigDict, workdir: Path) -> Path:
 
 def _mixture(config: ConfigDict, workdir: Path) -> Path:
     mixture = config.mixture
-    shapes = {len(mean) for mean in mixture.means}
-    setup.require(shapes == {2} and len(mixture.means) <= 6, 'mixture.means', mixture.means, 'up to 6 points (x, y)')
-    setup.require(mixture.stddev > 0, 'mixture.stddev', mixture.stddev, 'positive')
-    setup.require(mixture.num_samples > 0, 'mixture.num_samples', mixture.num_samples, 'positive')
-    setup.require(len(mixture.w) > 0, 'mixture.w', mixture.w, 'one or more numbers')
     return mixture_figure.write_figure(
         workdir / 'report',
         means=mixture.means,

@@ -8,10 +8,11 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -22,8 +23,8 @@ from cfg.evaluation import metrics, report
 from cfg.evaluation.features import FeatureNetwork, feature_width, measure, open_features
 from cfg.evaluation.results import Row, Samples, read_rows
 from cfg.evaluation.statistics import Moments, Splits
-from cfg.generate import Generator, draw_labels
-from cfg.models.unet import UNet
+from cfg.files import lock, write_whole
+from cfg.generate import draw_labels
 from cfg.progress import Progress
 from cfg.training.checkpoints import Checkpoints
 from cfg.training.state import sha256
@@ -35,19 +36,6 @@ SAMPLES_FOLDER = 'samples'
 LIBRARIES = ('jax', 'jaxlib', 'flax', 'numpy')
 
 
-def make_generator(config: ConfigDict, source: ArraySource, network: UNet) -> Generator:
-    """The sampler of a config over all devices."""
-    return Generator(
-        lambda params, *inputs: network.apply({'params': params}, *inputs),
-        prediction=config.diffusion.prediction,
-        image_shape=source.image_shape,
-        null_label=source.num_classes,
-        settings=setup.sampler_settings(config),
-        seed=config.sampling.seed,
-        batch_size=config.sampling.batch_size,
-    )
-
-
 def evaluate(config: ConfigDict, workdir: Path) -> None:
     """FID and inception score of every (checkpoint, w) that results.jsonl does not hold yet.
 
@@ -56,59 +44,71 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
     Raises:
       UserError: on input that does not fit, before any sample is drawn.
     """
+    with lock(workdir, 'eval'):
+        _evaluate(config, workdir)
+
+
+def _evaluate(config: ConfigDict, workdir: Path) -> None:
     options = config.eval
     source = setup.open_source(config.data.name, config.data.split)
     network = setup.build_network(config, source)
-    parallel.per_device(config.sampling.batch_size, 'config.sampling.batch_size')
     width = feature_width(options.features)
     if options.num_samples <= width:
         raise UserError(
             f'config.eval.num_samples={options.num_samples} must be more than the {width} features of '
             f'{options.features!r}: with fewer samples their covariance is singular and FID means nothing.'
         )
-    params = _load_params(config, workdir, setup.abstract_params(network, source))
+    generator = setup.make_generator(config, source, network, batch_size=config.sampling.batch_size)
+    params, p_uncond = _load_params(config, workdir, options.steps or (-1,), setup.abstract_params(network, source))
+    _check_guidable(options.w, p_uncond)
     results = workdir / RESULTS_FILE
     done = repair(results)
 
     features = open_features(options.features, workdir / 'features')
     reference, facts = _reference(config, source, features)
+    digests = {step: sha256(tree) for step, tree in params.items()}
     asked = [
-        _identity(config, features, facts, step=step, w=float(w), params_sha256=sha256(params[step]))
+        _identity(config, features, facts, step=step, w=w, params_sha256=digests[step])
         for step in params
-        for w in options.w
+        for w in dict.fromkeys(float(w) for w in options.w)
     ]
-    todo = [row for row in asked if not any(row.items() <= _comparable(old).items() for old in done)]
+    todo = [row for row in asked if not any(row.items() <= old.items() for old in done)]
     log.info('%d of the %d rows of the sweep are to be done.', len(todo), len(asked))
 
     labels = draw_labels(
         options.labels, num_samples=options.num_samples, num_classes=source.num_classes, seed=config.sampling.seed
     )
-    generator = make_generator(config, source, network)
     progress = Progress('eval', len(todo) * len(labels), unit='sample')
-    on_device, step_on_device = None, None
+    on_device, step_on_device, failures = None, None, []
     for number, identity in enumerate(todo):
         if step_on_device != identity['step']:
             step_on_device = identity['step']
             on_device = parallel.replicate(params[step_on_device])
         begin = time.monotonic()
-        measured, kept = _measure_row(
-            generator(on_device, labels, identity['w']),
-            features,
-            reference,
-            is_split_size=options.is_split_size,
-            keep=options.keep_samples,
-            report_done=lambda n, number=number, row=identity: progress.update(
-                number * len(labels) + n, f'step {row["step"]}, w = {row["w"]:g}'
-            ),
-        )
-        row = _plain(identity) | measured | facts
+        try:
+            measured, kept = _measure_row(
+                generator(on_device, labels, identity['w']),
+                features,
+                reference,
+                is_split_size=options.is_split_size,
+                keep=options.keep_samples,
+                report_done=lambda n, number=number, row=identity: progress.update(
+                    number * len(labels) + n, f'step {row["step"]}, w = {row["w"]:g}'
+                ),
+            )
+        except UserError as error:  # one bad row is no reason to lose the others
+            failures.append(f'step {identity["step"]}: {error}')
+            log.warning('%s', failures[-1])
+            continue
+        row = identity | measured | facts | {'p_uncond': p_uncond, 'device': jax.devices()[0].device_kind}
         row['samples'] = _write_samples(workdir, _file_name(identity), kept, labels[: len(kept)])
         row['versions'] = {name: importlib.metadata.version(name) for name in LIBRARIES}
         row['seconds'] = round(time.monotonic() - begin, 3)
         row['finished'] = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
         append(results, row)
-    rows = [old for old in read_rows(results) if any(row.items() <= _comparable(old).items() for row in asked)]
-    print(table(rows))
+    print(table([old for old in repair(results) if any(row.items() <= old.items() for row in asked)]))
+    if failures:
+        raise UserError(f'{len(failures)} of {len(asked)} rows could not be measured; the first: {failures[0]}')
 
 
 def sample(config: ConfigDict, workdir: Path) -> None:
@@ -128,12 +128,13 @@ def sample(config: ConfigDict, workdir: Path) -> None:
                 f'0 to {source.num_classes - 1}: choose among them.'
             )
     labels = np.resize(np.array(classes, np.int32), options.num_samples)
-    generator = make_generator(config, source, network)
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        step = checkpoints.find(options.step, 'config.sampling.step')
-        params = checkpoints.restore_params(step, setup.abstract_params(network, source), ema=options.ema)
-
+    generator = setup.make_generator(config, source, network, batch_size=options.batch_size)
+    loaded, p_uncond = _load_params(config, workdir, (options.step,), setup.abstract_params(network, source))
+    _check_guidable(options.w, p_uncond)
+    ((step, params),) = loaded.items()
     params = parallel.replicate(params)
+    settings = json.dumps([setup.config_dict(config)[part] for part in ('sampling', 'diffusion', 'model')])
+    digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
     progress = Progress('sample', len(options.w) * len(labels), unit='sample')
     panels = []
     for number, w in enumerate(options.w):
@@ -142,20 +143,52 @@ def sample(config: ConfigDict, workdir: Path) -> None:
             images.append(batch.images)
             progress.update(number * len(labels) + batch.start + len(batch.images), f'w = {w:g}')
         images = np.concatenate(images)
-        print(workdir / _write_samples(workdir, f'sample_step{step:08d}_w{w:g}.npz', images, labels))
+        print(workdir / _write_samples(workdir, f'sample_step{step:08d}_w{w:g}_{digest}.npz', images, labels))
         panels.append(({'w': float(w)}, Samples(images, labels)))
     columns = min(len(labels), max(len(classes), 8), 10)
     rows = min(-(-len(labels) // columns), 10)
-    path = workdir / SAMPLES_FOLDER / f'sample_step{step:08d}.png'
+    path = workdir / SAMPLES_FOLDER / f'sample_step{step:08d}_{digest}.png'
     report.draw_grid(path, panels, (rows, columns), f'step {step}: a cell has the same seed and class in every panel')
     print(path)
 
 
-def _load_params(config: ConfigDict, workdir: Path, like: Any) -> dict[int, Any]:
-    """{step: parameters} of the checkpoints that a sweep asks for, in the order asked."""
+def _load_params(config: ConfigDict, workdir: Path, steps: Sequence[int], like: Any) -> tuple[dict[int, Any], float]:
+    """({step: parameters} of the checkpoints asked for, in that order; the p_uncond that they were trained with).
+
+    Raises:
+      UserError: when a checkpoint is missing, or was trained with another network or prediction than the config's.
+    """
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        steps = [checkpoints.find(step, 'config.eval.steps') for step in config.eval.steps or (-1,)]
-        return {step: checkpoints.restore_params(step, like, ema=config.sampling.ema) for step in steps}
+        params = {}
+        for wanted in steps:
+            step = checkpoints.find(wanted, 'The checkpoint of step')
+            params[step] = checkpoints.restore_params(step, like, ema=config.sampling.ema)
+            trained = checkpoints.meta(step)['config']
+            _check_same_model(setup.config_dict(config), trained, step)
+    return params, trained['train']['p_uncond']
+
+
+def _check_same_model(config: dict[str, Any], trained: dict[str, Any], step: int) -> None:
+    """Settings that leave the shapes of the parameters as they are, but not what the parameters mean."""
+    for part, names in (
+        ('model', ('num_heads', 'head_channels', 'attention_resolutions', 'norm_groups')),
+        ('diffusion', ('prediction',)),
+        ('data', ('name',)),
+    ):
+        for name in names:
+            if config[part][name] != trained[part][name]:
+                raise UserError(
+                    f'The checkpoint of step {step} was trained with config.{part}.{name}={trained[part][name]!r}, not '
+                    f'{config[part][name]!r}: use the config that it was trained with.'
+                )
+
+
+def _check_guidable(ws: Sequence[float], p_uncond: float) -> None:
+    """Guidance needs a null label that was trained, and w = -1 alone needs no other."""
+    if p_uncond == 0 and any(w != 0 for w in ws):
+        raise UserError(
+            'The model was trained with config.train.p_uncond=0, so its null label means nothing: only w=0 can be used.'
+        )
 
 
 def _reference(config: ConfigDict, source: ArraySource, features: FeatureNetwork) -> tuple[Moments, Row]:
@@ -186,10 +219,7 @@ def _reference(config: ConfigDict, source: ArraySource, features: FeatureNetwork
 def _identity(
     config: ConfigDict, features: FeatureNetwork, facts: Row, *, step: int, w: float, params_sha256: str
 ) -> Row:
-    """What makes a row the measurement that it is: two rows that agree here are the same one.
-
-    Values are hashable, so that rows compare as sets of items.
-    """
+    """What makes a row the measurement that it is: two rows that agree here are the same one."""
     return {
         'step': step,
         'w': w,
@@ -198,33 +228,21 @@ def _identity(
         'is_split_size': config.eval.is_split_size,
         'seed': config.sampling.seed,
         'ema': config.sampling.ema,
-        'sampling': json.dumps(
-            {
-                'sampler': 'ancestral',
-                'num_steps': config.sampling.num_steps,
-                'logvar_interp': config.sampling.logvar_interp,
-                'clip_x': config.sampling.clip_x,
-                'logsnr_min': config.diffusion.logsnr_min,
-                'logsnr_max': config.diffusion.logsnr_max,
-                'prediction': config.diffusion.prediction,
-                'dtype': config.model.dtype,
-            }
-        ),
+        'sampling': {
+            'sampler': 'ancestral',
+            'num_steps': config.sampling.num_steps,
+            'logvar_interp': config.sampling.logvar_interp,
+            'clip_x': config.sampling.clip_x,
+            'logsnr_min': config.diffusion.logsnr_min,
+            'logsnr_max': config.diffusion.logsnr_max,
+            'prediction': config.diffusion.prediction,
+            'dtype': config.model.dtype,
+        },
         'features': features.name,
         'features_sha256': features.sha256,
         'reference_sha256': facts['reference_sha256'],
         'params_sha256': params_sha256,
     }
-
-
-def _plain(identity: Row) -> Row:
-    """An identity as it is written: 'sampling' as an object."""
-    return identity | {'sampling': json.loads(identity['sampling'])}
-
-
-def _comparable(row: Row) -> Row:
-    """A written row as it compares with identities: nested values as JSON text."""
-    return {name: json.dumps(value) if isinstance(value, dict | list) else value for name, value in row.items()}
 
 
 def _measure_row(
@@ -242,14 +260,15 @@ def _measure_row(
       (the metrics, the first `keep` images uint8 [n, H, W, C]).
     """
     moments, splits, agree, count = Moments.empty(features.width), Splits(is_split_size), 0, 0
-    kept = []
+    kept = [np.zeros((0, 1, 1, 1), np.uint8)] if keep == 0 else []
     for batch in batches:
         values, log_p = features.extract(batch.images)
         moments = moments.merge(Moments.of(values))
         splits.add(log_p)
         agree += int(np.sum(log_p.argmax(axis=1) == batch.labels))
         count += len(batch.images)
-        kept.append(batch.images[: max(0, keep - batch.start)])
+        if batch.start < keep:
+            kept.append(batch.images[: keep - batch.start].copy())  # a view would keep the whole batch in memory
         report_done(count)
     score, spread = metrics.inception_score(splits.sums)
     row = {
@@ -269,12 +288,9 @@ def _file_name(identity: Row) -> str:
 def _write_samples(workdir: Path, name: str, images: np.ndarray, labels: np.ndarray) -> str:
     """Writes `arr_0` uint8 [N, H, W, C] and `arr_1` int32 [N], whole or not at all; returns the path in the workdir."""
     path = workdir / SAMPLES_FOLDER / name
-    path.parent.mkdir(exist_ok=True)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, images, labels)
-    new = path.with_name(path.name + '.tmp')
-    new.write_bytes(buffer.getvalue())
-    new.replace(path)
+    write_whole(path, buffer.getvalue())
     return str(path.relative_to(workdir))
 
 
@@ -282,11 +298,13 @@ def repair(path: Path) -> list[Row]:
     """The rows of a results file; a last line that was cut off is removed from it. No file: no rows."""
     if not path.exists():
         return []
+    rows = read_rows(path)
     content = path.read_bytes()
     if content and not content.endswith(b'\n'):
-        with path.open('r+b') as file:
-            file.truncate(content.rfind(b'\n') + 1)
-    return read_rows(path)
+        last = content[content.rfind(b'\n') + 1 :]
+        whole = len(rows) == len(content.splitlines())
+        write_whole(path, content + b'\n' if whole else content[: -len(last)])
+    return rows
 
 
 def append(path: Path, row: Row) -> None:

@@ -195,11 +195,11 @@ class UNet(nn.Module):
         emb_dim = 4 * self.channels
         logsnr = jnp.broadcast_to(logsnr, labels.shape)
         emb = sinusoidal_embedding(logsnr_to_time(logsnr), self.channels)
-        emb = nn.silu(_dense(emb_dim, self.channels, self.dtype, 'time_0')(emb))
-        emb = _dense(emb_dim, emb_dim, self.dtype, 'time_1')(emb)
-        classes = nn.Embed(
-            self.num_classes + 1, emb_dim, dtype=self.dtype, embedding_init=nn.initializers.normal(1.0), name='classes'
-        )
+        # The embeddings and the last convolution are float32 whatever the compute type: guidance and the step from eps
+        # to x amplify rounding at the output.
+        emb = nn.silu(_dense(emb_dim, self.channels, jnp.float32, 'time_0')(emb))
+        emb = _dense(emb_dim, emb_dim, jnp.float32, 'time_1')(emb)
+        classes = nn.Embed(self.num_classes + 1, emb_dim, embedding_init=nn.initializers.normal(1.0), name='classes')
         emb = emb + classes(labels)
 
         last = len(self.channel_mult) - 1
@@ -227,6 +227,5 @@ class UNet(nn.Module):
             if level > 0:
                 h = res_block(h, h.shape[-1], f'up_{level}_resample', 'up')
 
-        h = nn.silu(_norm(self.norm_groups, 'norm_out')(h)).astype(self.dtype)
-        h = _conv(self.out_channels, 3, h.shape[-1], self.dtype, 'conv_out', zero=True)(h)
-        return h.astype(jnp.float32)
+        h = nn.silu(_norm(self.norm_groups, 'norm_out')(h))
+        return _conv(self.out_channels, 3, h.shape[-1], jnp.float32, 'conv_out', zero=True)(h)

@@ -64,7 +64,7 @@ class Checkpoints:
         """`step` itself, or the newest one for -1.
 
         Raises:
-          UserError: when there is no such checkpoint; `what` names the config field that asked for it.
+          UserError: when there is no such checkpoint; `what` names what asked for it.
         """
         steps = self.steps()
         if not steps:
@@ -72,7 +72,7 @@ class Checkpoints:
         if step == -1:
             return steps[-1]
         if step not in steps:
-            raise UserError(f'{what}={step} is not among the checkpoints in {self.folder}: {steps}.')
+            raise UserError(f'{what} {step} is not among those in {self.folder}: {steps}.')
         return step
 
     def save(self, state: TrainState, *, meta: dict[str, Any]) -> None:
@@ -131,7 +131,13 @@ class Checkpoints:
     def _read(self, step: int, **items: Any) -> Any:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except MemoryError:
+            raise
         except Exception as error:  # orbax, tensorstore and json each raise their own kinds on a damaged file
+            if not (self.folder / str(step)).exists():
+                raise UserError(
+                    f'The checkpoint {self.folder / str(step)} is gone (training keeps only the last few): try again.'
+                ) from error
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(
                 f'The checkpoint {self.folder / str(step)} cannot be read ({type(error).__name__}: {reason[:200]}): '

@@ -14,6 +14,8 @@ os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 import tensorflow as tf
 from clu import metric_writers
 
+from cfg.files import write_whole
+
 METRICS_FILE = 'metrics.jsonl'
 
 
@@ -64,9 +66,7 @@ def _drop_later_lines(path: Path, step: int) -> None:
         values = _parse(line)
         if values is not None and values['step'] <= step:
             kept.append(line + '\n')
-    new = path.with_suffix('.tmp')
-    new.write_text(''.join(kept))
-    new.replace(path)
+    write_whole(path, ''.join(kept).encode())
 
 
 def _parse(line: str) -> dict[str, Any] | None:

@@ -3,6 +3,8 @@
 import functools
 import json
 import logging
+import signal
+import threading
 import time
 from collections import deque
 from pathlib import Path
@@ -17,7 +19,7 @@ from cfg.data.grids import mosaic
 from cfg.data.source import ArraySource, train_batches
 from cfg.diffusion import loss, schedule
 from cfg.errors import UserError
-from cfg.generate import Generator
+from cfg.files import lock, write_whole
 from cfg.models.unet import UNet
 from cfg.progress import Progress
 from cfg.training import state as states
@@ -29,9 +31,10 @@ log = logging.getLogger('cfg')
 
 CONFIG_FILE = 'config.json'
 
-# Fields that may differ between the parts of one run: they change its length and what is written, not its numbers
-# (grad_accum: only their rounding).
+# Fields that may differ between the parts of one run. The first change its length and what is written, not its numbers
+# (grad_accum: only their rounding); the others are what people change on purpose in the middle of a run.
 FREE_FIELDS = ('num_steps', 'log_every', 'sample_every', 'checkpoint_every', 'keep_last', 'keep_every', 'grad_accum')
+FREE_BY_INTENT = ('learning_rate', 'grad_clip')
 
 
 def make_loss_fn(config: ConfigDict, network: UNet, image_shape: tuple[int, ...]):
@@ -91,23 +94,28 @@ def train(config: ConfigDict, workdir: Path) -> None:
     Raises:
       UserError: on input that does not fit, or when the loss is no longer finite.
     """
+    with lock(workdir, 'train'):
+        _train(config, workdir)
+
+
+def _train(config: ConfigDict, workdir: Path) -> None:
     source = setup.open_source(config.data.name, config.data.split)
     share = parallel.per_device(config.train.batch_size, 'config.train.batch_size')
     accum = config.train.grad_accum
     setup.require(share % accum == 0, 'train.grad_accum', accum, f"a divisor of a device's share of the batch, {share}")
     network = setup.build_network(config, source)
-    _check_same_run(config, workdir)
+    parallel.per_device(config.sampling.batch_size, 'config.sampling.batch_size')
 
     with Checkpoints(workdir, keep_last=config.train.keep_last, keep_every=config.train.keep_every) as checkpoints:
         tx = make_optimizer(config)
-        state = _restore(checkpoints, setup.abstract_params(network, source), tx)
+        state = _restore(config, checkpoints, setup.abstract_params(network, source), tx)
         if state is None:
             state = states.create(setup.init_params(network, source, seed=config.seed), tx)
         start = int(state.step)
         if start >= config.train.num_steps:
             log.info('Nothing to train: the newest checkpoint is of step %d.', start)
             return
-        (workdir / CONFIG_FILE).write_text(json.dumps(setup.config_dict(config), indent=2) + '\n')
+        write_whole(workdir / CONFIG_FILE, (json.dumps(setup.config_dict(config), indent=2) + '\n').encode())
         # Imported here: it brings TensorFlow, which no other mode needs.
         from cfg.training.logs import Logs
 
@@ -116,36 +124,38 @@ def train(config: ConfigDict, workdir: Path) -> None:
         checkpoints.wait()
 
 
-def _restore(checkpoints: Checkpoints, params: Any, tx: Any) -> TrainState | None:
+def _restore(config: ConfigDict, checkpoints: Checkpoints, params: Any, tx: Any) -> TrainState | None:
     steps = checkpoints.steps()
     if not steps:
         return None
+    _check_same_run(config, checkpoints.meta(steps[-1])['config'], checkpoints.folder)
     like = jax.eval_shape(lambda p: states.create(p, tx), params)
     log.info('Resuming from step %d.', steps[-1])
     return checkpoints.restore_state(steps[-1], like)
 
 
-def _check_same_run(config: ConfigDict, workdir: Path) -> None:
-    """A workdir belongs to one run: whatever changes its numbers must stay.
+def _check_same_run(config: ConfigDict, old: dict[str, Any], folder: Path) -> None:
+    """A workdir belongs to one run: what changes its numbers by accident must stay.
 
     Raises:
-      UserError: names the first field that differs from the config that the workdir was begun with.
+      UserError: names the first field that differs from the config of the newest checkpoint.
     """
-    path = workdir / CONFIG_FILE
-    if not path.exists():
-        return
-    old, new = json.loads(path.read_text()), setup.config_dict(config)
+    new = setup.config_dict(config)
     for part in ('seed', 'data', 'model', 'diffusion', 'train'):
         before, now = old.get(part), new[part]
         if not isinstance(now, dict):
             before, now, part = {part: before}, {part: now}, ''
         for name, value in now.items():
-            if before.get(name) != value and not (part == 'train' and name in FREE_FIELDS):
-                field = f'{part}.{name}'.strip('.')
-                raise UserError(
-                    f'{workdir} was begun with config.{field}={before.get(name)!r}, not {value!r}: '
-                    'go on with that value, or give another --workdir.'
-                )
+            if before.get(name) == value or (part == 'train' and name in FREE_FIELDS):
+                continue
+            field = f'{part}.{name}'.strip('.')
+            if part == 'train' and name in FREE_BY_INTENT:
+                log.info('config.%s is now %r; it was %r.', field, value, before.get(name))
+                continue
+            raise UserError(
+                f'The checkpoints in {folder} come from config.{field}={before.get(name)!r}, not {value!r}: '
+                'go on with that value, or give another --workdir.'
+            )
 
 
 def _run(
@@ -163,11 +173,13 @@ def _run(
 
     replicated = parallel.replicate(state)
     pending: deque = deque()
+    stop = _StopSignal()
     for step in range(start + 1, options.num_steps + 1):
         replicated, metrics = step_fn(replicated, parallel.shard(next(batches)))
         pending.append((step, metrics))
         last = step == options.num_steps
-        save = last or step % options.checkpoint_every == 0
+        stopping = stop.received  # once a step: a signal that comes below is for the next one
+        save = last or step % options.checkpoint_every == 0 or stopping is not None
         write_log = last or step % options.log_every == 0
         # Two steps may be under way before their loss is looked at, so that the device never waits for the host;
         # nothing is saved before all of them were.
@@ -178,10 +190,31 @@ def _run(
         progress.update(step, f'loss {meter.loss:.4f}' if meter.loss is not None else '')
         if save:
             checkpoints.save(parallel.unreplicate(replicated), meta=meta)
+        if stopping and not last:
+            checkpoints.wait()
+            log.info('Stopped by %s; saved step %d. The same command goes on from there.', stopping.name, step)
+            raise SystemExit(128 + stopping)
         if draw_grid and (last or step % options.sample_every == 0):
-            logs.image(step, 'samples', draw_grid(replicated))
+            try:
+                logs.image(step, 'samples', draw_grid(replicated))
+            except UserError as error:  # a picture is no reason to end a run
+                log.warning('No sample grid at step %d: %s', step, error)
             logs.flush()
             meter.restart()
+
+
+class _StopSignal:
+    """Remembers SIGTERM or Ctrl-C, so that the loop saves after the step in progress; a second one ends at once."""
+
+    def __init__(self):
+        self.received: signal.Signals | None = None
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        self.received = signal.Signals(number)
+        signal.signal(number, signal.SIG_DFL)
 
 
 class _Meter:
@@ -227,7 +260,7 @@ def _finite(step: int, metrics: Any) -> dict[str, float]:
         if not np.isfinite(value):
             raise UserError(
                 f'The {name} of step {step} is {value}: training stopped, and the checkpoints before it are intact; '
-                'lower config.train.learning_rate or set config.train.grad_clip, and start from one of them.'
+                'lower config.train.learning_rate or set config.train.grad_clip to go on from the last of them.'
             )
     return values
 
@@ -236,15 +269,7 @@ def _grid_drawer(config: ConfigDict, source: ArraySource, network: UNet):
     """A function from the replicated state to a uint8 grid: one row a w, one column a class, same noise in a column."""
     columns = min(source.num_classes, 10)
     devices = len(parallel.local_devices())
-    generator = Generator(
-        lambda params, *inputs: network.apply({'params': params}, *inputs),
-        prediction=config.diffusion.prediction,
-        image_shape=source.image_shape,
-        null_label=source.num_classes,
-        settings=setup.sampler_settings(config),
-        seed=config.sampling.seed,
-        batch_size=-(-columns // devices) * devices,
-    )
+    generator = setup.make_generator(config, source, network, batch_size=-(-columns // devices) * devices)
     labels = np.arange(columns)
 
     def draw(state: TrainState) -> np.ndarray:

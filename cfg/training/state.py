@@ -37,8 +37,9 @@ def optimizer(
     schedule = learning_rate
     if warmup_steps > 1:
         schedule = optax.linear_schedule(learning_rate / warmup_steps, learning_rate, warmup_steps - 1)
-    adam = optax.adamw(schedule, b1=beta1, b2=beta2, weight_decay=weight_decay)
-    return optax.chain(optax.clip_by_global_norm(grad_clip), adam) if grad_clip else adam
+    # Without clipping the chain keeps its structure, so that a run may go on with or without it.
+    clip = optax.clip_by_global_norm(grad_clip) if grad_clip else optax.identity()
+    return optax.chain(clip, optax.adamw(schedule, b1=beta1, b2=beta2, weight_decay=weight_decay))
 
 
 def create(params: Params, tx: optax.GradientTransformation) -> TrainState:

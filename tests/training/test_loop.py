@@ -1,5 +1,7 @@
 import json
+import os
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from cfg import setup
 from cfg.data.digits import digits
 from cfg.errors import UserError
+from cfg.files import lock
 from cfg.status import describe
 from cfg.training import loop, state
 from cfg.training.checkpoints import Checkpoints
@@ -76,11 +79,11 @@ def test_nothing_is_trained_twice(run, small_config):
 
 
 def test_other_numbers_need_another_workdir(run, small_config):
-    small_config.train.learning_rate = 5e-4
-    with pytest.raises(UserError, match=r'config\.train\.learning_rate=0\.001, not 0\.0005.*another --workdir'):
+    small_config.train.beta2 = 0.99
+    with pytest.raises(UserError, match=r'config\.train\.beta2=0\.999, not 0\.99.*another --workdir'):
         loop.train(small_config, run)
     small_config = small_config.copy_and_resolve_references()
-    small_config.train.learning_rate = 1e-3
+    small_config.train.beta2 = 0.999
     small_config.seed = 4
     with pytest.raises(UserError, match=r'config\.seed=0, not 4'):
         loop.train(small_config, run)
@@ -128,8 +131,8 @@ def test_last_k_and_every_nth_checkpoint_are_kept(tmp_path):
             checkpoints.save(values, meta={})
         checkpoints.wait()
         assert checkpoints.steps() == [4, 8, 9]
-        with pytest.raises(UserError, match=r'config\.eval\.steps=5 is not among .*\[4, 8, 9\]'):
-            checkpoints.find(5, 'config.eval.steps')
+        with pytest.raises(UserError, match=r'The step 5 is not among .*\[4, 8, 9\]'):
+            checkpoints.find(5, 'The step')
         assert checkpoints.find(-1, 'x') == 9
 
 
@@ -158,3 +161,43 @@ def test_a_restored_state_is_the_saved_one_bit_for_bit(tmp_path):
     for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(saved), strict=True):
         assert np.array_equal(a, b)
         assert np.asarray(a).dtype == b.dtype
+
+
+def test_the_learning_rate_may_change_in_the_middle(run, tmp_path, small_config, caplog):
+    shutil.copytree(run, tmp_path / 'run')
+    small_config.train.num_steps = 7
+    small_config.train.learning_rate = 5e-4
+    small_config.train.grad_clip = 0.0
+    with caplog.at_level('INFO', logger='cfg'):
+        loop.train(small_config, tmp_path / 'run')
+    assert 'config.train.learning_rate is now 0.0005; it was 0.001.' in caplog.text
+    assert 'step: 7' in describe(tmp_path / 'run')
+
+
+def test_two_processes_cannot_train_in_one_workdir(run, small_config):
+    with lock(run, 'train'), pytest.raises(UserError, match='Another process runs --mode=train'):
+        loop.train(small_config, run)
+
+
+def test_a_stop_signal_saves_the_step_in_progress(tmp_path, small_config, monkeypatch):
+    """SIGTERM in the middle of an interval: the step is saved, the exit status says so, and the run can go on."""
+    small_config.train.num_steps = 8
+    small_config.train.checkpoint_every = 8
+    update = loop.Progress.update
+
+    def update_and_stop(self, done, note=''):
+        update(self, done, note)
+        if done == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(loop.Progress, 'update', update_and_stop)
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            loop.train(small_config, tmp_path)
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGINT, before[1])
+    assert stopped.value.code == 128 + signal.SIGTERM
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.steps() == [4]

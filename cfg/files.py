@@ -1,0 +1,42 @@
+"""Files that are whole or not there, and locks on a workdir."""
+
+import contextlib
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from cfg.errors import UserError
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file so that a reader, or a run after a crash, sees the old content or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f'.{path.name}.', delete=False) as file:
+        try:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            Path(file.name).chmod(0o644)
+            Path(file.name).replace(path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def lock(workdir: Path, what: str) -> Iterator[None]:
+    """Holds `what` ('train', say) of a workdir for one process; a process that dies lets go.
+
+    Raises:
+      UserError: when another process holds it.
+    """
+    with (workdir / f'.{what}.lock').open('w') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f'Another process runs --mode={what} on {workdir}: wait for it, stop it, or give another --workdir.'
+            ) from None
+        yield
