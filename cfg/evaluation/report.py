@@ -2,29 +2,22 @@
 
 import csv
 import dataclasses
-import itertools
 import json
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
-from matplotlib.transforms import Bbox
 
 from cfg.data.grids import mosaic
 from cfg.errors import UserError
-from cfg.evaluation import page
+from cfg.evaluation import page, plots
 from cfg.evaluation.results import (
     Curve,
     Row,
     Samples,
-    floors,
     group_curves,
     is_complete,
     load_samples,
@@ -32,21 +25,6 @@ from cfg.evaluation.results import (
     number,
     read_rows,
 )
-
-# The last curve (the final checkpoint) always takes the first of these.
-_COLOURS = ('#1f5aa6', '#d9730d', '#2b8a57', '#9a3f9e', '#b8332e', '#0f8b9d', '#7a6a12')
-_MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')
-_INK = '#1b1f24'
-_MUTED = '#6a737d'
-_RULE = '#e3e6ea'
-
-# Width in w of the nearly linear part of the w axis, beyond which it grows like a logarithm: small enough to set
-# 0.1, 0.2 and 0.3 apart, large enough not to give them most of the axis.
-_W_LINEAR = 0.2
-# Above this ratio of the largest to the smallest FID, the smaller ones can be told apart on a logarithmic axis only.
-_LOG_RATIO = 8.0
-
-_LEGEND_CHARACTERS = 78  # a line of the legend, in the width of a plot
 
 _MAX_PANELS = 6
 _PANEL_PIXELS = 480  # about the width of a panel of a static grid
@@ -107,8 +85,8 @@ def write_report(
     output.mkdir(exist_ok=True)
 
     write_table(output / 'table.csv', curves)
-    plot_against_w(output / 'fid_is_vs_w.png', curves)
-    plot_fid_against_is(output / 'fid_vs_is.png', curves)
+    plots.plot_against_w(output / 'fid_is_vs_w.png', curves)
+    plots.plot_fid_against_is(output / 'fid_vs_is.png', curves)
 
     picked = _pick_all(workdir, curves, grid_shape=grid_shape, one_class=one_class)
     notices = _incomplete_notice(len(rows) - len(complete)) + _missing_notice(curves, picked)
@@ -148,213 +126,6 @@ def write_table(path: Path, curves: Sequence[Curve]) -> None:
             writer.writerow({k: json.dumps(v) if isinstance(v, dict | list) else v for k, v in row.items()})
 
 
-# Plots.
-
-
-def plot_against_w(path: Path, curves: Sequence[Curve]) -> None:
-    """Draws FID and inception score against w, one above the other."""
-    floor_style = {'color': _MUTED, 'linestyle': '--', 'linewidth': 1.1}
-    figure = _figure(_legend_entries(curves, Line2D([], [], **floor_style)))
-    upper, lower = figure.subplots(2, 1, sharex=True)
-    for axes, name in ((upper, 'fid'), (lower, 'inception_score')):
-        for curve, style in zip(curves, _styles(len(curves)), strict=True):
-            w, values = curve.values('w'), curve.values(name)
-            axes.plot(w, values, **style)
-            if curve.best_fid is not None:
-                _mark_best(axes, w[curve.best_fid], values[curve.best_fid], style['color'])
-        for floor in floors(curves).values():
-            axes.axhline(number(floor, f'floor_{name}'), zorder=1, **floor_style)
-        _tidy(axes)
-        axes.margins(y=0.08)
-    figure.align_ylabels()
-    upper.set_ylabel('FID (lower is better)', color=_INK)
-    lower.set_ylabel('inception score (higher is better)', color=_INK)
-    lower.set_xlabel('guidance strength w (asinh scale; 0 is not guided)', color=_INK)
-    _scale_fid(upper, curves)
-    _scale_w(lower, sorted({w for curve in curves for w in curve.values('w')}))
-    _save(figure, path)
-
-
-def plot_fid_against_is(path: Path, curves: Sequence[Curve]) -> None:
-    """Draws FID against inception score, a point for each w."""
-    figure = _figure(_legend_entries(curves, Line2D([], [], **_FLOOR_POINT)))
-    axes = figure.subplots()
-    styles = _styles(len(curves))
-    for curve, style in zip(curves, styles, strict=True):
-        scores, fids = curve.values('inception_score'), curve.values('fid')
-        axes.plot(scores, fids, **style)
-        if curve.best_fid is not None:
-            _mark_best(axes, scores[curve.best_fid], fids[curve.best_fid], style['color'])
-    for floor in floors(curves).values():
-        axes.plot(number(floor, 'floor_inception_score'), number(floor, 'floor_fid'), **_FLOOR_POINT)
-    _tidy(axes)
-    axes.margins(0.09)
-    axes.set_xlabel('inception score (higher is better)', color=_INK)
-    axes.set_ylabel('FID (lower is better)', color=_INK)
-    _scale_fid(axes, curves)
-    # The labels are placed in pixels, so the layout has to be final before.
-    FigureCanvasAgg(figure).draw()
-    figure.set_layout_engine('none')
-    _annotate_w(axes, curves, [style['color'] for style in styles])
-    _save(figure, path)
-
-
-_FLOOR_POINT = {'marker': 'X', 'markersize': 8, 'color': _MUTED, 'linestyle': 'none', 'markeredgecolor': 'white'}
-
-
-def _styles(count: int) -> list[dict]:
-    """The line style of each curve; the last one stands in front."""
-    return [
-        {
-            'color': _COLOURS[place % len(_COLOURS)],
-            'marker': _MARKERS[place % len(_MARKERS)],
-            'markersize': 5,
-            'linewidth': 1.8,
-            'zorder': 3 - place / count,
-        }
-        for place in reversed(range(count))
-    ]
-
-
-def _mark_best(axes: Axes, x: float, y: float, colour: str) -> None:
-    axes.plot(x, y, marker='*', markersize=15, color=colour, markeredgecolor='white', markeredgewidth=1.0, zorder=4)
-
-
-def _tidy(axes: Axes) -> None:
-    axes.spines[['top', 'right']].set_visible(False)
-    axes.spines[['left', 'bottom']].set_color(_MUTED)
-    axes.tick_params(color=_MUTED, labelcolor=_INK, labelsize=9)
-    axes.grid(color=_RULE, linewidth=0.8)
-    axes.set_axisbelow(True)
-
-
-def _scale_fid(axes: Axes, curves: Sequence[Curve]) -> None:
-    """Makes the y axis logarithmic where FID spans so much that a linear one would hide the small values."""
-    fids = np.concatenate([curve.values('fid') for curve in curves])
-    fids = np.append(fids, [number(floor, 'floor_fid') for floor in floors(curves).values()])
-    fids = fids[np.isfinite(fids)]
-    if not len(fids) or fids.min() <= 0 or fids.max() / fids.min() < _LOG_RATIO:
-        axes.yaxis.set_major_locator(MaxNLocator(6))
-        return
-    axes.set_yscale('log')
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_ylabel(f'{axes.get_ylabel()[:-1]}; log scale)', color=_INK)
-
-
-def _scale_w(axes: Axes, ws: Sequence[float]) -> None:
-    """Spreads small w apart and puts a tick at each w, but for those too near to the one before."""
-    axes.set_xscale('function', functions=(lambda w: np.arcsinh(w / _W_LINEAR), lambda x: _W_LINEAR * np.sinh(x)))
-    places = np.arcsinh(np.array(ws) / _W_LINEAR)
-    span = max(float(np.ptp(places)), 1e-9)
-    axes.set_xlim(*(_W_LINEAR * np.sinh([places[0] - 0.04 * span, places[-1] + 0.04 * span])))
-    kept = [0]
-    for i in range(1, len(ws)):
-        if (places[i] - places[kept[-1]]) / span > 0.055:
-            kept.append(i)
-    axes.xaxis.set_major_locator(FixedLocator([ws[i] for i in kept]))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
-
-
-def _legend_entries(curves: Sequence[Curve], floor: Line2D) -> list[tuple[Line2D, str]]:
-    """The handles and labels of the legend; `floor` is how the plot draws the floors of real data."""
-    entries = []
-    for curve, style in zip(curves, _styles(len(curves)), strict=True):
-        best = curve.rows[curve.best_fid] if curve.best_fid is not None else None
-        note = f' (best FID {page.score_text(best["fid"])} at w = {best["w"]:g})' if best else ''
-        entries.append((Line2D([], [], **style), curve.label + note))
-    star = Line2D([], [], marker='*', markersize=12, color=_INK, markeredgecolor='white', linestyle='none')
-    entries.append((star, 'best FID of the curve'))
-    entries += [(floor, f'floor: {label}') for label in floors(curves)]
-    return [
-        (handle, textwrap.fill(label, _LEGEND_CHARACTERS, break_on_hyphens=False, break_long_words=False))
-        for handle, label in entries
-    ]
-
-
-def _figure(legend: Sequence[tuple[Line2D, str]]) -> Figure:
-    """A figure with the legend on top, and below it the same room whatever the legend's length."""
-    lines = sum(label.count('\n') + 1 for _, label in legend)
-    figure = Figure(figsize=(6.0, 5.8 + 0.2 * lines), dpi=200, layout='constrained')
-    handles, labels = zip(*legend, strict=True)
-    figure.legend(handles, labels, loc='outside upper left', fontsize=9, frameon=False, labelcolor=_INK)
-    return figure
-
-
-def _annotate_w(axes: Axes, curves: Sequence[Curve], colours: Sequence[str]) -> None:
-    """Writes w beside the points where there is room: the ends first, then the best, then the others."""
-    canvas = FigureCanvasAgg(axes.figure)
-    renderer = canvas.get_renderer()
-    tracks = [_pixels(axes, curve) for curve in curves]
-    taken = [_around(point, 5 if at_point else 2) for track in tracks for point, at_point in _along(track)]
-    unit = axes.figure.dpi / 72
-    jobs = []
-    for curve, track, colour in zip(curves, tracks, colours, strict=True):
-        ends = {0, len(curve.rows) - 1}
-        for i in np.flatnonzero(np.isfinite(track).all(axis=1)):
-            jobs.append((0 if i in ends else 1 if i == curve.best_fid else 2, curve.rows[i]['w'], track[i], colour))
-    for rank, w, point, colour in sorted(jobs, key=lambda job: job[0]):
-        for dx, dy, horizontal, vertical in _SIDES:
-            text = axes.annotate(
-                f'w = {w:g}' if rank == 0 else f'{w:g}',
-                axes.transData.inverted().transform(point),
-                (dx * 7, dy * 7),
-                textcoords='offset points',
-                ha=horizontal,
-                va=vertical,
-                fontsize=8.5,
-                color=colour,
-                fontweight='bold' if rank == 0 else 'normal',
-                annotation_clip=False,
-            )
-            box = text.get_window_extent(renderer).padded(unit)
-            inside = axes.figure.bbox.x0 <= box.x0 and box.x1 <= axes.figure.bbox.x1 and box.y0 >= axes.bbox.y0
-            if inside and not any(box.overlaps(other) for other in taken):
-                taken.append(box)
-                break
-            text.remove()
-
-
-_SIDES = (
-    (0.0, 1.0, 'center', 'bottom'),
-    (0.0, -1.0, 'center', 'top'),
-    (1.0, 0.0, 'left', 'center'),
-    (-1.0, 0.0, 'right', 'center'),
-    (0.8, 0.8, 'left', 'bottom'),
-    (0.8, -0.8, 'left', 'top'),
-    (-0.8, 0.8, 'right', 'bottom'),
-    (-0.8, -0.8, 'right', 'top'),
-)
-
-
-def _pixels(axes: Axes, curve: Curve) -> np.ndarray:
-    """The curve's points in pixels of the figure, [len(rows), 2]."""
-    return axes.transData.transform(np.stack([curve.values('inception_score'), curve.values('fid')], axis=1))
-
-
-def _along(track: np.ndarray) -> list[tuple[np.ndarray, bool]]:
-    """Places along the line through the points, each with whether it is one of the points."""
-    places = [(point, True) for point in track if np.isfinite(point).all()]
-    for start, end in itertools.pairwise(track):
-        length = np.hypot(*(end - start))
-        if np.isfinite(length):
-            places += [(start + (end - start) * t, False) for t in np.arange(0, 1, 6 / max(length, 6.0))]
-    return places
-
-
-def _around(point: np.ndarray, radius: float) -> Bbox:
-    return Bbox([point - radius, point + radius])
-
-
-def _save(figure: Figure, path: Path) -> None:
-    FigureCanvasAgg(figure).print_png(path)
-
-
-# Grids.
-
-
 def draw_grid(path: Path, panels: Sequence[tuple[Row, Samples]], shape: tuple[int, int], caption: str) -> None:
     """Draws a panel of samples for each row, pixel for pixel (enlarged by whole factors only).
 
@@ -372,7 +143,7 @@ def draw_grid(path: Path, panels: Sequence[tuple[Row, Samples]], shape: tuple[in
     total = (margin + columns * (width + margin), top + lines * (head + height) + margin)
     dpi = 100
     figure = Figure(figsize=(total[0] / dpi, total[1] / dpi), dpi=dpi)
-    caption_text = figure.text(margin / total[0], 1 - 26 / total[1], caption, fontsize=10, color=_MUTED)
+    caption_text = figure.text(margin / total[0], 1 - 26 / total[1], caption, fontsize=10, color=plots.MUTED)
     # Narrow panels get the short form of a caption that would be cut.
     if caption_text.get_window_extent(FigureCanvasAgg(figure).get_renderer()).x1 > total[0]:
         caption_text.set_text(caption.split(':')[0])
@@ -387,9 +158,9 @@ def draw_grid(path: Path, panels: Sequence[tuple[Row, Samples]], shape: tuple[in
             for short, key in (('FID', 'fid'), ('IS', 'inception_score'))
             if key in row
         )
-        figure.text(x / total[0], place + 28 / total[1], name, fontsize=13, color=_INK, fontweight='bold')
-        figure.text(x / total[0], place + 9 / total[1], scores, fontsize=10, color=_MUTED)
-    _save(figure, path)
+        figure.text(x / total[0], place + 28 / total[1], name, fontsize=13, color=plots.INK, fontweight='bold')
+        figure.text(x / total[0], place + 9 / total[1], scores, fontsize=10, color=plots.MUTED)
+    plots.save(figure, path)
 
 
 def _pick_all(
