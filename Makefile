@@ -38,7 +38,7 @@ mixture: install
 	$(PY) main.py --config=configs/mixture.py --workdir=$(MIXTURE) --mode=report
 
 test: install-dev
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/test_main.py tests
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: install-dev
 	$(VENV)/bin/ruff check .

@@ -39,12 +39,12 @@ def _dispatch() -> None:
     if FLAGS.mode == 'status':
         from cfg import status
 
-        print(status.describe(setup.check_workdir(FLAGS.workdir, write=False)))
+        print(status.describe(setup.check_workdir(FLAGS.workdir, create=False, write=False)))
         return
     config = _config()
     setup.check_config(config)
     begins = FLAGS.mode == 'train' or config.data.name == 'mixture'
-    workdir = setup.check_workdir(FLAGS.workdir, write=begins)
+    workdir = setup.check_workdir(FLAGS.workdir, create=begins, write=True)
     if FLAGS.mode == 'train':
         from cfg.training import loop
 
@@ -71,6 +71,9 @@ def main(argv: list[str]) -> None:
         _dispatch()
     except UserError as error:
         sys.exit(_complain(error))
+    except KeyboardInterrupt:
+        print('\nStopped; the same command goes on where it stopped.', file=sys.stderr)
+        sys.exit(130)
 
 
 def _complain(error: Exception | str) -> int:

@@ -2,12 +2,15 @@
 
 import contextlib
 import fcntl
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from cfg.errors import UserError
+
+log = logging.getLogger('cfg')
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -35,8 +38,10 @@ def lock(workdir: Path, what: str) -> Iterator[None]:
     with (workdir / f'.{what}.lock').open('w') as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise UserError(
                 f'Another process runs --mode={what} on {workdir}: wait for it, stop it, or give another --workdir.'
             ) from None
+        except OSError as error:  # a file system without locks
+            log.warning('%s cannot be locked (%s): take care that nothing else runs there.', workdir, error.strerror)
         yield

@@ -110,18 +110,22 @@ def _finite(values: Any) -> bool:
     return numbers and len(values) > 0 and bool(np.isfinite(values).all())
 
 
-def check_workdir(workdir: str | Path, *, write: bool) -> Path:
-    """The workdir as a path; made if it is missing and to be written.
+def check_workdir(workdir: str | Path, *, create: bool, write: bool) -> Path:
+    """The workdir as a path.
+
+    Args:
+      create: whether it is made if it is missing.
+      write: whether it must be possible to write in it.
 
     Raises:
-      UserError: when it cannot be written, or does not exist and is only read.
+      UserError: when it does not exist or cannot be written.
     """
     if '://' in str(workdir):
         raise UserError(f'--workdir={workdir} is not a local folder: give a path on this machine.')
     path = Path(workdir)
+    if not create and not path.is_dir():
+        raise UserError(f'--workdir={path} does not exist: give the workdir of a run.')
     if not write:
-        if not path.is_dir():
-            raise UserError(f'--workdir={path} does not exist: give the workdir of a run.')
         return path
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -36,6 +36,10 @@ def test_results_survive_a_cut_at_every_byte(tmp_path):
     rows = [{'step': 1, 'w': 0.5}, {'step': 2, 'w': 1.0}]
     path = tmp_path / 'results.jsonl'
     assert repair(path) == []
+    path.write_bytes(b'{"step": 0}\n\n{"broken\n')  # what an editor or a power cut may leave
+    assert repair(path) == [{'step': 0}]
+    assert path.read_bytes() == b'{"step": 0}\n'
+    path.unlink()
     for row in rows:
         append(path, row)
     content = path.read_bytes()

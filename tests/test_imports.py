@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(ROOT.glob('cfg/**/*.py'))
 
 # What each part may import of the project; a part may always import itself and the two small files at the bottom.
-BOTTOM = {'cfg.errors', 'cfg.files', 'cfg.progress'}
+BOTTOM = {'cfg.errors', 'cfg.files', 'cfg.progress', 'cfg.stopping'}
 ALLOWED = {
     'cfg.diffusion': set(),
     'cfg.models': set(),
@@ -31,6 +31,7 @@ ALLOWED = {
     'cfg.status': {'cfg.evaluation', 'cfg.training'},
     'cfg.errors': set(),
     'cfg.files': set(),
+    'cfg.stopping': set(),
     'cfg.progress': set(),
     'cfg.xla_flags': set(),
 }

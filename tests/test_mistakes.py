@@ -24,6 +24,8 @@ from tests.command_line import refused
         (['--mode=trian'], ['trian', 'train']),
         (['train'], ["'train'", '--config.field=value']),
         (['--mode=eval'], ['no checkpoints', '--mode=train']),
+        (['--workdir=gs://bucket/run'], ['gs://bucket/run', 'local folder']),
+        (['--workdir=/nowhere/run', '--mode=eval'], ['/nowhere/run does not exist']),
         (['--mode=report'], ['results.jsonl', '--mode=eval']),
         (['--mode=status'], ['no run']),
     ],

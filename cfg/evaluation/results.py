@@ -17,9 +17,9 @@ Row = dict[str, Any]
 REQUIRED_KEYS = ('step', 'w', 'fid', 'inception_score', 'num_samples', 'features')
 
 # What tells one curve from another, apart from the step and the entries of 'sampling'.
-_SETTING_KEYS = ('features', 'reference', 'labels', 'ema', 'seed', 'num_samples')
+_SETTING_KEYS = ('features', 'reference', 'labels', 'ema', 'seed', 'num_samples', 'is_split_size')
 # These differ between steps by nature, so a label names them only where it would be ambiguous without.
-_HASH_KEYS = ('params_sha256', 'features_sha256')
+_HASH_KEYS = ('params_sha256', 'features_sha256', 'reference_sha256')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -184,7 +184,11 @@ def _check_same_model(config: dict[str, Any], trained: dict[str, Any], step: int
 
 
 def _check_guidable(ws: Sequence[float], p_uncond: float) -> None:
-    """Guidance needs a null label that was trained, and w = -1 alone needs no other."""
+    """Every w but 0 needs a null label that was trained, and every w but -1 needs trained classes."""
+    if p_uncond == 1 and any(w != -1 for w in ws):
+        raise UserError(
+            'The model was trained with config.train.p_uncond=1, so its classes mean nothing: only w=-1 can be used.'
+        )
     if p_uncond == 0 and any(w != 0 for w in ws):
         raise UserError(
             'The model was trained with config.train.p_uncond=0, so its null label means nothing: only w=0 can be used.'
@@ -295,16 +299,25 @@ def _write_samples(workdir: Path, name: str, images: np.ndarray, labels: np.ndar
 
 
 def repair(path: Path) -> list[Row]:
-    """The rows of a results file; a last line that was cut off is removed from it. No file: no rows."""
+    """The rows of a results file (none: []); a last line that is not JSON, as it was cut off, is removed from it."""
     if not path.exists():
         return []
-    rows = read_rows(path)
     content = path.read_bytes()
-    if content and not content.endswith(b'\n'):
-        last = content[content.rfind(b'\n') + 1 :]
-        whole = len(rows) == len(content.splitlines())
-        write_whole(path, content + b'\n' if whole else content[: -len(last)])
-    return rows
+    lines = [line for line in content.split(b'\n') if line.strip()]
+    if lines and not _is_json(lines[-1]):
+        lines.pop()
+    mended = b''.join(line + b'\n' for line in lines)
+    if mended != content:
+        write_whole(path, mended)
+    return read_rows(path)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def append(path: Path, row: Row) -> None:

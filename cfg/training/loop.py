@@ -3,8 +3,6 @@
 import functools
 import json
 import logging
-import signal
-import threading
 import time
 from collections import deque
 from pathlib import Path
@@ -22,6 +20,7 @@ from cfg.errors import UserError
 from cfg.files import lock, write_whole
 from cfg.models.unet import UNet
 from cfg.progress import Progress
+from cfg.stopping import StopSignal
 from cfg.training import state as states
 from cfg.training.checkpoints import Checkpoints
 from cfg.training.state import TrainState
@@ -119,9 +118,10 @@ def _train(config: ConfigDict, workdir: Path) -> None:
         # Imported here: it brings TensorFlow, which no other mode needs.
         from cfg.training.logs import Logs
 
-        with Logs(workdir, start_step=start) as logs:
-            _run(config, source, network, state, checkpoints, logs)
-        checkpoints.wait()
+        with StopSignal() as stop:
+            with Logs(workdir, start_step=start) as logs:
+                _run(config, source, network, state, checkpoints, logs, stop)
+            checkpoints.wait()
 
 
 def _restore(config: ConfigDict, checkpoints: Checkpoints, params: Any, tx: Any) -> TrainState | None:
@@ -159,9 +159,19 @@ def _check_same_run(config: ConfigDict, old: dict[str, Any], folder: Path) -> No
 
 
 def _run(
-    config: ConfigDict, source: ArraySource, network: UNet, state: TrainState, checkpoints: Checkpoints, logs: Any
+    config: ConfigDict,
+    source: ArraySource,
+    network: UNet,
+    state: TrainState,
+    checkpoints: Checkpoints,
+    logs: Any,
+    stop: StopSignal,
 ) -> None:
-    """The steps from `state.step` to `config.train.num_steps`."""
+    """The steps from `state.step` to `config.train.num_steps`, or to a stop signal.
+
+    Raises:
+      SystemExit: with 128 + the signal's number, after the step in progress was saved.
+    """
     options = config.train
     start = int(state.step)
     meta = {'config': setup.config_dict(config)}
@@ -173,7 +183,6 @@ def _run(
 
     replicated = parallel.replicate(state)
     pending: deque = deque()
-    stop = _StopSignal()
     for step in range(start + 1, options.num_steps + 1):
         replicated, metrics = step_fn(replicated, parallel.shard(next(batches)))
         pending.append((step, metrics))
@@ -201,20 +210,6 @@ def _run(
                 log.warning('No sample grid at step %d: %s', step, error)
             logs.flush()
             meter.restart()
-
-
-class _StopSignal:
-    """Remembers SIGTERM or Ctrl-C, so that the loop saves after the step in progress; a second one ends at once."""
-
-    def __init__(self):
-        self.received: signal.Signals | None = None
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._handle)
-
-    def _handle(self, number: int, frame: Any) -> None:
-        self.received = signal.Signals(number)
-        signal.signal(number, signal.SIG_DFL)
 
 
 class _Meter:

@@ -192,12 +192,9 @@ def test_a_stop_signal_saves_the_step_in_progress(tmp_path, small_config, monkey
 
     monkeypatch.setattr(loop.Progress, 'update', update_and_stop)
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    try:
-        with pytest.raises(SystemExit) as stopped:
-            loop.train(small_config, tmp_path)
-    finally:
-        signal.signal(signal.SIGTERM, before[0])
-        signal.signal(signal.SIGINT, before[1])
+    with pytest.raises(SystemExit) as stopped:
+        loop.train(small_config, tmp_path)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
     assert stopped.value.code == 128 + signal.SIGTERM
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         assert checkpoints.steps() == [4]

@@ -1,0 +1,33 @@
+"""SIGTERM and Ctrl-C as a wish to stop at the next good moment."""
+
+import signal
+import threading
+from typing import Any
+
+
+class StopSignal:
+    """While entered, remembers the first SIGTERM or Ctrl-C instead of ending the process; a second one ends it.
+
+    Attributes:
+      received: the signal, or None. Handlers are only set in the main thread, and put back at the end.
+    """
+
+    NUMBERS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self):
+        self.received: signal.Signals | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._handle) for number in self.NUMBERS}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        self.received = signal.Signals(number)
+        for each in self.NUMBERS:
+            signal.signal(each, signal.SIG_DFL)
