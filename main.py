@@ -8,14 +8,15 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from cfg import xla_flags
-from cfg.errors import UserError
+from cfg.errors import UserError, out_of_memory
 
-MODES = ('train', 'sample', 'eval', 'report', 'status')
+MODES = ('train', 'sample', 'eval', 'report', 'status', 'describe', 'import_adm')
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file('config', None, 'The config; single fields as --config.train.num_steps=100.')
 flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, logs, samples, results, report.')
 flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
+flags.DEFINE_integer('num_devices', None, 'For --mode=describe: as if on this many devices.', lower_bound=1)
 
 
 def _config():
@@ -34,6 +35,13 @@ def _dispatch() -> None:
     # Imported here, after the XLA flags are set and the arguments are known to be right.
     from cfg import setup
 
+    if FLAGS.mode == 'describe':
+        from cfg import describe
+
+        config = _config()
+        setup.check_config(config)
+        print(describe.describe(config, num_devices=FLAGS.num_devices))
+        return
     if FLAGS.workdir is None:
         raise UserError('--workdir is missing: give the folder of the run.')
     if FLAGS.mode == 'status':
@@ -43,7 +51,7 @@ def _dispatch() -> None:
         return
     config = _config()
     setup.check_config(config)
-    begins = FLAGS.mode == 'train' or config.data.name == 'mixture'
+    begins = FLAGS.mode in ('train', 'import_adm') or config.data.name == 'mixture'
     workdir = setup.check_workdir(FLAGS.workdir, create=begins, write=True)
     if FLAGS.mode == 'train':
         from cfg.training import loop
@@ -57,6 +65,10 @@ def _dispatch() -> None:
         from cfg.evaluation import sweep
 
         sweep.sample(config, workdir)
+    elif FLAGS.mode == 'import_adm':
+        from cfg import importing
+
+        print(importing.import_adm(config, workdir))
     elif FLAGS.mode == 'report':
         from cfg.evaluation import reporting
 
@@ -71,13 +83,21 @@ def main(argv: list[str]) -> None:
         _dispatch()
     except UserError as error:
         sys.exit(_complain(error))
+    except (MemoryError, RuntimeError) as error:
+        remedy = out_of_memory(error, FLAGS.mode)
+        if remedy is None:
+            raise
+        sys.exit(_complain(remedy))
     except KeyboardInterrupt:
         print('\nStopped; the same command goes on where it stopped.', file=sys.stderr)
         sys.exit(130)
 
 
 def _complain(error: Exception | str) -> int:
-    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+    message = str(error)
+    if 'Traceback (most recent call last)' in message:  # of a config file that refuses its argument
+        message = message.strip().splitlines()[-1].partition(': ')[2]
+    print(f'error: {" ".join(message.split())}', file=sys.stderr)
     return 2
 
 

@@ -7,3 +7,23 @@ class UserError(Exception):
     The message is one sentence that names what is wrong and the remedy; `main.py` prints it without
     a traceback and exits with status 2.
     """
+
+
+def out_of_memory(error: Exception, mode: str) -> str | None:
+    """What to change when a device or the host ran out of memory; None for any other error.
+
+    Args:
+      error: as it came; XLA's begins with RESOURCE_EXHAUSTED.
+      mode: of the command line.
+    """
+    if not isinstance(error, MemoryError) and 'RESOURCE_EXHAUSTED' not in str(error):
+        return None
+    if mode == 'train':
+        remedy = (
+            'raise config.train.grad_accum, set config.train.remat=True or config.model.dtype=bfloat16, or lower '
+            'config.train.batch_size or config.sampling.batch_size (--mode=describe tells what training takes)'
+        )
+    else:
+        remedy = 'lower config.sampling.batch_size, or set config.model.dtype=bfloat16'
+    where = 'The host' if isinstance(error, MemoryError) else 'The device'
+    return f'{where} ran out of memory: {remedy}; what is finished is kept.'

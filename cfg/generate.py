@@ -46,13 +46,29 @@ class Samples(NamedTuple):
     labels: np.ndarray
 
 
-def network_eps_fn(apply: Callable, params: Any, *, prediction: str) -> guidance.EpsFn:
-    """The eps function of a network `apply(params, z, logsnr, labels)` that predicts eps, x or v."""
+@dataclass(frozen=True)
+class Model:
+    """A network as the sampler sees it.
 
-    def eps_fn(z, logsnr, labels):
-        return process.from_output(apply(params, z, logsnr, labels), z, logsnr, prediction=prediction).eps
+    Attributes:
+      apply: (params, z [N, H, W, C], logsnr, labels) -> [N, H, W, at least C]. Channels past the first C are learned
+        variances (ADM), which this method does not use.
+      prediction: what the network predicts: eps, x or v.
+      null_label: the label of its unconditional prediction.
+    """
 
-    return eps_fn
+    apply: Callable
+    prediction: str
+    null_label: int
+
+    def eps_fn(self, params: Any) -> guidance.EpsFn:
+        """The eps function with these parameters."""
+
+        def eps_fn(z, logsnr, labels):
+            output = self.apply(params, z, logsnr, labels)[..., : z.shape[-1]]
+            return process.from_output(output, z, logsnr, prediction=self.prediction).eps
+
+        return eps_fn
 
 
 def sample_keys(seed: int, index: Array) -> Array:
@@ -65,10 +81,9 @@ class Generator:
     """Alg. 2 with Eq. 6, compiled once for every w, number of samples and set of parameters.
 
     Args:
-      apply: (params, z, logsnr, labels) -> network output.
-      prediction: what the network predicts.
+      model: gives eps; with `uncond`, only the conditional one.
+      uncond: a second model for the unconditional eps of Eq. 6, instead of the null label of the first.
       image_shape: (H, W, C).
-      null_label: the label of the unconditional pass.
       settings: of the sampler.
       seed: of the noise.
       batch_size: samples at a time over all devices.
@@ -77,11 +92,10 @@ class Generator:
 
     def __init__(
         self,
-        apply: Callable,
+        model: Model,
         *,
-        prediction: str,
+        uncond: Model | None = None,
         image_shape: tuple[int, ...],
-        null_label: int,
         settings: SamplerSettings,
         seed: int,
         batch_size: int,
@@ -90,8 +104,12 @@ class Generator:
         parallel.per_device(batch_size, 'config.sampling.batch_size', devices)
 
         def sample(params, index, labels, w):
-            eps_fn = network_eps_fn(apply, params, prediction=prediction)
-            eps_fn = guidance.classifier_free_eps_fn(eps_fn, w, null_label=null_label)
+            if uncond is None:
+                eps_fn = guidance.classifier_free_eps_fn(model.eps_fn(params), w, null_label=model.null_label)
+            else:
+                eps_fn = guidance.two_model_eps_fn(
+                    model.eps_fn(params[0]), uncond.eps_fn(params[1]), w, null_label=uncond.null_label
+                )
             grid = schedule.sampling_grid(
                 settings.num_steps, logsnr_min=settings.logsnr_min, logsnr_max=settings.logsnr_max
             )
@@ -115,7 +133,7 @@ class Generator:
         """Samples 0..n-1 in order.
 
         Args:
-          params: replicated over the devices.
+          params: replicated over the devices; with a second model the pair (params, params of the second).
           labels: int32 [n], one a sample.
           w: one number for all, or float [n].
 

@@ -3,7 +3,8 @@
 Arrays for pmap carry the device axis first: a batch of N on D local devices is [D, N / D, ...].
 """
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -71,7 +72,15 @@ def per_device(batch_size: int, what: str, devices: Devices = None) -> int:
     Raises:
       UserError: when the batch does not divide over the devices.
     """
-    count = len(local_devices(devices))
+    return share(batch_size, len(local_devices(devices)), what)
+
+
+def share(batch_size: int, count: int, what: str) -> int:
+    """The share of one of `count` devices.
+
+    Raises:
+      UserError: when the batch does not divide over the devices.
+    """
     if batch_size % count:
         raise UserError(
             f'{what}={batch_size} does not divide over {count} devices: '
@@ -89,3 +98,14 @@ def shard(tree: Any, devices: Devices = None) -> Any:
 def unshard(tree: Any) -> Any:
     """[D, n, ...] -> [D * n, ...] numpy, for every array of the tree."""
     return jax.tree.map(lambda x: np.asarray(x).reshape((-1, *x.shape[2:])), tree)
+
+
+def prefetch(batches: Iterable[Any], devices: Devices = None, *, ahead: int = 2) -> Iterator[Any]:
+    """Batches [N, ...] as sharded arrays on the devices, `ahead` of them under way while earlier ones are used."""
+    put = pmap(lambda batch: batch, num_args=1, devices=devices)
+    queue: deque = deque()
+    for batch in batches:
+        queue.append(put(shard(batch, devices)))
+        if len(queue) > ahead:
+            yield queue.popleft()
+    yield from queue

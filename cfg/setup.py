@@ -15,11 +15,15 @@ from ml_collections import ConfigDict
 
 from cfg.data.digits import SPLITS, digits
 from cfg.data.source import ArraySource
+from cfg.data.spec import DataSpec, data_spec
 from cfg.diffusion.process import PREDICTIONS
 from cfg.errors import UserError
-from cfg.generate import Generator, SamplerSettings
+from cfg.generate import Generator, Model, SamplerSettings
+from cfg.models.classifier import EncoderUNet
+from cfg.models.time import TIME_FNS, TIMES
 from cfg.models.unet import UNet
 
+DATA_NAMES = ('digits', 'imagenet', 'mixture')
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
@@ -38,33 +42,28 @@ def check_config(config: ConfigDict) -> None:
     data, model, diffusion = config.data, config.model, config.diffusion
     train, sampling, evaluation, report = config.train, config.sampling, config.eval, config.report
     require(config.seed >= 0, 'seed', config.seed, 'at least 0')
-    require(data.name in ('digits', 'mixture'), 'data.name', data.name, "'digits' or 'mixture'")
+    require(data.name in DATA_NAMES, 'data.name', data.name, f'one of {", ".join(DATA_NAMES)}')
+    require(data.image_size >= 1, 'data.image_size', data.image_size, 'at least 1')
     if data.name == 'digits':
         require(data.split in SPLITS, 'data.split', data.split, f'one of {", ".join(SPLITS)}')
 
-    for name in ('channels', 'num_res_blocks', 'norm_groups'):
-        require(model[name] >= 1, f'model.{name}', model[name], 'at least 1')
-    for field, values in (
-        ('model.channel_mult', model.channel_mult),
-        ('report.grid_shape', report.grid_shape),
-    ):
-        require(bool(values) and _integers(values, 1), field, values, 'whole numbers of at least 1')
-    for field, values in (
-        ('model.attention_resolutions', model.attention_resolutions),
-        ('sampling.labels', sampling.labels),
-        ('eval.steps', evaluation.steps),
-    ):
-        require(_integers(values, -1), field, values, 'whole numbers')
-    require(0 <= model.dropout < 1, 'model.dropout', model.dropout, 'in [0, 1)')
-    require(model.dtype in DTYPES, 'model.dtype', model.dtype, f'one of {", ".join(DTYPES)}')
     one_positive = sorted((model.num_heads > 0, model.head_channels > 0)) == [False, True]
     one_positive &= min(model.num_heads, model.head_channels) == 0
     require(one_positive, 'model.num_heads', model.num_heads, 'positive, or else model.head_channels: one of the two')
-    for mult in model.channel_mult:
-        width = model.channels * mult
-        for name in ('norm_groups', 'num_heads' if model.num_heads else 'head_channels'):
-            require(width % model[name] == 0, f'model.{name}', model[name], f'a divisor of {width} channels')
-
+    _check_architecture('model', model, heads='num_heads' if model.num_heads else 'head_channels')
+    _check_architecture('classifier', config.classifier, heads='head_channels')
+    require(
+        bool(report.grid_shape) and _integers(report.grid_shape, 1),
+        'report.grid_shape',
+        report.grid_shape,
+        'whole numbers of at least 1',
+    )
+    for field, values in (('sampling.labels', sampling.labels), ('eval.steps', evaluation.steps)):
+        require(_integers(values, -1), field, values, 'whole numbers')
+    require(0 <= model.dropout < 1, 'model.dropout', model.dropout, 'in [0, 1)')
+    require(model.dtype in DTYPES, 'model.dtype', model.dtype, f'one of {", ".join(DTYPES)}')
+    require(model.time in TIMES, 'model.time', model.time, f'one of {", ".join(TIMES)}')
+    require(config.adm.kind in ('model', 'classifier'), 'adm.kind', config.adm.kind, "'model' or 'classifier'")
     require(diffusion.prediction in PREDICTIONS, 'diffusion.prediction', diffusion.prediction, f'one of {PREDICTIONS}')
     ends = (diffusion.logsnr_min, diffusion.logsnr_max)
     require(ends[0] < ends[1], 'diffusion.logsnr_min', ends[0], f'smaller than logsnr_max={ends[1]}')
@@ -99,6 +98,21 @@ def check_config(config: ConfigDict) -> None:
     require(_finite(mixture.w), 'mixture.w', mixture.w, 'one or more finite numbers')
     for name in ('stddev', 'extent', 'num_samples'):
         require(mixture[name] > 0, f'mixture.{name}', mixture[name], 'positive')
+
+
+def _check_architecture(part: str, options: ConfigDict, *, heads: str) -> None:
+    """Checks the fields that the network and the classifier share; `heads` is the field that divides the attention."""
+    for name in ('channels', 'num_res_blocks', 'norm_groups', heads):
+        require(options[name] >= 1, f'{part}.{name}', options[name], 'at least 1')
+    mults = options.channel_mult
+    whole = _finite(mults) and all(mult > 0 and mult * options.channels % 1 == 0 for mult in mults)
+    require(whole, f'{part}.channel_mult', mults, 'positive factors that give whole numbers of channels')
+    resolutions = options.attention_resolutions
+    require(_integers(resolutions, 1), f'{part}.attention_resolutions', resolutions, 'whole numbers')
+    for mult in mults:
+        width = int(options.channels * mult)
+        for name in ('norm_groups', heads):
+            require(width % options[name] == 0, f'{part}.{name}', options[name], f'a divisor of {width} channels')
 
 
 def _integers(values: Any, least: int) -> bool:
@@ -136,44 +150,41 @@ def check_workdir(workdir: str | Path, *, create: bool, write: bool) -> Path:
     return path
 
 
-def open_source(name: str, split: str) -> ArraySource:
-    """The data set of a config.
+def spec_of(config: ConfigDict) -> DataSpec:
+    """The shapes and classes of a config's data set.
 
     Raises:
-      UserError: when the name is not that of a data set with images.
+      UserError: when it has no images.
     """
-    if name == 'digits':
-        return digits(split)
+    return data_spec(config.data.name, config.data.image_size)
+
+
+def open_source(config: ConfigDict, split: str | None = None) -> ArraySource:
+    """The data set of a config; `split` takes the place of `config.data.split`.
+
+    Raises:
+      UserError: when its images cannot be read.
+    """
+    spec = spec_of(config)
+    if spec.name == 'digits':
+        return digits(split or config.data.split)
     raise UserError(
-        f'config.data.name={name!r} has no images to train on or to compare with: its scores are exact, '
-        'so --mode=report is all there is to run.'
+        f'config.data.name={spec.name!r}: this version has no reader for its images, so nothing can be trained or '
+        'compared with them; --mode=describe, --mode=import_adm and --mode=sample need none.'
     )
 
 
-def build_network(config: ConfigDict, source: ArraySource) -> UNet:
+def build_network(config: ConfigDict, source: DataSpec | ArraySource) -> UNet:
     """The network of a config for the images and classes of a data set.
 
     Raises:
       UserError: when the image size does not fit the number of resolutions.
     """
-    factor = 2 ** (len(config.model.channel_mult) - 1)
-    height, width, channels = source.image_shape
-    if height % factor or width % factor:
-        raise UserError(
-            f'config.model.channel_mult has {len(config.model.channel_mult)} resolutions, so images must be multiples '
-            f'of {factor} pixels, but those of {source.name} are {height}x{width}: use fewer resolutions.'
-        )
     model = config.model
-    heights = [height // 2**level for level in range(len(model.channel_mult))]
-    for resolution in model.attention_resolutions:
-        require(
-            resolution in heights,
-            'model.attention_resolutions',
-            model.attention_resolutions,
-            f'among the heights {heights}',
-        )
+    _check_resolutions('model', model, source)
+    channels = source.image_shape[-1]
     return UNet(
-        out_channels=channels,
+        out_channels=2 * channels if model.learned_variance else channels,
         num_classes=source.num_classes,
         channels=model.channels,
         channel_mult=tuple(model.channel_mult),
@@ -184,10 +195,49 @@ def build_network(config: ConfigDict, source: ArraySource) -> UNet:
         dropout=model.dropout,
         norm_groups=model.norm_groups,
         dtype=DTYPES[model.dtype],
+        time_fn=TIME_FNS[model.time],
+        remat=config.train.remat,
     )
 
 
-def init_params(network: UNet, source: ArraySource, *, seed: int) -> Any:
+def build_classifier(config: ConfigDict, source: DataSpec | ArraySource) -> EncoderUNet:
+    """The noise-aware classifier of a config, told of the noise level in the same way as the network.
+
+    Raises:
+      UserError: when the image size does not fit the number of resolutions.
+    """
+    options = config.classifier
+    _check_resolutions('classifier', options, source)
+    return EncoderUNet(
+        num_classes=source.num_classes,
+        channels=options.channels,
+        channel_mult=tuple(options.channel_mult),
+        num_res_blocks=options.num_res_blocks,
+        attention_resolutions=tuple(options.attention_resolutions),
+        head_channels=options.head_channels,
+        norm_groups=options.norm_groups,
+        dtype=DTYPES[config.model.dtype],
+        time_fn=TIME_FNS[config.model.time],
+    )
+
+
+def _check_resolutions(part: str, options: ConfigDict, source: DataSpec | ArraySource) -> None:
+    """Whether images can be halved as often as a network wants, and have the heights where it has attention."""
+    levels = len(options.channel_mult)
+    factor = 2 ** (levels - 1)
+    height, width, _ = source.image_shape
+    if height % factor or width % factor:
+        raise UserError(
+            f'config.{part}.channel_mult has {levels} resolutions, so images must be multiples of {factor} pixels, but '
+            f'those of {source.name} are {height}x{width}: use fewer resolutions.'
+        )
+    heights = [height // 2**level for level in range(levels)]
+    for resolution in options.attention_resolutions:
+        field = f'{part}.attention_resolutions'
+        require(resolution in heights, field, options.attention_resolutions, f'among the heights {heights}')
+
+
+def init_params(network: UNet, source: DataSpec | ArraySource, *, seed: int) -> Any:
     """The initial parameters, float32 numpy arrays."""
     z = jnp.zeros((1, *source.image_shape))
     # A program that runs once is not worth optimising: on the CPU this takes a third of the time.
@@ -198,19 +248,34 @@ def init_params(network: UNet, source: ArraySource, *, seed: int) -> Any:
     return jax.tree.map(np.asarray, init(jax.random.key(seed)))
 
 
-def abstract_params(network: UNet, source: ArraySource) -> Any:
+def abstract_params(network: UNet, source: DataSpec | ArraySource) -> Any:
     """The shapes and types of the parameters, without computing any."""
     z = jnp.zeros((1, *source.image_shape))
     return jax.eval_shape(lambda: network.init(jax.random.key(0), z, jnp.zeros(1), jnp.zeros(1, jnp.int32))['params'])
 
 
-def make_generator(config: ConfigDict, source: ArraySource, network: UNet, *, batch_size: int) -> Generator:
-    """The sampler of a config over all devices."""
-    return Generator(
+def make_model(config: ConfigDict, network: UNet) -> Model:
+    """A network as the sampler sees it."""
+    return Model(
         lambda params, *inputs: network.apply({'params': params}, *inputs),
         prediction=config.diffusion.prediction,
+        null_label=network.num_classes,
+    )
+
+
+def make_generator(
+    config: ConfigDict,
+    source: DataSpec | ArraySource,
+    network: UNet,
+    *,
+    batch_size: int,
+    uncond: Model | None = None,
+) -> Generator:
+    """The sampler of a config over all devices; `uncond` is a second model for the unconditional eps."""
+    return Generator(
+        make_model(config, network),
+        uncond=uncond,
         image_shape=source.image_shape,
-        null_label=source.num_classes,
         settings=sampler_settings(config),
         seed=config.sampling.seed,
         batch_size=batch_size,

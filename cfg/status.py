@@ -28,7 +28,8 @@ def describe(workdir: Path) -> str:
         lines.append(f'checkpoints: {", ".join(map(str, steps)) or "none"}')
         lines.append(f'step: {steps[-1] if steps else 0}')
         if steps:
-            for name, ema in (('params', False), ('ema_params', True)):
+            imported = checkpoints.meta(steps[-1]).get('imported')
+            for name, ema in (('ema_params', True),) if imported else (('params', False), ('ema_params', True)):
                 digest = sha256(checkpoints.restore_params(steps[-1], ema=ema))
                 lines.append(f'{name}_sha256: {digest}')
     results = workdir / RESULTS_FILE

@@ -15,7 +15,8 @@ def get_config() -> ConfigDict:
     config.seed = 0
 
     config.data = ConfigDict()
-    config.data.name = ''  # 'digits' (trained) or 'mixture' (exact scores, nothing to train)
+    config.data.name = ''  # 'imagenet', 'digits', or 'mixture' (exact scores, nothing to train)
+    config.data.image_size = 64  # height and width in pixels
     config.data.split = 'train'  # what is trained on, and the reference of FID
 
     config.model = ConfigDict()
@@ -27,6 +28,10 @@ def get_config() -> ConfigDict:
     config.model.head_channels = 64  # channels a head; 0 = by num_heads
     config.model.dropout = 0.1
     config.model.norm_groups = 32  # of GroupNorm
+    # How the network is told of logsnr: 'continuous' (the schedule's u, times 1000), or the step numbers of a network
+    # that was trained on ADM's 1000 steps, 'adm_cosine' (released at 64x64) or 'adm_linear' (at all other sizes).
+    config.model.time = 'continuous'
+    config.model.learned_variance = False  # whether it has ADM's channels for the variance, which are ignored
     # Of computation, 'float32' or 'bfloat16'; parameters, norms, softmax and output are float32. Accelerators may
     # multiply float32 matrices in fewer bits (JAX_DEFAULT_MATMUL_PRECISION).
     config.model.dtype = 'float32'
@@ -40,6 +45,7 @@ def get_config() -> ConfigDict:
     config.train.num_steps = 400_000
     config.train.batch_size = 2048  # over all devices
     config.train.grad_accum = 1  # pieces of a device's share, one after the other; saves memory
+    config.train.remat = False  # compute each block again in the backward pass; saves memory
     config.train.p_uncond = 0.1  # probability of the null label (Alg. 1); 0.1, 0.2 and 0.5 in the paper
     config.train.stratified = False  # one u in each of batch_size equal strata; not in the paper
     config.train.learning_rate = 3e-4
@@ -63,6 +69,7 @@ def get_config() -> ConfigDict:
     config.sampling.batch_size = 256  # over all devices
     config.sampling.ema = True  # sample from the averaged parameters
     config.sampling.step = -1  # checkpoint of --mode=sample; -1 = the newest
+    config.sampling.uncond_workdir = ''  # run of a second model for the unconditional eps of Eq. 6; '' = the null label
     config.sampling.w = (0.0, 1.0, 3.0)  # guidance strengths of --mode=sample (Eq. 6); w = s - 1
     config.sampling.labels = ()  # classes of --mode=sample, repeated in this order; () = all classes
     config.sampling.num_samples = 64  # of --mode=sample, for each w
@@ -81,6 +88,21 @@ def get_config() -> ConfigDict:
     config.report.w = (0.0, 0.5, 1.0, 3.0)  # panels of the grids
     config.report.grid_shape = (6, 6)  # rows and columns of a panel
     config.report.one_class = 0  # the class of the single-class grid
+
+    # What --mode=import_adm reads.
+    config.adm = ConfigDict()
+    config.adm.checkpoint = ''  # a state dict of openai/guided-diffusion (.pt)
+    config.adm.kind = 'model'  # 'model' (the diffusion network) or 'classifier'
+    config.adm.new_attention_order = True  # its flag use_new_attention_order: True at 64x64, False at all other sizes
+
+    # The noise-aware classifier (ADM's, released flags for 64x64).
+    config.classifier = ConfigDict()
+    config.classifier.channels = 128
+    config.classifier.channel_mult = (1, 2, 3, 4)
+    config.classifier.num_res_blocks = 4  # a level
+    config.classifier.attention_resolutions = (32, 16, 8)
+    config.classifier.head_channels = 64
+    config.classifier.norm_groups = 32
 
     # The paper's Fig. 2, drawn by --mode=report when data.name = 'mixture'. Values: ours, read off the figure.
     config.mixture = ConfigDict()

@@ -8,6 +8,7 @@ def get_config():
     config = default.get_config()
 
     config.data.name = 'digits'
+    config.data.image_size = 8
     config.data.split = 'all'
 
     config.model.channels = 32

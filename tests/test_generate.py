@@ -8,7 +8,7 @@ from cfg.data.digits import digits
 from cfg.data.images import to_uint8
 from cfg.diffusion import mixture, process
 from cfg.errors import UserError
-from cfg.generate import Generator, SamplerSettings
+from cfg.generate import Generator, Model, SamplerSettings
 from tests.conftest import small_config
 
 SETTINGS = SamplerSettings(num_steps=4, logvar_interp=0.3, clip_x=True, logsnr_min=-20.0, logsnr_max=20.0)
@@ -36,10 +36,8 @@ def images_of(network, *, batch_size, devices, labels, w, seed=1):
     apply, params, _ = network
     devices = jax.local_devices()[:devices]
     generator = Generator(
-        apply,
-        prediction='eps',
+        Model(apply, 'eps', null_label=10),
         image_shape=(8, 8, 1),
-        null_label=10,
         settings=SETTINGS,
         seed=seed,
         batch_size=batch_size,
@@ -67,9 +65,8 @@ def test_a_sample_depends_on_its_index_alone(network):
 
 def test_a_sweep_over_w_compiles_once_and_w_of_each_sample_is_its_own(network):
     apply, params, traces = network
-    generator = Generator(
-        apply, prediction='eps', image_shape=(8, 8, 1), null_label=10, settings=SETTINGS, seed=1, batch_size=4
-    )
+    model = Model(apply, 'eps', null_label=10)
+    generator = Generator(model, image_shape=(8, 8, 1), settings=SETTINGS, seed=1, batch_size=4)
     replicated, labels = parallel.replicate(params), np.array([3, 1, 4, 1])
     first = {0.0: next(generator(replicated, labels, 0.0)).images}
     count = len(traces)
@@ -104,10 +101,8 @@ def test_every_prediction_type_draws_from_an_exact_gaussian(prediction):
         return {'eps': eps, 'x': x, 'v': process.v_from_x_eps(x, eps, logsnr)}[prediction]
 
     generator = Generator(
-        apply,
-        prediction=prediction,
+        Model(apply, prediction, null_label=1),
         image_shape=(8, 8, 1),
-        null_label=1,
         settings=SamplerSettings(256, 0.3, False, -20.0, 20.0),
         seed=0,
         batch_size=64,
@@ -123,9 +118,8 @@ def test_a_sample_that_is_not_finite_is_named_with_its_w():
     def apply(params, z, logsnr, labels):
         return jnp.where(labels[:, None, None, None] == 7, jnp.nan, z)
 
-    generator = Generator(
-        apply, prediction='eps', image_shape=(2, 2, 1), null_label=10, settings=SETTINGS, seed=0, batch_size=4
-    )
+    model = Model(apply, 'eps', null_label=10)
+    generator = Generator(model, image_shape=(2, 2, 1), settings=SETTINGS, seed=0, batch_size=4)
     batches = generator(parallel.replicate(np.zeros(1)), np.array([0, 1, 2, 3, 4, 7, 6, 5]), 0.5)
     next(batches)
     with pytest.raises(UserError, match=r'Sample 5 at w=0\.5 is not finite'):

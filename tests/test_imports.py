@@ -28,6 +28,8 @@ ALLOWED = {
         'cfg.training.checkpoints',
         'cfg.training.state',
     },
+    'cfg.describe': {'cfg.setup', 'cfg.models', 'cfg.data', 'cfg.parallel', 'cfg.training.build'},
+    'cfg.importing': {'cfg.setup', 'cfg.models', 'cfg.data', 'cfg.training.checkpoints'},
     'cfg.status': {'cfg.evaluation', 'cfg.training'},
     'cfg.errors': set(),
     'cfg.files': set(),

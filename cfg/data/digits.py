@@ -4,7 +4,6 @@ Source: the test half of UCI "Optical Recognition of Handwritten Digits" (Alpayd
 """
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from cfg.data.source import ArraySource
 
@@ -32,6 +31,8 @@ def digits(split: str) -> ArraySource:
     """
     if split not in SPLITS:
         raise ValueError(f'digits has the splits {", ".join(SPLITS)}, not {split!r}')
+    from sklearn.datasets import load_digits  # here, so that what needs no images needs no scikit-learn
+
     values, labels = load_digits(return_X_y=True)
     images = np.round(values.reshape(-1, 8, 8, 1) * (255.0 / 16.0)).astype(np.uint8)
     labels = labels.astype(np.int32)

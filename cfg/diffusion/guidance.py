@@ -42,8 +42,8 @@ def classifier_free(eps_cond: Array, eps_uncond: Array, w: Array) -> Array:
 def classifier_free_eps_fn(eps_fn: EpsFn, w: Array, *, null_label: int) -> EpsFn:
     """Wraps `eps_fn` into the guided eps of Eq. 6.
 
-    Both predictions come from one batch of 2N, conditional half first. Where no example is guided (every
-    w is 0) only the conditional pass runs.
+    Both predictions come from one batch of 2N, conditional half first. Where every w is 0 or -1 each example
+    needs only one of the two, and only one pass runs.
 
     Args:
       eps_fn: (z [N, ...], logsnr [] or [N], labels [N]) -> eps [N, ...].
@@ -62,6 +62,32 @@ def classifier_free_eps_fn(eps_fn: EpsFn, w: Array, *, null_label: int) -> EpsFn
             )
             eps_cond, eps_uncond = jnp.split(eps, 2)
             return classifier_free(eps_cond, eps_uncond, w).astype(z.dtype)
+
+        def single(z):
+            return eps_fn(z, logsnr, jnp.where(w == -1.0, null_label, labels)).astype(z.dtype)
+
+        return jax.lax.cond(jnp.all((w == 0.0) | (w == -1.0)), single, both, z)
+
+    return guided
+
+
+def two_model_eps_fn(eps_fn: EpsFn, uncond_eps_fn: EpsFn, w: Array, *, null_label: int) -> EpsFn:
+    """Eq. 6 with the unconditional eps from a second model.
+
+    The paper trains one network for both and notes that two separate models would do as well (section 3.2). Where every
+    w is 0 only the first model runs.
+
+    Args:
+      eps_fn, uncond_eps_fn: as in `classifier_free_eps_fn`.
+      w: [] or [N]; may be traced.
+      null_label: the label that the second model is given.
+    """
+    w = jnp.asarray(w, jnp.float32)
+
+    def guided(z, logsnr, labels):
+        def both(z):
+            eps_uncond = uncond_eps_fn(z, logsnr, jnp.full_like(labels, null_label))
+            return classifier_free(eps_fn(z, logsnr, labels), eps_uncond, w).astype(z.dtype)
 
         def conditional(z):
             return eps_fn(z, logsnr, labels).astype(z.dtype)

@@ -69,21 +69,39 @@ def open_features(name: str, cache: Path) -> FeatureNetwork:
     return {'digits_classifier': digits_classifier}[name](cache)
 
 
+class FeatureStatistics:
+    """What FID, inception score and agreement with labels need of a stream of images.
+
+    Args:
+      network: the features.
+      is_split_size: samples a split of the inception score.
+
+    Attributes:
+      moments: of the features.
+      splits: the sums of the inception score.
+      count: number of images.
+    """
+
+    def __init__(self, network: FeatureNetwork, *, is_split_size: int):
+        self._extract = network.extract
+        self.moments, self.splits, self.count = Moments.empty(network.width), Splits(is_split_size), 0
+
+    def add(self, images: np.ndarray) -> np.ndarray:
+        """Takes the next images, uint8 [N, H, W, C]; returns the most likely class of each, [N]."""
+        features, log_p = self._extract(images)
+        self.moments = self.moments.merge(Moments.of(features))
+        self.splits.add(log_p)
+        self.count += len(images)
+        return log_p.argmax(axis=1)
+
+
 def measure(
     network: FeatureNetwork, images: np.ndarray, *, batch_size: int, is_split_size: int
-) -> tuple[Moments, Splits, np.ndarray]:
-    """Statistics of images uint8 [N, H, W, C], batch by batch.
-
-    Returns:
-      (moments of the features, sums of the inception score, the most likely class of each image [N]).
-    """
-    moments, splits, classes = Moments.empty(network.width), Splits(is_split_size), []
-    for start in range(0, len(images), batch_size):
-        features, log_p = network.extract(images[start : start + batch_size])
-        moments = moments.merge(Moments.of(features))
-        splits.add(log_p)
-        classes.append(log_p.argmax(axis=1))
-    return moments, splits, np.concatenate(classes)
+) -> tuple[FeatureStatistics, np.ndarray]:
+    """Statistics of images uint8 [N, H, W, C], batch by batch, and the most likely class of each, [N]."""
+    statistics = FeatureStatistics(network, is_split_size=is_split_size)
+    starts = range(0, len(images), batch_size)
+    return statistics, np.concatenate([statistics.add(images[start : start + batch_size]) for start in starts])
 
 
 def digits_classifier(cache: Path) -> FeatureNetwork:

@@ -16,7 +16,7 @@ def write(config: ConfigDict, workdir: Path) -> Path:
     """
     if config.data.name == 'mixture':
         return _mixture(config, workdir)
-    source = setup.open_source(config.data.name, config.data.split)
+    source = setup.open_source(config)
     setup.require(
         0 <= config.report.one_class < source.num_classes,
         'report.one_class',

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,13 @@ from cfg import parallel, setup
 from cfg.data.source import ArraySource
 from cfg.errors import UserError
 from cfg.evaluation import metrics, report
-from cfg.evaluation.features import FeatureNetwork, feature_width, measure, open_features
+from cfg.evaluation.features import FeatureNetwork, FeatureStatistics, feature_width, measure, open_features
+from cfg.evaluation.loading import Uncond, check_guidable, load_params, open_uncond
 from cfg.evaluation.results import Row, Samples, read_rows
-from cfg.evaluation.statistics import Moments, Splits
+from cfg.evaluation.statistics import Moments
 from cfg.files import lock, write_whole
 from cfg.generate import draw_labels
 from cfg.progress import Progress
-from cfg.training.checkpoints import Checkpoints
 from cfg.training.state import sha256
 
 log = logging.getLogger('cfg')
@@ -50,7 +50,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
 
 def _evaluate(config: ConfigDict, workdir: Path) -> None:
     options = config.eval
-    source = setup.open_source(config.data.name, config.data.split)
+    source = setup.open_source(config)
     network = setup.build_network(config, source)
     width = feature_width(options.features)
     if options.num_samples <= width:
@@ -58,9 +58,12 @@ def _evaluate(config: ConfigDict, workdir: Path) -> None:
             f'config.eval.num_samples={options.num_samples} must be more than the {width} features of '
             f'{options.features!r}: with fewer samples their covariance is singular and FID means nothing.'
         )
-    generator = setup.make_generator(config, source, network, batch_size=config.sampling.batch_size)
-    params, p_uncond = _load_params(config, workdir, options.steps or (-1,), setup.abstract_params(network, source))
-    _check_guidable(options.w, p_uncond)
+    uncond = open_uncond(config)
+    generator = setup.make_generator(
+        config, source, network, batch_size=config.sampling.batch_size, uncond=uncond and uncond.model
+    )
+    params, p_uncond = load_params(config, workdir, options.steps or (-1,), setup.abstract_params(network, source))
+    check_guidable(options.w, p_uncond, uncond)
     results = workdir / RESULTS_FILE
     done = repair(results)
 
@@ -68,7 +71,7 @@ def _evaluate(config: ConfigDict, workdir: Path) -> None:
     reference, facts = _reference(config, source, features)
     digests = {step: sha256(tree) for step, tree in params.items()}
     asked = [
-        _identity(config, features, facts, step=step, w=w, params_sha256=digests[step])
+        _identity(config, features, facts, uncond, step=step, w=w, params_sha256=digests[step])
         for step in params
         for w in dict.fromkeys(float(w) for w in options.w)
     ]
@@ -83,7 +86,7 @@ def _evaluate(config: ConfigDict, workdir: Path) -> None:
     for number, identity in enumerate(todo):
         if step_on_device != identity['step']:
             step_on_device = identity['step']
-            on_device = parallel.replicate(params[step_on_device])
+            on_device = _on_devices(params[step_on_device], uncond)
         begin = time.monotonic()
         try:
             measured, kept = _measure_row(
@@ -118,7 +121,7 @@ def sample(config: ConfigDict, workdir: Path) -> None:
       UserError: on input that does not fit, before any sample is drawn.
     """
     options = config.sampling
-    source = setup.open_source(config.data.name, config.data.split)
+    source = setup.spec_of(config)
     network = setup.build_network(config, source)
     classes = tuple(options.labels) or tuple(range(source.num_classes))
     for label in classes:
@@ -128,11 +131,14 @@ def sample(config: ConfigDict, workdir: Path) -> None:
                 f'0 to {source.num_classes - 1}: choose among them.'
             )
     labels = np.resize(np.array(classes, np.int32), options.num_samples)
-    generator = setup.make_generator(config, source, network, batch_size=options.batch_size)
-    loaded, p_uncond = _load_params(config, workdir, (options.step,), setup.abstract_params(network, source))
-    _check_guidable(options.w, p_uncond)
+    uncond = open_uncond(config)
+    generator = setup.make_generator(
+        config, source, network, batch_size=options.batch_size, uncond=uncond and uncond.model
+    )
+    loaded, p_uncond = load_params(config, workdir, (options.step,), setup.abstract_params(network, source))
+    check_guidable(options.w, p_uncond, uncond)
     ((step, params),) = loaded.items()
-    params = parallel.replicate(params)
+    params = _on_devices(params, uncond)
     settings = json.dumps([setup.config_dict(config)[part] for part in ('sampling', 'diffusion', 'model')])
     digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
     progress = Progress('sample', len(options.w) * len(labels), unit='sample')
@@ -152,47 +158,9 @@ def sample(config: ConfigDict, workdir: Path) -> None:
     print(path)
 
 
-def _load_params(config: ConfigDict, workdir: Path, steps: Sequence[int], like: Any) -> tuple[dict[int, Any], float]:
-    """({step: parameters} of the checkpoints asked for, in that order; the p_uncond that they were trained with).
-
-    Raises:
-      UserError: when a checkpoint is missing, or was trained with another network or prediction than the config's.
-    """
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        params = {}
-        for wanted in steps:
-            step = checkpoints.find(wanted, 'The checkpoint of step')
-            params[step] = checkpoints.restore_params(step, like, ema=config.sampling.ema)
-            trained = checkpoints.meta(step)['config']
-            _check_same_model(setup.config_dict(config), trained, step)
-    return params, trained['train']['p_uncond']
-
-
-def _check_same_model(config: dict[str, Any], trained: dict[str, Any], step: int) -> None:
-    """Settings that leave the shapes of the parameters as they are, but not what the parameters mean."""
-    for part, names in (
-        ('model', ('num_heads', 'head_channels', 'attention_resolutions', 'norm_groups')),
-        ('diffusion', ('prediction',)),
-        ('data', ('name',)),
-    ):
-        for name in names:
-            if config[part][name] != trained[part][name]:
-                raise UserError(
-                    f'The checkpoint of step {step} was trained with config.{part}.{name}={trained[part][name]!r}, not '
-                    f'{config[part][name]!r}: use the config that it was trained with.'
-                )
-
-
-def _check_guidable(ws: Sequence[float], p_uncond: float) -> None:
-    """Every w but 0 needs a null label that was trained, and every w but -1 needs trained classes."""
-    if p_uncond == 1 and any(w != -1 for w in ws):
-        raise UserError(
-            'The model was trained with config.train.p_uncond=1, so its classes mean nothing: only w=-1 can be used.'
-        )
-    if p_uncond == 0 and any(w != 0 for w in ws):
-        raise UserError(
-            'The model was trained with config.train.p_uncond=0, so its null label means nothing: only w=0 can be used.'
-        )
+def _on_devices(params: Any, uncond: Uncond | None) -> Any:
+    """The parameters that the generator takes, on every device."""
+    return parallel.replicate(params if uncond is None else (params, uncond.params))
 
 
 def _reference(config: ConfigDict, source: ArraySource, features: FeatureNetwork) -> tuple[Moments, Row]:
@@ -204,27 +172,34 @@ def _reference(config: ConfigDict, source: ArraySource, features: FeatureNetwork
     def real(data: ArraySource):
         return measure(features, data.images, batch_size=1000, is_split_size=config.eval.is_split_size)
 
-    reference, _, _ = real(source)
-    train, test = (setup.open_source(config.data.name, split) for split in ('train', 'test'))
-    train_moments, _, _ = real(train)
-    test_moments, test_splits, test_classes = real(test)
-    floor_score, _ = metrics.inception_score(test_splits.sums)
+    reference, _ = real(source)
+    train, test = (setup.open_source(config, split) for split in ('train', 'test'))
+    (of_train, _), (of_test, test_classes) = real(train), real(test)
+    floor_score, _ = metrics.inception_score(of_test.splits.sums)
     digest = hashlib.sha256(source.images.tobytes() + source.labels.tobytes()).hexdigest()
-    return reference, {
+    return reference.moments, {
         'reference': f'{source.name} ({len(source)} real images)',
         'reference_sha256': digest,
         'floor': f'real test half ({len(test)}) against real training half ({len(train)})',
-        'floor_fid': metrics.fid(test_moments, train_moments),
+        'floor_fid': metrics.fid(of_test.moments, of_train.moments),
         'floor_inception_score': floor_score,
         'floor_accuracy': float(np.mean(test_classes == test.labels)) if features.labels_match else None,
     }
 
 
 def _identity(
-    config: ConfigDict, features: FeatureNetwork, facts: Row, *, step: int, w: float, params_sha256: str
+    config: ConfigDict,
+    features: FeatureNetwork,
+    facts: Row,
+    uncond: Uncond | None,
+    *,
+    step: int,
+    w: float,
+    params_sha256: str,
 ) -> Row:
     """What makes a row the measurement that it is: two rows that agree here are the same one."""
-    return {
+    second = {} if uncond is None else {'uncond_params_sha256': sha256(uncond.params)}
+    return second | {
         'step': step,
         'w': w,
         'num_samples': config.eval.num_samples,
@@ -263,23 +238,19 @@ def _measure_row(
     Returns:
       (the metrics, the first `keep` images uint8 [n, H, W, C]).
     """
-    moments, splits, agree, count = Moments.empty(features.width), Splits(is_split_size), 0, 0
+    statistics, agree = FeatureStatistics(features, is_split_size=is_split_size), 0
     kept = [np.zeros((0, 1, 1, 1), np.uint8)] if keep == 0 else []
     for batch in batches:
-        values, log_p = features.extract(batch.images)
-        moments = moments.merge(Moments.of(values))
-        splits.add(log_p)
-        agree += int(np.sum(log_p.argmax(axis=1) == batch.labels))
-        count += len(batch.images)
+        agree += int(np.sum(statistics.add(batch.images) == batch.labels))
         if batch.start < keep:
             kept.append(batch.images[: keep - batch.start].copy())  # a view would keep the whole batch in memory
-        report_done(count)
-    score, spread = metrics.inception_score(splits.sums)
+        report_done(statistics.count)
+    score, spread = metrics.inception_score(statistics.splits.sums)
     row = {
-        'fid': metrics.fid(moments, reference),
+        'fid': metrics.fid(statistics.moments, reference),
         'inception_score': score,
         'inception_score_std': spread,
-        'accuracy': agree / count if features.labels_match else None,
+        'accuracy': agree / statistics.count if features.labels_match else None,
     }
     return row, np.concatenate(kept)
 

@@ -1,1 +1,1 @@
-"""Flax modules. No module downloads anything or reads a file."""
+"""Flax modules, and the conversion of other projects' weights to their parameters. Nothing is downloaded."""

@@ -1,8 +1,15 @@
-"""The small feature network of data sets that Inception is not meant for."""
+"""Classifiers: the small feature network of data sets that Inception is not meant for, and ADM's of noisy images."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from cfg.models.layers import Conv, Dense, GroupNorm
+from cfg.models.time import logsnr_to_time, sinusoidal_embedding
+from cfg.models.unet import AttentionBlock, ResBlock
 
 Array = jax.Array
 
@@ -39,3 +46,104 @@ class SmallClassifier(nn.Module):
 def cross_entropy(logits: Array, labels: Array) -> Array:
     """-log softmax(logits)[label], [N]."""
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
+
+
+class AttentionPool(nn.Module):
+    """One vector from a feature map: what its mean sees when it attends to every position (as in CLIP).
+
+    Float32 throughout.
+
+    Attributes:
+      features: of the output.
+      head_channels: channels of an attention head; must divide the input's channels.
+    """
+
+    features: int
+    head_channels: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[N, H, W, C] -> [N, features]."""
+        n, height, width, c = x.shape
+        x = x.astype(jnp.float32).reshape(n, height * width, c)
+        tokens = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)
+        init = nn.initializers.normal(c**-0.5)
+        tokens = tokens + self.param('positions', init, (height * width + 1, c))
+        qkv = Dense(3 * c, jnp.float32, name='qkv')(tokens)
+        heads = c // self.head_channels
+        q, k, v = jnp.split(qkv.reshape(n, -1, 3 * heads, self.head_channels), 3, axis=2)
+        h = jax.nn.dot_product_attention(q[:, :1], k, v).reshape(n, c)
+        return Dense(self.features, jnp.float32, name='proj')(h)
+
+
+class EncoderUNet(nn.Module):
+    """ADM's classifier of noisy images: the way down and the middle of the UNet, then an attention pool.
+
+    Dhariwal & Nichol 2021, arXiv 2105.05233, Sec. 4. There is no class embedding.
+
+    Attributes:
+      num_classes: of the output.
+      channels, channel_mult, num_res_blocks, attention_resolutions, dropout, norm_groups, dtype, time_fn: as in
+        `UNet`.
+      head_channels: channels of a head, in the attention blocks and in the pool.
+    """
+
+    num_classes: int
+    channels: int
+    channel_mult: Sequence[float]
+    num_res_blocks: int
+    attention_resolutions: Sequence[int]
+    head_channels: int = 64
+    dropout: float = 0.0
+    norm_groups: int = 32
+    dtype: Any = jnp.float32
+    time_fn: Callable[[Array], Array] = logsnr_to_time
+
+    @nn.compact
+    def __call__(self, z: Array, logsnr: Array, dropout_keys: Array | None = None) -> Array:
+        """Classifies noisy images.
+
+        Args:
+          z: [N, H, W, C]; H and W divisible by 2^(levels - 1).
+          logsnr: [] or [N].
+          dropout_keys: [N] typed PRNG keys, one an example, or None for no dropout.
+
+        Returns:
+          logits [N, num_classes] float32.
+        """
+        block_index = 0
+
+        def res_block(h, channels, name, resample=''):
+            nonlocal block_index
+            keys = None
+            if self.dropout and dropout_keys is not None:
+                index = block_index
+                keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(dropout_keys)
+            block_index += 1
+            block = ResBlock(channels, self.dropout, self.norm_groups, self.dtype, resample, name=name)
+            return block(h, emb, keys)
+
+        def attention(h, name):
+            return AttentionBlock(h.shape[-1] // self.head_channels, self.norm_groups, self.dtype, name=name)(h)
+
+        emb_dim = 4 * self.channels
+        emb = sinusoidal_embedding(self.time_fn(jnp.broadcast_to(logsnr, z.shape[:1])), self.channels)
+        emb = nn.silu(Dense(emb_dim, jnp.float32, name='time_0')(emb))
+        emb = Dense(emb_dim, jnp.float32, name='time_1')(emb)
+
+        widths = [int(self.channels * mult) for mult in self.channel_mult]
+        h = Conv(widths[0], 3, self.dtype, name='conv_in')(z)
+        for level, width in enumerate(widths):
+            for i in range(self.num_res_blocks):
+                h = res_block(h, width, f'down_{level}_{i}')
+                if h.shape[1] in self.attention_resolutions:
+                    h = attention(h, f'down_{level}_{i}_attention')
+            if level < len(widths) - 1:
+                h = res_block(h, width, f'down_{level}_resample', 'down')
+
+        h = res_block(h, widths[-1], 'middle_0')
+        h = attention(h, 'middle_attention')
+        h = res_block(h, widths[-1], 'middle_1')
+
+        h = GroupNorm(self.norm_groups, silu=True, dtype=jnp.float32, name='norm_out')(h)
+        return AttentionPool(self.num_classes, self.head_channels, name='pool')(h)

@@ -5,71 +5,17 @@ resolutions. The class embedding has `num_classes + 1` rows; the last is the nul
 that classifier-free guidance adds to the network.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cfg.models.layers import Conv, Dense, GroupNorm, attention, downsample, upsample
+from cfg.models.time import logsnr_to_time, sinusoidal_embedding
+
 Array = jax.Array
-
-# ADM's weights start from PyTorch's defaults: uniform with variance 1 / (3 fan_in), biases likewise.
-_kernel_init = nn.initializers.variance_scaling(1.0 / 3.0, 'fan_in', 'uniform')
-
-
-def _bias_init(fan_in: int):
-    bound = 1.0 / math.sqrt(fan_in)
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
-
-
-def _dense(features: int, fan_in: int, dtype: Any, name: str) -> nn.Dense:
-    return nn.Dense(features, dtype=dtype, kernel_init=_kernel_init, bias_init=_bias_init(fan_in), name=name)
-
-
-def _conv(features: int, width: int, fan_in: int, dtype: Any, name: str, *, zero: bool = False) -> nn.Conv:
-    """A convolution of odd width with 'same' padding; `zero` starts it at 0 ("zero-initialised output")."""
-    kernel_init = nn.initializers.zeros if zero else _kernel_init
-    bias_init = nn.initializers.zeros if zero else _bias_init(fan_in * width * width)
-    return nn.Conv(
-        features, (width, width), padding='SAME', dtype=dtype, kernel_init=kernel_init, bias_init=bias_init, name=name
-    )
-
-
-def _norm(groups: int, name: str) -> nn.GroupNorm:
-    """GroupNorm whose statistics and result are float32 whatever the compute type."""
-    return nn.GroupNorm(num_groups=groups, epsilon=1e-5, dtype=jnp.float32, name=name)
-
-
-def logsnr_to_time(logsnr: Array) -> Array:
-    """The network's time input, arctan(exp(-logsnr / 2)) * 2 / pi * 1000, in [0, 1000].
-
-    The sinusoidal embedding needs a bounded number: this is the time u of the untruncated schedule (0 is
-    data), on the scale of the step numbers that ADM's embedding was designed for.
-    """
-    return jnp.arctan(jnp.exp(-0.5 * logsnr)) * (2000.0 / math.pi)
-
-
-def sinusoidal_embedding(time: Array, dim: int, max_period: float = 10000.0) -> Array:
-    """[cos(t f_i), sin(t f_i)] with f_i = max_period^(-i / (dim / 2)); time [N] -> [N, dim]."""
-    half = dim // 2
-    frequencies = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
-    angles = time.astype(jnp.float32)[:, None] * frequencies[None]
-    embedding = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-    return jnp.pad(embedding, ((0, 0), (0, dim % 2)))
-
-
-def downsample(x: Array) -> Array:
-    """The mean of each 2x2 block, [N, H, W, C] -> [N, H/2, W/2, C]."""
-    n, h, w, c = x.shape
-    return x.reshape(n, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
-
-
-def upsample(x: Array) -> Array:
-    """Each pixel twice along both axes, [N, H, W, C] -> [N, 2H, 2W, C]."""
-    n, h, w, c = x.shape
-    return jnp.broadcast_to(x[:, :, None, :, None, :], (n, h, 2, w, 2, c)).reshape(n, 2 * h, 2 * w, c)
 
 
 def dropout(x: Array, keys: Array, rate: float) -> Array:
@@ -95,23 +41,20 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, emb: Array, dropout_keys: Array | None) -> Array:
-        fan_in = x.shape[-1]
-        h = nn.silu(_norm(self.norm_groups, 'norm_in')(x)).astype(self.dtype)
+        h = GroupNorm(self.norm_groups, silu=True, dtype=self.dtype, name='norm_in')(x)
         if self.resample:
             change = upsample if self.resample == 'up' else downsample
             h, x = change(h), change(x)
-        h = _conv(self.channels, 3, fan_in, self.dtype, 'conv_in')(h)
+        h = Conv(self.channels, 3, self.dtype, name='conv_in')(h)
 
-        emb = _dense(2 * self.channels, emb.shape[-1], self.dtype, 'emb')(nn.silu(emb))
-        scale, shift = jnp.split(emb[:, None, None, :], 2, axis=-1)
-        h = _norm(self.norm_groups, 'norm_out')(h) * (1.0 + scale) + shift
-        h = nn.silu(h).astype(self.dtype)
+        scale, shift = jnp.split(Dense(2 * self.channels, self.dtype, name='emb')(nn.silu(emb)), 2, axis=-1)
+        h = GroupNorm(self.norm_groups, silu=True, dtype=self.dtype, name='norm_out')(h, scale, shift)
         if self.dropout and dropout_keys is not None:
             h = dropout(h, dropout_keys, self.dropout)
-        h = _conv(self.channels, 3, self.channels, self.dtype, 'conv_out', zero=True)(h)
+        h = Conv(self.channels, 3, self.dtype, zero=True, name='conv_out')(h)
 
-        if fan_in != self.channels:
-            x = _conv(self.channels, 1, fan_in, self.dtype, 'skip')(x)
+        if x.shape[-1] != self.channels:
+            x = Conv(self.channels, 1, self.dtype, name='skip')(x)
         return x + h
 
 
@@ -125,14 +68,11 @@ class AttentionBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         n, height, width, c = x.shape
-        h = _norm(self.norm_groups, 'norm')(x).astype(self.dtype).reshape(n, height * width, c)
-        qkv = _dense(3 * c, c, self.dtype, 'qkv')(h)
+        h = GroupNorm(self.norm_groups, silu=False, dtype=self.dtype, name='norm')(x).reshape(n, height * width, c)
+        qkv = Dense(3 * c, self.dtype, name='qkv')(h)
         q, k, v = jnp.split(qkv.reshape(n, height * width, 3 * self.num_heads, c // self.num_heads), 3, axis=2)
-        h = jax.nn.dot_product_attention(q, k, v).reshape(n, height * width, c)
-        h = nn.Dense(
-            c, dtype=self.dtype, kernel_init=nn.initializers.zeros, bias_init=nn.initializers.zeros, name='proj'
-        )(h)
-        return x + h.reshape(x.shape)
+        h = attention(q, k, v).reshape(n, height * width, c)
+        return x + Dense(c, self.dtype, zero=True, name='proj')(h).reshape(x.shape)
 
 
 class UNet(nn.Module):
@@ -149,12 +89,14 @@ class UNet(nn.Module):
       dropout: rate inside residual blocks while dropout keys are given.
       norm_groups: groups of every GroupNorm (32 in ADM); must divide every level's channels.
       dtype: compute type, float32 or bfloat16; parameters are float32.
+      time_fn: logsnr -> the number that is embedded, of the same shape; see `cfg.models.time`.
+      remat: whether the backward pass computes each block again from its input instead of keeping what is inside.
     """
 
     out_channels: int
     num_classes: int
     channels: int
-    channel_mult: Sequence[int]
+    channel_mult: Sequence[float]
     num_res_blocks: int
     attention_resolutions: Sequence[int]
     num_heads: int = 0
@@ -162,6 +104,8 @@ class UNet(nn.Module):
     dropout: float = 0.0
     norm_groups: int = 32
     dtype: Any = jnp.float32
+    time_fn: Callable[[Array], Array] = logsnr_to_time
+    remat: bool = False
 
     @nn.compact
     def __call__(self, z: Array, logsnr: Array, labels: Array, dropout_keys: Array | None = None) -> Array:
@@ -176,6 +120,7 @@ class UNet(nn.Module):
         Returns:
           [N, H, W, out_channels] float32.
         """
+        remat = nn.remat if self.remat else lambda block: block
         block_index = 0
 
         def res_block(h, channels, name, resample=''):
@@ -185,47 +130,47 @@ class UNet(nn.Module):
                 index = block_index
                 keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(dropout_keys)
             block_index += 1
-            block = ResBlock(channels, self.dropout, self.norm_groups, self.dtype, resample, name=name)
+            block = remat(ResBlock)(channels, self.dropout, self.norm_groups, self.dtype, resample, name=name)
             return block(h, emb, keys)
 
-        def attention(h, name):
+        def attend(h, name):
             heads = self.num_heads or h.shape[-1] // self.head_channels
-            return AttentionBlock(heads, self.norm_groups, self.dtype, name=name)(h)
+            return remat(AttentionBlock)(heads, self.norm_groups, self.dtype, name=name)(h)
 
         emb_dim = 4 * self.channels
         logsnr = jnp.broadcast_to(logsnr, labels.shape)
-        emb = sinusoidal_embedding(logsnr_to_time(logsnr), self.channels)
+        emb = sinusoidal_embedding(self.time_fn(logsnr), self.channels)
         # The embeddings and the last convolution are float32 whatever the compute type: guidance and the step from eps
         # to x amplify rounding at the output.
-        emb = nn.silu(_dense(emb_dim, self.channels, jnp.float32, 'time_0')(emb))
-        emb = _dense(emb_dim, emb_dim, jnp.float32, 'time_1')(emb)
+        emb = nn.silu(Dense(emb_dim, jnp.float32, name='time_0')(emb))
+        emb = Dense(emb_dim, jnp.float32, name='time_1')(emb)
         classes = nn.Embed(self.num_classes + 1, emb_dim, embedding_init=nn.initializers.normal(1.0), name='classes')
         emb = emb + classes(labels)
 
         last = len(self.channel_mult) - 1
-        h = _conv(self.channels * self.channel_mult[0], 3, z.shape[-1], self.dtype, 'conv_in')(z.astype(self.dtype))
+        h = Conv(int(self.channels * self.channel_mult[0]), 3, self.dtype, name='conv_in')(z)
         skips = [h]
         for level, mult in enumerate(self.channel_mult):
             for i in range(self.num_res_blocks):
-                h = res_block(h, self.channels * mult, f'down_{level}_{i}')
+                h = res_block(h, int(self.channels * mult), f'down_{level}_{i}')
                 if h.shape[1] in self.attention_resolutions:
-                    h = attention(h, f'down_{level}_{i}_attention')
+                    h = attend(h, f'down_{level}_{i}_attention')
                 skips.append(h)
             if level < last:
                 h = res_block(h, h.shape[-1], f'down_{level}_resample', 'down')
                 skips.append(h)
 
         h = res_block(h, h.shape[-1], 'middle_0')
-        h = attention(h, 'middle_attention')
+        h = attend(h, 'middle_attention')
         h = res_block(h, h.shape[-1], 'middle_1')
 
         for level, mult in reversed(list(enumerate(self.channel_mult))):
             for i in range(self.num_res_blocks + 1):
-                h = res_block(jnp.concatenate([h, skips.pop()], axis=-1), self.channels * mult, f'up_{level}_{i}')
+                h = res_block(jnp.concatenate([h, skips.pop()], axis=-1), int(self.channels * mult), f'up_{level}_{i}')
                 if h.shape[1] in self.attention_resolutions:
-                    h = attention(h, f'up_{level}_{i}_attention')
+                    h = attend(h, f'up_{level}_{i}_attention')
             if level > 0:
                 h = res_block(h, h.shape[-1], f'up_{level}_resample', 'up')
 
-        h = nn.silu(_norm(self.norm_groups, 'norm_out')(h))
-        return _conv(self.out_channels, 3, h.shape[-1], jnp.float32, 'conv_out', zero=True)(h)
+        h = GroupNorm(self.norm_groups, silu=True, dtype=jnp.float32, name='norm_out')(h)
+        return Conv(self.out_channels, 3, jnp.float32, zero=True, name='conv_out')(h)

@@ -87,41 +87,55 @@ class Checkpoints:
             ),
         )
 
+    def save_imported(self, params: Any, *, meta: dict[str, Any]) -> None:
+        """Writes parameters from elsewhere as the averaged ones of step 0: they can be sampled, not trained on."""
+        meta = meta | {'shapes': shapes_of(params), 'imported': True}
+        self._manager.save(
+            0, args=ocp.args.Composite(ema_params=ocp.args.StandardSave(params), meta=ocp.args.JsonSave(meta))
+        )
+        self.wait()
+
     def wait(self) -> None:
         """Returns when everything is on disk."""
         self._manager.wait_until_finished()
 
-    def restore_state(self, step: int, like: TrainState) -> TrainState:
+    def restore_state(self, step: int, like: TrainState, *, meta: dict[str, Any] | None = None) -> TrainState:
         """The whole state at `step`.
 
         Args:
           step: one of `steps()`.
           like: a state of the same structure, shapes and types.
+          meta: what `meta(step)` gave; saves reading it again.
 
         Raises:
           UserError: when the checkpoint is of another architecture or cannot be read.
         """
         items = ('params', 'ema_params', 'opt_state')
-        found = self._restore(step, {name: getattr(like, name) for name in items})
+        found = self._restore(step, {name: getattr(like, name) for name in items}, meta or self.meta(step))
         return TrainState(step=np.asarray(step, np.int32), **found)
 
-    def restore_params(self, step: int, like: Any = None, *, ema: bool) -> Any:
+    def restore_params(self, step: int, like: Any = None, *, ema: bool, meta: dict[str, Any] | None = None) -> Any:
         """The parameters at `step`, or their average; arguments and errors as in `restore_state`.
 
-        Without `like` they come as they were saved, whatever the architecture.
+        Without `like` they come as they were saved, whatever the architecture; `meta` saves reading it again.
         """
         name = 'ema_params' if ema else 'params'
+        meta = meta or self.meta(step)
+        if not ema and meta.get('imported'):
+            raise UserError(
+                f'{self.folder / str(step)} was imported and has one set of parameters: use config.sampling.ema=True.'
+            )
         if like is None:
             return self._read(step, **{name: ocp.args.StandardRestore()})[name]
-        return self._restore(step, {name: like})[name]
+        return self._restore(step, {name: like}, meta)[name]
 
     def meta(self, step: int) -> dict[str, Any]:
         """What was saved beside the parameters: their 'shapes', and the 'config' of the run."""
         return self._read(step, meta=ocp.args.JsonRestore())['meta']
 
-    def _restore(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
+    def _restore(self, step: int, like: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:
         tree = like.get('params', like.get('ema_params'))
-        self._check_shapes(step, shapes_of(tree))
+        self._check_shapes(step, meta['shapes'], shapes_of(tree))
         targets = {
             name: ocp.args.StandardRestore(jax.tree.map(lambda x: np.empty(x.shape, x.dtype), value))
             for name, value in like.items()
@@ -144,8 +158,7 @@ class Checkpoints:
                 'restore it from a backup, or delete that folder to go on from the checkpoint before it.'
             ) from error
 
-    def _check_shapes(self, step: int, expected: Shapes) -> None:
-        saved = self.meta(step)['shapes']
+    def _check_shapes(self, step: int, saved: Shapes, expected: Shapes) -> None:
         if saved == expected:
             return
         names = [name for name in sorted(saved | expected) if saved.get(name) != expected.get(name)]

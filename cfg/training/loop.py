@@ -1,6 +1,5 @@
 """The training loop: data, steps, logs, sample grids, checkpoints, resume."""
 
-import functools
 import json
 import logging
 import time
@@ -15,76 +14,33 @@ from ml_collections import ConfigDict
 from cfg import parallel, setup
 from cfg.data.grids import mosaic
 from cfg.data.source import ArraySource, train_batches
-from cfg.diffusion import loss, schedule
 from cfg.errors import UserError
 from cfg.files import lock, write_whole
 from cfg.models.unet import UNet
 from cfg.progress import Progress
 from cfg.stopping import StopSignal
 from cfg.training import state as states
+from cfg.training.build import make_optimizer, make_step
 from cfg.training.checkpoints import Checkpoints
 from cfg.training.state import TrainState
-from cfg.training.step import train_step
 
 log = logging.getLogger('cfg')
 
 CONFIG_FILE = 'config.json'
 
 # Fields that may differ between the parts of one run. The first change its length and what is written, not its numbers
-# (grad_accum: only their rounding); the others are what people change on purpose in the middle of a run.
-FREE_FIELDS = ('num_steps', 'log_every', 'sample_every', 'checkpoint_every', 'keep_last', 'keep_every', 'grad_accum')
+# (grad_accum and remat: only their rounding); the others are what people change on purpose in the middle of a run.
+FREE_FIELDS = (
+    'num_steps',
+    'log_every',
+    'sample_every',
+    'checkpoint_every',
+    'keep_last',
+    'keep_every',
+    'grad_accum',
+    'remat',
+)
 FREE_BY_INTENT = ('learning_rate', 'grad_clip')
-
-
-def make_loss_fn(config: ConfigDict, network: UNet, image_shape: tuple[int, ...]):
-    """Alg. 1 on a batch: (params, images, labels, keys, index) -> losses [n]."""
-
-    def loss_fn(params, images, labels, keys, index):
-        draw_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-        draws = loss.draw(draw_keys, image_shape)
-        if config.train.stratified:
-            u_time = schedule.stratify(draws.u_time, index, config.train.batch_size)
-            draws = draws._replace(u_time=u_time)
-        return loss.denoising_loss(
-            lambda z, logsnr, labels: network.apply({'params': params}, z, logsnr, labels, dropout_keys),
-            images,
-            labels,
-            draws,
-            p_uncond=config.train.p_uncond,
-            null_label=network.num_classes,
-            logsnr_min=config.diffusion.logsnr_min,
-            logsnr_max=config.diffusion.logsnr_max,
-            prediction=config.diffusion.prediction,
-        )
-
-    return loss_fn
-
-
-def make_optimizer(config: ConfigDict):
-    """The optimizer of a config."""
-    train = config.train
-    return states.optimizer(
-        learning_rate=train.learning_rate,
-        warmup_steps=train.warmup_steps,
-        beta1=train.beta1,
-        beta2=train.beta2,
-        weight_decay=train.weight_decay,
-        grad_clip=train.grad_clip,
-    )
-
-
-def make_step(config: ConfigDict, network: UNet, image_shape: tuple[int, ...], devices: parallel.Devices = None):
-    """The compiled training step over devices: (replicated state, sharded batch) -> (state, metrics)."""
-    step = functools.partial(
-        train_step,
-        loss_fn=make_loss_fn(config, network, image_shape),
-        tx=make_optimizer(config),
-        ema_decay=config.train.ema_decay,
-        grad_accum=config.train.grad_accum,
-        seed=config.seed,
-        mean_over_devices=parallel.mean_over_devices,
-    )
-    return parallel.pmap(step, num_args=2, donate=(0,), devices=devices)
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
@@ -98,7 +54,12 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
 
 def _train(config: ConfigDict, workdir: Path) -> None:
-    source = setup.open_source(config.data.name, config.data.split)
+    if config.model.learned_variance:
+        raise UserError(
+            'config.model.learned_variance=True is for imported networks: the loss trains no variances; '
+            'set it to False.'
+        )
+    source = setup.open_source(config)
     share = parallel.per_device(config.train.batch_size, 'config.train.batch_size')
     accum = config.train.grad_accum
     setup.require(share % accum == 0, 'train.grad_accum', accum, f"a divisor of a device's share of the batch, {share}")
@@ -120,7 +81,7 @@ def _train(config: ConfigDict, workdir: Path) -> None:
 
         with StopSignal() as stop:
             with Logs(workdir, start_step=start) as logs:
-                _run(config, source, network, state, checkpoints, logs, stop)
+                _run(config, source, network, tx, state, checkpoints, logs, stop)
             checkpoints.wait()
 
 
@@ -128,10 +89,16 @@ def _restore(config: ConfigDict, checkpoints: Checkpoints, params: Any, tx: Any)
     steps = checkpoints.steps()
     if not steps:
         return None
-    _check_same_run(config, checkpoints.meta(steps[-1])['config'], checkpoints.folder)
+    meta = checkpoints.meta(steps[-1])
+    if meta.get('imported'):
+        raise UserError(
+            f'{checkpoints.folder / str(steps[-1])} was imported and has no optimizer to go on with: it can be sampled '
+            'and evaluated; give another --workdir to train in.'
+        )
+    _check_same_run(config, meta['config'], checkpoints.folder)
     like = jax.eval_shape(lambda p: states.create(p, tx), params)
     log.info('Resuming from step %d.', steps[-1])
-    return checkpoints.restore_state(steps[-1], like)
+    return checkpoints.restore_state(steps[-1], like, meta=meta)
 
 
 def _check_same_run(config: ConfigDict, old: dict[str, Any], folder: Path) -> None:
@@ -146,14 +113,14 @@ def _check_same_run(config: ConfigDict, old: dict[str, Any], folder: Path) -> No
         if not isinstance(now, dict):
             before, now, part = {part: before}, {part: now}, ''
         for name, value in now.items():
-            if before.get(name) == value or (part == 'train' and name in FREE_FIELDS):
-                continue
+            if name not in before or before[name] == value or (part == 'train' and name in FREE_FIELDS):
+                continue  # a field that an older version did not have keeps that version's behaviour
             field = f'{part}.{name}'.strip('.')
             if part == 'train' and name in FREE_BY_INTENT:
-                log.info('config.%s is now %r; it was %r.', field, value, before.get(name))
+                log.info('config.%s is now %r; it was %r.', field, value, before[name])
                 continue
             raise UserError(
-                f'The checkpoints in {folder} come from config.{field}={before.get(name)!r}, not {value!r}: '
+                f'The checkpoints in {folder} come from config.{field}={before[name]!r}, not {value!r}: '
                 'go on with that value, or give another --workdir.'
             )
 
@@ -162,6 +129,7 @@ def _run(
     config: ConfigDict,
     source: ArraySource,
     network: UNet,
+    tx: Any,
     state: TrainState,
     checkpoints: Checkpoints,
     logs: Any,
@@ -175,8 +143,9 @@ def _run(
     options = config.train
     start = int(state.step)
     meta = {'config': setup.config_dict(config)}
-    step_fn = make_step(config, network, source.image_shape)
+    step_fn = make_step(config, network, source.image_shape, tx=tx)
     batches = train_batches(source, batch_size=options.batch_size, seed=config.seed, start_step=start)
+    batches = parallel.prefetch(batches)
     draw_grid = _grid_drawer(config, source, network) if options.sample_every else None
     meter = _Meter(options.batch_size)
     progress = Progress('train', options.num_steps, start=start, unit='step')
@@ -184,7 +153,7 @@ def _run(
     replicated = parallel.replicate(state)
     pending: deque = deque()
     for step in range(start + 1, options.num_steps + 1):
-        replicated, metrics = step_fn(replicated, parallel.shard(next(batches)))
+        replicated, metrics = step_fn(replicated, next(batches))
         pending.append((step, metrics))
         last = step == options.num_steps
         stopping = stop.received  # once a step: a signal that comes below is for the next one

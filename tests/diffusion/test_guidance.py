@@ -137,7 +137,7 @@ def test_strengths_share_one_compilation():
     jax.effects_barrier()
     # One trace for each of the two branches, for all the strengths.
     assert sorted(network.traces) == [(3, 2), (6, 2)]
-    assert [run[0].shape[0] for run in network.runs] == [3, 6, 6, 6, 6]
+    assert [run[0].shape[0] for run in network.runs] == [3, 3, 6, 6, 6]  # w = 0 and w = -1 need one prediction
 
 
 def test_strengths_of_a_batch_equal_separate_runs():
@@ -172,3 +172,34 @@ def test_never_and_always_dropped():
     np.testing.assert_array_equal(never, labels)
     np.testing.assert_array_equal(always, [NULL] * 3)
     assert never.dtype == always.dtype == jnp.int32
+
+
+def test_each_example_at_0_or_minus_1_gets_its_one_prediction():
+    z, labels = _inputs()
+    network = _Recorder()
+    w = np.float32([0, -1, 0])
+    guided = guidance.classifier_free_eps_fn(network, w, null_label=NULL)(z, np.float32(0.5), labels)
+    expected = _toy_eps(z, np.float32(0.5), np.where(w == -1, NULL, labels))
+    np.testing.assert_array_equal(guided, expected)
+
+
+@pytest.mark.parametrize('w', [0.0, -1.0, 0.7, 3.0])
+def test_two_models(w):
+    """Eq. 6 with the conditional eps of one model and the unconditional eps of another."""
+    z, labels = _inputs()
+
+    def other(z, logsnr, labels):
+        return 2 * _toy_eps(z, logsnr, labels) + 1
+
+    guided = guidance.two_model_eps_fn(_toy_eps, other, w, null_label=NULL)(z, np.float32(0.5), labels)
+    cond, uncond = _toy_eps(z, np.float32(0.5), labels), other(z, np.float32(0.5), np.full(3, NULL))
+    np.testing.assert_allclose(guided, (1 + w) * cond - w * uncond, rtol=1e-5, atol=1e-5)
+
+
+def test_at_w_0_the_second_model_does_not_run():
+    z, labels = _inputs()
+    network = _Recorder()
+    guided = guidance.two_model_eps_fn(_toy_eps, network, np.float32(0), null_label=NULL)(z, np.float32(0.5), labels)
+    jax.effects_barrier()
+    assert network.runs == []
+    np.testing.assert_array_equal(guided, _toy_eps(z, np.float32(0.5), labels))

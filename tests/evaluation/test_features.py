@@ -38,7 +38,8 @@ def test_statistics_do_not_depend_on_the_batch_size(network):
     images = digits('test').images[:100]
     features, log_p = network.extract(images)
     for batch_size in (7, 100):
-        moments, splits, classes = measure(network, images, batch_size=batch_size, is_split_size=60)
+        statistics, classes = measure(network, images, batch_size=batch_size, is_split_size=60)
+        moments, splits = statistics.moments, statistics.splits
         np.testing.assert_allclose(moments.mean, features.mean(axis=0), atol=1e-5)
         np.testing.assert_allclose(moments.covariance(), np.cov(features.T.astype(np.float64)), atol=1e-4)
         assert [s.count for s in splits.sums] == [60, 40]
@@ -51,7 +52,7 @@ def test_fid_tells_noise_and_wrong_classes_from_digits(network):
     noise = np.random.default_rng(0).integers(0, 256, test.images.shape).astype(np.uint8)
 
     def moments(images):
-        return measure(network, images, batch_size=500, is_split_size=5000)[0]
+        return measure(network, images, batch_size=500, is_split_size=5000)[0].moments
 
     reference = moments(train.images)
     some = test.images[test.labels < 5]

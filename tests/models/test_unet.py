@@ -216,3 +216,26 @@ def test_attention_against_float64():
         heads.append(weights / weights.sum(axis=-1, keepdims=True) @ v)
     expected = x + dense(np.concatenate(heads, axis=-1), p['proj']).reshape(x.shape)
     np.testing.assert_allclose(block.apply(params, jnp.array(x, jnp.float32)), expected, atol=2e-5)
+
+
+def test_rematerialisation_changes_no_gradient(small):
+    """With dropout, whose masks must be the same when a block is computed again."""
+    params, _, (z, logsnr, labels) = small
+    keys = jax.random.split(jax.random.key(5), 4)
+
+    def gradient(network):
+        return jax.jit(jax.grad(lambda p: jnp.sum(jnp.square(network.apply(p, z, logsnr, labels, keys)))))(params)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(b).max() + 1e-6),
+        gradient(SMALL.clone(remat=True)),
+        gradient(SMALL),
+    )
+
+
+def test_the_time_function_is_what_the_network_is_told(small):
+    params, apply, (z, logsnr, labels) = small
+    shifted = SMALL.clone(time_fn=lambda logsnr: unet.logsnr_to_time(logsnr + 1))
+    np.testing.assert_allclose(
+        jax.jit(shifted.apply)(params, z, logsnr - 1, labels), apply(params, z, logsnr, labels), atol=1e-4
+    )

@@ -12,7 +12,7 @@ from cfg.data.digits import digits
 from cfg.errors import UserError
 from cfg.files import lock
 from cfg.status import describe
-from cfg.training import loop, state
+from cfg.training import build, loop, state
 from cfg.training.checkpoints import Checkpoints
 from tests.conftest import small_config
 
@@ -124,7 +124,7 @@ def test_a_damaged_checkpoint_is_named(run, tmp_path, small_config, item):
 
 def test_last_k_and_every_nth_checkpoint_are_kept(tmp_path):
     params = {'a': np.zeros(2, np.float32)}
-    tx = loop.make_optimizer(small_config())
+    tx = build.make_optimizer(small_config())
     with Checkpoints(tmp_path, keep_last=2, keep_every=4) as checkpoints:
         for step in range(1, 10):
             values = jax.tree.map(np.asarray, state.create(params, tx))._replace(step=np.int32(step))
@@ -146,7 +146,7 @@ def test_no_checkpoints(tmp_path):
 def test_a_restored_state_is_the_saved_one_bit_for_bit(tmp_path):
     rng = np.random.default_rng(0)
     params = {'a': {'b': rng.normal(size=(3, 4)).astype(np.float32)}, 'c': rng.normal(size=5).astype(np.float32)}
-    tx = loop.make_optimizer(small_config())
+    tx = build.make_optimizer(small_config())
     saved = jax.tree.map(np.asarray, state.create(params, tx))
     saved = saved._replace(
         step=np.int32(7),

@@ -10,7 +10,7 @@ from cfg.data.images import to_float
 from cfg.data.source import train_batches
 from cfg.diffusion import loss
 from cfg.errors import UserError
-from cfg.training import loop, state
+from cfg.training import build, state
 from cfg.training.step import example_keys, mean_gradient, train_step
 from tests.conftest import small_config
 
@@ -29,8 +29,8 @@ def run(config, *, devices, steps=3):
     params = setup.init_params(network, source, seed=config.seed)
     # Zero-initialised layers would hide most of the network's gradients from a comparison.
     params = jax.tree.map(lambda x: x + 0.05 * np.random.default_rng(0).normal(size=x.shape).astype(np.float32), params)
-    step = loop.make_step(config, network, source.image_shape, devices)
-    replicated = parallel.replicate(state.create(params, loop.make_optimizer(config)), devices)
+    step = build.make_step(config, network, source.image_shape, devices)
+    replicated = parallel.replicate(state.create(params, build.make_optimizer(config)), devices)
     batches = train_batches(source, batch_size=config.train.batch_size, seed=config.seed, start_step=0)
     for _ in range(steps):
         replicated, metrics = step(replicated, parallel.shard(next(batches), devices))
@@ -138,7 +138,7 @@ def test_stratified_times_cover_the_batch(monkeypatch):
     )
     for stratified in (True, False):
         config = config_of(stratified=stratified, batch_size=64)
-        loss_fn = loop.make_loss_fn(config, setup.build_network(config, digits('all')), (8, 8, 1))
+        loss_fn = build.make_loss_fn(config, setup.build_network(config, digits('all')), (8, 8, 1))
         for part in (jnp.arange(32), jnp.arange(32, 64)):
             loss_fn({}, jnp.zeros((32, 8, 8, 1)), jnp.zeros(32, jnp.int32), example_keys(0, 0, part), part)
     even, free = np.concatenate(seen[:2]), np.concatenate(seen[2:])
@@ -188,7 +188,7 @@ def test_the_whole_loss_learns():
     config = config_of(p_uncond=0.0, learning_rate=5e-3, warmup_steps=1, stratified=True)
     source = digits('all')
     network = setup.build_network(config, source)
-    loss_fn = loop.make_loss_fn(config, network, source.image_shape)
+    loss_fn = build.make_loss_fn(config, network, source.image_shape)
     params = setup.init_params(network, source, seed=0)
     tx = optax.adam(5e-3)
     batch = source.fetch(np.arange(16) % 4)

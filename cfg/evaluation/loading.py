@@ -1,0 +1,142 @@
+"""The networks and parameters that sampling and evaluation read from workdirs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from cfg import setup
+from cfg.data.spec import DataSpec
+from cfg.errors import UserError
+from cfg.generate import Model
+from cfg.training.checkpoints import Checkpoints
+
+# Settings that leave the shapes of the parameters as they are, but not what the parameters mean.
+MEANING = {
+    'model': ('num_heads', 'head_channels', 'attention_resolutions', 'norm_groups', 'time'),
+    'diffusion': ('prediction',),
+    'data': ('name',),
+}
+
+
+@dataclass(frozen=True)
+class Uncond:
+    """A second model for the unconditional eps.
+
+    Attributes:
+      model: as the sampler sees it.
+      params: on the host.
+      p_uncond: with which it was trained.
+    """
+
+    model: Model
+    params: Any
+    p_uncond: float
+
+
+def load_params(config: ConfigDict, workdir: Path, steps: Sequence[int], like: Any) -> tuple[dict[int, Any], float]:
+    """({step: parameters} of the checkpoints asked for, in that order; the p_uncond that they were trained with).
+
+    Raises:
+      UserError: when a checkpoint is missing, or was trained with another network or prediction than the config's.
+    """
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        params = {}
+        for wanted in steps:
+            step = checkpoints.find(wanted, 'The checkpoint of step')
+            meta = checkpoints.meta(step)
+            _check_kind(meta, 'model', workdir)
+            params[step] = checkpoints.restore_params(step, like, ema=config.sampling.ema, meta=meta)
+            trained = meta['config']
+            _check_same_model(setup.config_dict(config), trained, step)
+    return params, trained['train']['p_uncond']
+
+
+def open_uncond(config: ConfigDict) -> Uncond | None:
+    """The second model of `config.sampling.uncond_workdir`: its newest checkpoint, with the network of its own config.
+
+    Raises:
+      UserError: when there is none, or its images are of another shape.
+    """
+    workdir = config.sampling.uncond_workdir
+    if not workdir:
+        return None
+    if not Path(workdir).is_dir():
+        raise UserError(f'config.sampling.uncond_workdir={workdir} does not exist: give the workdir of a run.')
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        step = checkpoints.find(-1, 'The checkpoint of step')
+        meta = checkpoints.meta(step)
+        _check_kind(meta, 'model', workdir)
+        theirs = ConfigDict(meta['config'])
+        spec = setup.spec_of(theirs)
+        if spec.image_shape != setup.spec_of(config).image_shape:
+            raise UserError(
+                f'config.sampling.uncond_workdir={workdir} holds a model of images {spec.image_shape}, not '
+                f'{setup.spec_of(config).image_shape}: give one of the same shape.'
+            )
+        theirs.model.dtype = config.model.dtype
+        network = setup.build_network(theirs, spec)
+        params = checkpoints.restore_params(
+            step, setup.abstract_params(network, spec), ema=config.sampling.ema or bool(meta.get('imported')), meta=meta
+        )
+    return Uncond(setup.make_model(theirs, network), params, theirs.train.p_uncond)
+
+
+def load_classifier(config: ConfigDict, workdir: Path, spec: DataSpec) -> Any:
+    """The parameters of an imported classifier.
+
+    Raises:
+      UserError: when the workdir holds none, or one of another architecture than config.classifier.
+    """
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        step = checkpoints.find(-1, 'The checkpoint of step')
+        meta = checkpoints.meta(step)
+        _check_kind(meta, 'classifier', workdir)
+        network = setup.build_classifier(config, spec)
+        z = jnp.zeros((1, *spec.image_shape))
+        like = jax.eval_shape(lambda: network.init(jax.random.key(0), z, jnp.zeros(1))['params'])
+        return checkpoints.restore_params(step, like, ema=True, meta=meta)
+
+
+def _check_kind(meta: dict[str, Any], kind: str, workdir: str | Path) -> None:
+    found = meta.get('kind', 'model')
+    if found != kind:
+        raise UserError(f'{workdir} holds a {found}, not a {kind}: give the workdir of a {kind}.')
+
+
+def check_guidable(ws: Sequence[float], p_uncond: float, uncond: Uncond | None = None) -> None:
+    """Every w but 0 needs an unconditional prediction that was trained, and every w but -1 trained classes.
+
+    Raises:
+      UserError: when one of them was not.
+    """
+    if p_uncond == 1 and any(w != -1 for w in ws):
+        raise UserError(
+            'The model was trained with config.train.p_uncond=1, so its classes mean nothing: only w=-1 can be used.'
+        )
+    if uncond is not None and uncond.p_uncond == 0:
+        raise UserError(
+            'The model of config.sampling.uncond_workdir was trained with config.train.p_uncond=0, so it has no '
+            'unconditional prediction: give one that was trained with dropped labels, or without any.'
+        )
+    if uncond is None and p_uncond == 0 and any(w != 0 for w in ws):
+        raise UserError(
+            'The model was trained with config.train.p_uncond=0, so its null label means nothing: only w=0 can be '
+            'used, or a second model for the unconditional prediction (config.sampling.uncond_workdir).'
+        )
+
+
+def _check_same_model(config: dict[str, Any], trained: dict[str, Any], step: int) -> None:
+    for part, names in MEANING.items():
+        for name in names:
+            # A field that an older version did not have keeps that version's behaviour.
+            before = trained[part].get(name, config[part][name])
+            if config[part][name] != before:
+                raise UserError(
+                    f'The checkpoint of step {step} was trained with config.{part}.{name}={before!r}, not '
+                    f'{config[part][name]!r}: use the config that it was trained with.'
+                )

@@ -1,0 +1,62 @@
+"""`--mode=import_adm`: a checkpoint of openai/guided-diffusion becomes a checkpoint of ours."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cfg import setup
+from cfg.data.spec import DataSpec
+from cfg.errors import UserError
+from cfg.files import lock
+from cfg.models.convert import classifier_params, unet_params
+from cfg.models.torch_file import read_state_dict
+from cfg.training.checkpoints import Checkpoints
+
+log = logging.getLogger('cfg')
+
+
+def import_adm(config: ConfigDict, workdir: Path) -> Path:
+    """Converts `config.adm.checkpoint` for the architecture of the config, and writes it as step 0 of the workdir.
+
+    The config in the checkpoint says with which p_uncond the network was trained: 0 for one with classes and no null
+    label, 1 for one without classes; sampling refuses the w that need what was not trained.
+
+    Returns:
+      The folder of the checkpoints.
+
+    Raises:
+      UserError: when the file cannot be read, is of another architecture, or the workdir already holds a run.
+    """
+    if not config.adm.checkpoint:
+        raise UserError('config.adm.checkpoint is missing: give the .pt file, --config.adm.checkpoint=FILE.')
+    spec = setup.spec_of(config)
+    with lock(workdir, 'train'), Checkpoints(workdir) as checkpoints:
+        if checkpoints.steps():
+            raise UserError(f'{checkpoints.folder} holds a run already: give another --workdir.')
+        state = read_state_dict(config.adm.checkpoint)
+        meta: dict[str, Any] = {'kind': config.adm.kind, 'config': setup.config_dict(config)}
+        if config.adm.kind == 'classifier':
+            params = classifier_params(state, setup.build_classifier(config, spec), spec.image_shape)
+        else:
+            params = _model(config, spec, state)
+            meta['config']['train']['p_uncond'] = _p_uncond(config, spec, state)
+        checkpoints.save_imported(params, meta=meta)
+        return checkpoints.folder
+
+
+def _model(config: ConfigDict, spec: DataSpec, state: dict[str, Any]) -> Any:
+    network = setup.build_network(config, spec)
+    return unet_params(state, network, spec.image_shape, new_attention_order=config.adm.new_attention_order)
+
+
+def _p_uncond(config: ConfigDict, spec: DataSpec, state: dict[str, Any]) -> float:
+    """Which predictions the network was trained for, told by its class embedding."""
+    if 'label_emb.weight' not in state:
+        log.info('It has no classes: for the unconditional prediction (w = -1, or as sampling.uncond_workdir).')
+        return 1.0
+    if len(state['label_emb.weight']) == spec.num_classes:
+        log.info('It has no null label: for w = 0, or any w with a second model (sampling.uncond_workdir).')
+        return 0.0
+    return config.train.p_uncond

@@ -1,0 +1,231 @@
+"""The layers that ADM's networks are made of, written so that XLA runs them fast on every platform.
+
+XLA's CPU backend sums over the positions of an image many times slower than it could, and such sums are in every
+group norm and in every bias gradient. Here they go through `position_sums`, and the layers that need them in the
+backward pass have their gradients written out; everything else is left to XLA.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+# ADM's weights start from PyTorch's defaults: uniform with variance 1 / (3 fan_in), biases likewise.
+_kernel_init = nn.initializers.variance_scaling(1.0 / 3.0, 'fan_in', 'uniform')
+
+
+def _bias_init(fan_in: int) -> Callable:
+    bound = 1.0 / math.sqrt(fan_in)
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def position_sums(x: Array) -> Array:
+    """The sum over positions, [N, M, C] -> [N, C]."""
+    return jax.lax.platform_dependent(x, cpu=_sums_by_additions, default=lambda x: jnp.sum(x, axis=1))
+
+
+def _sums_by_additions(x: Array) -> Array:
+    """Sums by additions of four slices at a time, which XLA's CPU backend vectorises and divides over cores.
+
+    A barrier after each round keeps the rounds from being fused into one slow reduction.
+    """
+    while x.shape[1] > 1:
+        n, m, c = x.shape
+        pieces = next((k for k in (4, 2) if m % k == 0), 0)
+        if not pieces:
+            return jnp.sum(x, axis=1)
+        parts = x.reshape(n, pieces, m // pieces, c)
+        x = jax.lax.optimization_barrier(sum(parts[:, i] for i in range(1, pieces)) + parts[:, 0])
+    return x[:, 0]
+
+
+@jax.custom_vjp
+def add_bias(x: Array, bias: Array) -> Array:
+    """x + bias for x [..., C] and bias [C]."""
+    return x + bias.astype(x.dtype)
+
+
+def _add_bias_fwd(x, bias):
+    return add_bias(x, bias), None
+
+
+def _add_bias_bwd(_, dy):
+    return dy, position_sums(dy.astype(jnp.float32).reshape(1, -1, dy.shape[-1]))[0]
+
+
+add_bias.defvjp(_add_bias_fwd, _add_bias_bwd)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def normalize(x: Array, scale: Array, shift: Array, groups: int, silu: bool, dtype: Any) -> Array:
+    """Group normalisation with one scale and one shift an example and channel, and SiLU after it if wanted.
+
+    y = scale (x - mean) / sqrt(var + 1e-5) + shift, with mean and variance over the positions and channels of a group;
+    all in float32. The backward pass keeps x and the statistics, and computes everything else again.
+
+    Args:
+      x: [N, H, W, C].
+      scale, shift: [N, C] float32.
+      groups: number of groups; divides C.
+      silu: whether the result is y sigmoid(y).
+      dtype: of the result.
+    """
+    return _normalize_fwd(x, scale, shift, groups, silu, dtype)[0]
+
+
+def _group_means(sums: Array, groups: int, positions: int) -> Array:
+    """Sums over positions [N, C] -> the mean of each group, at each of its channels [N, C]."""
+    n, c = sums.shape
+    means = sums.reshape(n, groups, c // groups).sum(axis=-1, keepdims=True) / (positions * (c // groups))
+    return jnp.broadcast_to(means, (n, groups, c // groups)).reshape(n, c)
+
+
+def _normalize_fwd(x, scale, shift, groups, silu, dtype):
+    h = x.astype(jnp.float32).reshape(len(x), -1, x.shape[-1])
+    means = functools.partial(_group_means, groups=groups, positions=h.shape[1])
+    mean = means(position_sums(h))
+    var = jnp.maximum(means(position_sums(jnp.square(h))) - jnp.square(mean), 0.0)
+    rstd = jax.lax.rsqrt(var + 1e-5)
+    y = h * (scale * rstd)[:, None] + (shift - scale * rstd * mean)[:, None]
+    y = nn.silu(y) if silu else y
+    return y.reshape(x.shape).astype(dtype), (x, scale, shift, mean, rstd)
+
+
+def _normalize_bwd(groups, silu, dtype, residuals, dy):
+    x, scale, shift, mean, rstd = residuals
+    h = x.astype(jnp.float32).reshape(len(x), -1, x.shape[-1])
+    dy = dy.astype(jnp.float32).reshape(h.shape)
+    means = functools.partial(_group_means, groups=groups, positions=h.shape[1])
+    if silu:
+        y = h * (scale * rstd)[:, None] + (shift - scale * rstd * mean)[:, None]
+        gate = jax.nn.sigmoid(y)
+        dy = dy * (gate * (1.0 + y * (1.0 - gate)))
+    dshift = position_sums(dy)
+    dscale = position_sums(dy * (h - mean[:, None]) * rstd[:, None])
+    # d/dx of (x - mean) rstd: what the mean and the variance pass on is the same for all of a group.
+    along_x = jnp.square(rstd) * means(scale * dscale)
+    constant = mean * along_x - rstd * means(scale * dshift)
+    dx = dy * (scale * rstd)[:, None] - h * along_x[:, None] + constant[:, None]
+    return dx.reshape(x.shape).astype(x.dtype), dscale, dshift
+
+
+normalize.defvjp(_normalize_fwd, _normalize_bwd)
+
+
+class GroupNorm(nn.Module):
+    """GroupNorm, then SiLU if wanted; statistics in float32, the result in `dtype`."""
+
+    num_groups: int
+    silu: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, scale: Array | None = None, shift: Array | None = None) -> Array:
+        """With scale and shift [N, C]: norm(x) (1 + scale) + shift before the SiLU."""
+        c = x.shape[-1]
+        gamma = jnp.broadcast_to(self.param('scale', nn.initializers.ones, (c,)), (len(x), c))
+        beta = jnp.broadcast_to(self.param('bias', nn.initializers.zeros, (c,)), (len(x), c))
+        if scale is not None:
+            gamma, beta = gamma * (1.0 + scale), beta * (1.0 + scale) + shift
+        return normalize(x, gamma, beta, self.num_groups, self.silu, self.dtype)
+
+
+class Dense(nn.Module):
+    """x W + b over the last axis; `zero` starts it at 0 ("zero-initialised output")."""
+
+    features: int
+    dtype: Any
+    zero: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        fan_in = x.shape[-1]
+        kernel_init, bias_init = _initializers(fan_in, self.zero)
+        kernel = self.param('kernel', kernel_init, (fan_in, self.features)).astype(self.dtype)
+        bias = self.param('bias', bias_init, (self.features,))
+        return add_bias(x.astype(self.dtype) @ kernel, bias)
+
+
+class Conv(nn.Module):
+    """A convolution of odd width with 'same' padding; `zero` starts it at 0 ("zero-initialised output")."""
+
+    features: int
+    width: int
+    dtype: Any
+    zero: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        fan_in = x.shape[-1]
+        kernel_init, bias_init = _initializers(fan_in * self.width**2, self.zero)
+        kernel = self.param('kernel', kernel_init, (self.width, self.width, fan_in, self.features)).astype(self.dtype)
+        bias = self.param('bias', bias_init, (self.features,))
+        x = x.astype(self.dtype)
+        if self.width == 1:
+            return add_bias(x @ kernel[0, 0], bias)
+        axes = ('NHWC', 'HWIO', 'NHWC')
+        return add_bias(jax.lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=axes), bias)
+
+
+def _initializers(fan_in: int, zero: bool) -> tuple[Callable, Callable]:
+    return (nn.initializers.zeros, nn.initializers.zeros) if zero else (_kernel_init, _bias_init(fan_in))
+
+
+def attention(q: Array, k: Array, v: Array) -> Array:
+    """softmax(q k^T / sqrt(C)) v over the second axis, each [N, M, heads, C]; the softmax in float32.
+
+    On CUDA devices cuDNN's flash attention runs where it takes the type and the size of the heads. XLA's CPU backend
+    multiplies the heads' matrices in half the time where each is contiguous.
+    """
+    if jax.default_backend() == 'cpu':
+        return _attention_by_head(q, k, v)
+    return jax.nn.dot_product_attention(q, k, v, implementation='cudnn' if _flash_applies(q) else None)
+
+
+def _attention_by_head(q: Array, k: Array, v: Array) -> Array:
+    n, m, heads, c = q.shape
+    q, k, v = (x.transpose(0, 2, 1, 3).reshape(n * heads, m, c) for x in (q, k, v))
+    scores = jnp.einsum('btc,bsc->bts', q, k, preferred_element_type=jnp.float32) * c**-0.5
+    y = jnp.einsum('bts,bsc->btc', jax.nn.softmax(scores).astype(v.dtype), v)
+    return y.reshape(n, heads, m, c).transpose(0, 2, 1, 3)
+
+
+def _flash_applies(q: Array) -> bool:
+    if jax.default_backend() != 'gpu' or q.dtype not in (jnp.bfloat16, jnp.float16) or q.shape[-1] > 128:
+        return False
+    try:  # cuDNN's version and the device's generation are looked at while tracing
+        jax.eval_shape(functools.partial(jax.nn.dot_product_attention, implementation='cudnn'), q, q, q)
+    except (RuntimeError, NotImplementedError, ValueError):
+        return False
+    return True
+
+
+@jax.custom_vjp
+def downsample(x: Array) -> Array:
+    """The mean of each 2x2 block, [N, H, W, C] -> [N, H/2, W/2, C]."""
+    return _block_sums(x) * 0.25
+
+
+@jax.custom_vjp
+def upsample(x: Array) -> Array:
+    """Each pixel twice along both axes, [N, H, W, C] -> [N, 2H, 2W, C]."""
+    n, h, w, c = x.shape
+    return jnp.broadcast_to(x[:, :, None, :, None, :], (n, h, 2, w, 2, c)).reshape(n, 2 * h, 2 * w, c)
+
+
+def _block_sums(x: Array) -> Array:
+    """The sum of each 2x2 block, by additions for the same reason as in `position_sums`."""
+    n, h, w, c = x.shape
+    blocks = x.reshape(n, h // 2, 2, w // 2, 2, c)
+    return (blocks[:, :, 0, :, 0] + blocks[:, :, 0, :, 1]) + (blocks[:, :, 1, :, 0] + blocks[:, :, 1, :, 1])
+
+
+# Each is the other's transpose, up to the factor of the mean.
+downsample.defvjp(lambda x: (downsample(x), None), lambda _, dy: (upsample(dy * 0.25),))
+upsample.defvjp(lambda x: (upsample(x), None), lambda _, dy: (_block_sums(dy),))

@@ -1,0 +1,37 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+from cfg import setup
+from cfg.models.flops import forward_flops, matmul_flops
+from configs import imagenet64, imagenet128
+
+
+def test_products_and_convolutions_are_counted_by_hand():
+    a, b = jax.ShapeDtypeStruct((4, 5), jnp.float32), jax.ShapeDtypeStruct((5, 7), jnp.float32)
+    assert matmul_flops(lambda a, b: jnp.tanh(a @ b) + 1, a, b) == 2 * 4 * 5 * 7
+    x, k = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32), jax.ShapeDtypeStruct((3, 3, 3, 6), jnp.float32)
+
+    def conv(x, k):
+        return jax.lax.conv_general_dilated(x, k, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+    assert matmul_flops(conv, x, k) == 2 * (2 * 8 * 8) * (3 * 3 * 3 * 6)
+
+
+def test_loops_branches_and_inner_functions_are_counted():
+    a = jax.ShapeDtypeStruct((4, 4), jnp.float32)
+    product = 2 * 4**3
+
+    def loop(a):
+        return jax.lax.scan(lambda x, _: (x @ a, None), a, length=10)[0]
+
+    assert matmul_flops(jax.jit(loop), a) == 10 * product
+    assert matmul_flops(jax.checkpoint(lambda a: a @ a), a) == product
+    assert matmul_flops(lambda a: jax.lax.cond(a[0, 0] > 0, lambda a: a @ a @ a, lambda a: a @ a, a), a) == 2 * product
+
+
+@pytest.mark.parametrize(('module', 'published'), [(imagenet64, 219.3e9), (imagenet128, 613.6e9)])
+def test_the_imagenet_networks_take_what_was_counted_in_the_released_ones(module, published):
+    config = module.get_config()
+    spec = setup.spec_of(config)
+    assert forward_flops(setup.build_network(config, spec), spec.image_shape) == pytest.approx(published, rel=3e-4)
