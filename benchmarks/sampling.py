@@ -1,0 +1,154 @@
+"""Times guided sampling of a config, or one evaluation of its network (benchmarks/README.md).
+
+python benchmarks/sampling.py --config=configs/imagenet64.py [--w=1.0] [--num_steps=16]
+python benchmarks/sampling.py --config=benchmarks/config.py:medium_32 --peer=guided-diffusion [--forward]
+"""
+
+import statistics
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from benchmarks import common, side_by_side
+from cfg.errors import UserError
+
+FLAGS = flags.FLAGS
+
+
+def is_guided(w: float) -> bool:
+    """Whether a step needs both predictions (cfg/diffusion/guidance.py)."""
+    return w not in (0.0, -1.0)
+
+
+def prepare_forward(config: ConfigDict) -> common.Work:
+    """One evaluation of the network on a batch of noise."""
+    import jax
+    import numpy as np
+
+    from cfg import parallel, setup
+    from cfg.models.flops import forward_flops
+
+    spec = setup.spec_of(config)
+    batch_size = config.sampling.batch_size
+    parallel.per_device(batch_size, 'config.sampling.batch_size')
+    network = setup.build_network(config, spec)
+    params = setup.init_params(network, spec, seed=config.seed)
+    replicated = parallel.replicate(params)
+    apply = parallel.pmap(setup.make_model(config, network).apply, num_args=4)
+
+    rng = np.random.default_rng(0)
+    inputs = (
+        rng.standard_normal((batch_size, *spec.image_shape), dtype=np.float32),
+        rng.uniform(-10, 10, batch_size).astype(np.float32),
+        rng.integers(0, spec.num_classes, batch_size, dtype=np.int32),
+    )
+    inputs = next(parallel.prefetch([inputs]))
+    return common.Work(
+        lambda: apply(replicated, *inputs),
+        images=batch_size,
+        flops=batch_size * forward_flops(network, spec.image_shape),
+        network=common.describe_network(config, spec.image_shape, params),
+        ahead=0 if jax.default_backend() == 'cpu' else 1,
+    )
+
+
+def prepare(config: ConfigDict, *, w: float, num_steps: int) -> common.Work:
+    """A whole batch of samples in `num_steps` steps."""
+    import numpy as np
+
+    from cfg import parallel, setup
+    from cfg.models.flops import forward_flops
+
+    spec = setup.spec_of(config)
+    batch_size = config.sampling.batch_size
+    parallel.per_device(batch_size, 'config.sampling.batch_size')
+    network = setup.build_network(config, spec)
+    params = setup.init_params(network, spec, seed=config.seed)
+    shortened = config.copy_and_resolve_references()
+    shortened.sampling.num_steps = num_steps
+    generator = setup.make_generator(shortened, spec, network, batch_size=batch_size)
+    replicated = parallel.replicate(params)
+    labels = np.random.default_rng(0).integers(0, spec.num_classes, batch_size, dtype=np.int32)
+    return common.Work(
+        lambda: [batch.images for batch in generator(replicated, labels, w)],
+        images=batch_size,
+        flops=batch_size * num_steps * (1 + is_guided(w)) * forward_flops(network, spec.image_shape),
+        network=common.describe_network(config, spec.image_shape, params),
+        ahead=0,  # a batch of samples ends on the host
+    )
+
+
+def describe_forward(config: ConfigDict, *, repeats: int, warmup: int, peak_tflops: float | None = None) -> str:
+    """Times some evaluations of the network; what came out, a line a number."""
+    work = prepare_forward(config)
+    times = common.measure(work, units=repeats, warmup=warmup)
+    rows = [
+        ('batch', f'{work.images} images, no guidance'),
+        ('evaluations/s', f'{work.images / statistics.median(times.units):.4g}'),
+        ('ms/network call', common.describe_times(times.units)),
+    ]
+    return common.report(work, times, rows, dtype=config.model.dtype, peak_tflops=peak_tflops)
+
+
+def describe(
+    config: ConfigDict, *, w: float, num_steps: int, repeats: int, warmup: int, peak_tflops: float | None = None
+) -> str:
+    """Times some batches of samples; what came out, a line a number.
+
+    Args:
+      num_steps: of the timed batches; images/s is scaled to `config.sampling.num_steps`.
+    """
+    work = prepare(config, w=w, num_steps=num_steps)
+    times = common.measure(work, units=repeats, warmup=warmup)
+    median = statistics.median(times.units)
+    full = config.sampling.num_steps
+    scaled = '' if num_steps == full else f', extrapolated from {num_steps} steps'
+    evaluations = work.images * num_steps * (1 + is_guided(w))
+    rows = [
+        ('batch', f'{work.images} images, w={w:g}: {"two predictions" if is_guided(w) else "one prediction"} a step'),
+        ('evaluations/s', f'{evaluations / median:.4g}'),
+        ('ms/network call', common.describe_times([seconds / num_steps for seconds in times.units])),
+        ('images/s', f'{work.images * num_steps / full / median:.4g} at T={full}{scaled}'),
+    ]
+    return common.report(work, times, rows, dtype=config.model.dtype, peak_tflops=peak_tflops)
+
+
+def main() -> None:
+    """Prints what the flags ask for."""
+    config = common.read_config()
+    num_steps = FLAGS.num_steps or config.sampling.num_steps
+    if num_steps < 2:
+        raise UserError(f'--num_steps={num_steps} must be at least 2, or 0 for the T of the config.')
+    if FLAGS.child:
+        side_by_side.serve_work(
+            lambda: prepare_forward(config) if FLAGS.forward else prepare(config, w=FLAGS.w, num_steps=num_steps),
+            warmup=FLAGS.warmup,
+        )
+        return
+    common_arguments = {'repeats': FLAGS.repeats, 'warmup': FLAGS.warmup, 'peak_tflops': FLAGS.peak_tflops}
+    if FLAGS.peer is not None:
+        from cfg import setup
+
+        spec = setup.spec_of(config)
+        if FLAGS.forward:
+            print(side_by_side.compare(common.peer_request(config, spec, 'forward'), 'network call'))
+            return
+        request = common.peer_request(config, spec, 'sampling', guided=is_guided(FLAGS.w), num_steps=num_steps)
+        print(side_by_side.compare(request, f'batch of samples with {num_steps} steps'))
+    elif FLAGS.forward:
+        print(describe_forward(config, **common_arguments))
+    else:
+        print(describe(config, w=FLAGS.w, num_steps=num_steps, **common_arguments))
+
+
+if __name__ == '__main__':
+    common.define_flags()
+    flags.DEFINE_integer('repeats', 5, 'Timed batches of samples, or evaluations with --forward.', lower_bound=1)
+    flags.DEFINE_float('w', 1.0, 'Guidance strength; 0 costs half.')
+    flags.DEFINE_integer('num_steps', 0, 'Steps of the timed batches; 0 = the T of the config.', lower_bound=0)
+    flags.DEFINE_bool('forward', False, 'Time single evaluations of the network instead of sampling.')
+    common.run(main)

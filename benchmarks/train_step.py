@@ -1,0 +1,94 @@
+"""Times the training step of a config on random images (benchmarks/README.md).
+
+python benchmarks/train_step.py --config=configs/imagenet64.py [--config.train.batch_size=64] [--steps=10]
+python benchmarks/train_step.py --config=benchmarks/config.py:medium_32 --peer=guided-diffusion
+"""
+
+import statistics
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from benchmarks import common, side_by_side
+
+FLAGS = flags.FLAGS
+
+
+def prepare(config: ConfigDict) -> common.Work:
+    """The training step over all local devices, on one batch of random images."""
+    import jax
+    import numpy as np
+
+    from cfg import parallel, setup
+    from cfg.models.flops import forward_flops
+    from cfg.training import build, state
+
+    spec = setup.spec_of(config)
+    batch_size = config.train.batch_size
+    share, pieces = parallel.per_device(batch_size, 'config.train.batch_size'), config.train.grad_accum
+    setup.require(
+        share % pieces == 0, 'train.grad_accum', pieces, f"a divisor of a device's share of the batch, {share}"
+    )
+    network = setup.build_network(config, spec)
+    params = setup.init_params(network, spec, seed=config.seed)
+    tx = build.make_optimizer(config)
+    step = build.make_step(config, network, spec.image_shape, tx=tx)
+    replicated = parallel.replicate(state.create(params, tx))
+
+    rng = np.random.default_rng(0)
+    images = {
+        'image': rng.integers(0, 256, (batch_size, *spec.image_shape), dtype=np.uint8),
+        'label': rng.integers(0, spec.num_classes, batch_size, dtype=np.int32),
+        'index': np.arange(batch_size, dtype=np.int32),
+    }
+    batch = next(parallel.prefetch([images]))
+
+    def start():
+        nonlocal replicated
+        replicated, metrics = step(replicated, batch)
+        return metrics
+
+    return common.Work(
+        start,
+        images=batch_size,
+        flops=3 * batch_size * forward_flops(network, spec.image_shape),
+        network=common.describe_network(config, spec.image_shape, params),
+        ahead=0 if jax.default_backend() == 'cpu' else 1,
+    )
+
+
+def describe(config: ConfigDict, *, steps: int, warmup: int, peak_tflops: float | None = None) -> str:
+    """Times some steps; what came out, a line a number."""
+    work = prepare(config)
+    times = common.measure(work, units=steps, warmup=warmup)
+    rows = [
+        ('batch', f'{work.images} images, {config.train.grad_accum} piece(s) a device'),
+        ('images/s', f'{work.images / statistics.median(times.units):.4g}'),
+        ('ms/step', common.describe_times(times.units)),
+    ]
+    return common.report(work, times, rows, dtype=config.model.dtype, peak_tflops=peak_tflops)
+
+
+def main() -> None:
+    """Prints what the flags ask for."""
+    config = common.read_config()
+    if FLAGS.child:
+        side_by_side.serve_work(lambda: prepare(config), warmup=FLAGS.warmup)
+        return
+    if FLAGS.peer is None:
+        print(describe(config, steps=FLAGS.steps, warmup=FLAGS.warmup, peak_tflops=FLAGS.peak_tflops))
+        return
+    from cfg import setup
+
+    request = common.peer_request(config, setup.spec_of(config), 'training')
+    print(side_by_side.compare(request, 'step'))
+
+
+if __name__ == '__main__':
+    common.define_flags()
+    flags.DEFINE_integer('steps', 10, 'Timed steps.', lower_bound=1)
+    common.run(main)
