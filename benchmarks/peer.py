@@ -55,10 +55,13 @@ class Peer:
         self._device = device
         self._checkpointed = unet_module.AttentionBlock.forward
         self._start: Callable[[], None] | None = None
+        self._variant = ''
 
     def use(self, variant: str) -> None:
-        """Builds the network and everything around it anew."""
-        self._start = None
+        """Builds the network and everything around it, and runs it once."""
+        if variant == self._variant:
+            return
+        self._start, self._variant = None, ''
         gc.collect()  # the last variant's memory
         layout, *rest = variant.split(',')
         block = self._unet.AttentionBlock
@@ -77,6 +80,8 @@ class Peer:
             network.eval()
             make = self._forward if what == 'forward' else self._sampling
             self._start = make(run, LAYOUTS[layout])
+        self.seconds(1)
+        self._variant = variant
 
     def seconds(self, units: int) -> float:
         """Runs some units of the variant in use."""
@@ -88,12 +93,13 @@ class Peer:
         return time.perf_counter() - start
 
     def try_out(self, variant: str) -> float:
-        """Builds a variant; seconds of a unit, the best of a few after one or more that do not count."""
+        """Builds a variant; seconds of a unit, the best of a few."""
         self.use(variant)
-        first = self.seconds(1)
-        quick = first < 1.0
-        self.seconds(3 if quick else 1)
-        return min(self.seconds(3) / 3 if quick else self.seconds(1) for _ in range(3 if quick else 2))
+        seconds = self.seconds(1)
+        if seconds > 1.0:
+            return min(seconds, self.seconds(1))
+        self.seconds(3)
+        return min(self.seconds(3) / 3 for _ in range(3))
 
     def _wait(self) -> None:
         if self._device == 'cuda':
@@ -210,7 +216,8 @@ def main() -> None:
             except Exception as error:  # one variant of several: the user is told, and the others are tried
                 return {'failed': f'{type(error).__name__}: {error}'.splitlines()[0]}
         if words[0] == 'use':
-            return {'seconds': peer.try_out(words[1])}
+            peer.use(words[1])
+            return {}
         return {'seconds': peer.seconds(int(words[1]))}
 
     name = torch.cuda.get_device_name() if device == 'cuda' else 'cpu'

@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -223,6 +224,7 @@ def compare(request: dict[str, Any], unit: str) -> str:
     options = flags.FLAGS
     if not Path(options.peer, 'guided_diffusion', 'unet.py').is_file():
         raise UserError(f'--peer={options.peer} is not a clone of openai/guided-diffusion.')
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # takes the children along
     # A comparison is of one device. Neither side may take all of its memory.
     one = {'CUDA_VISIBLE_DEVICES': os.environ.get('CUDA_VISIBLE_DEVICES', '0').split(',')[0]}
     half = {'XLA_PYTHON_CLIENT_MEM_FRACTION': os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION', '0.45')}
@@ -234,26 +236,34 @@ def compare(request: dict[str, Any], unit: str) -> str:
         # Theirs does nothing before it is asked, and ours is idle after its answer.
         our_hello, their_hello = ours.answer(), theirs.answer()
         print(f'{our_hello["network"]}, batch {our_hello["images"]}')
-        print(f'ours: JAX on {our_hello["device"]}; theirs: PyTorch on {their_hello["device"]}, variants tried:')
+        print(f'ours: JAX on {our_hello["device"]}; theirs: PyTorch on {their_hello["device"]}', flush=True)
         on_cpu = our_hello['device'] == 'cpu'
         if on_cpu != (their_hello['device'] == 'cpu'):
             raise UserError(
                 f'JAX runs on {our_hello["device"]} and PyTorch on {their_hello["device"]}: install both for the same '
                 'device, or set JAX_PLATFORMS=cpu and CUDA_VISIBLE_DEVICES= for the CPU.'
             )
-        best, their_seconds = '', math.inf
-        for variant in their_hello['variants']:
-            tried = theirs.ask(f'try {variant}')
-            if 'failed' in tried:
-                print(f'  {variant}: {tried["failed"]}', flush=True)
-                continue
-            print(f'  {variant}: {tried["seconds"]:.4g} s', flush=True)
-            if tried['seconds'] < their_seconds:
-                best, their_seconds = variant, tried['seconds']
-        if not best:
-            raise UserError('No variant of PyTorch ran; the reasons are above.')
-        theirs.ask(f'use {best}')
+        best, their_seconds = _choose(theirs, their_hello['variants'], options.variant)
         units = tuple(max(1, math.ceil(options.round_seconds / s)) for s in (our_hello['seconds'], their_seconds))
         limit = options.other_cores if on_cpu else math.inf
         kept, discarded = alternate(ours, theirs, units, rounds=options.rounds, limit=limit)
     return f'Seconds of one {unit}:\n{table(kept, discarded, units, best, limit)}'
+
+
+def _choose(theirs: Child, variants: list[str], wanted: str) -> tuple[str, float]:
+    """The fastest variant, or the wanted one, ready to run, and its seconds of a unit."""
+    if wanted and wanted not in variants:
+        raise UserError(f'--variant={wanted} is not one of {" ".join(variants)}.')
+    best, seconds = '', math.inf
+    for variant in [wanted] if wanted else variants:
+        tried = theirs.ask(f'try {variant}')
+        if 'failed' in tried:
+            print(f'  {variant}: {tried["failed"]}', flush=True)
+            continue
+        print(f'  {variant}: {tried["seconds"]:.4g} s', flush=True)
+        if tried['seconds'] < seconds:
+            best, seconds = variant, tried['seconds']
+    if not best:
+        raise UserError('No variant of PyTorch ran; the reasons are above.')
+    theirs.ask(f'use {best}')
+    return best, seconds

@@ -14,6 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cfg.models import winograd
+
 Array = jax.Array
 
 # ADM's weights start from PyTorch's defaults: uniform with variance 1 / (3 fan_in), biases likewise.
@@ -169,8 +171,8 @@ class Conv(nn.Module):
         x = x.astype(self.dtype)
         if self.width == 1:
             return add_bias(x @ kernel[0, 0], bias)
-        axes = ('NHWC', 'HWIO', 'NHWC')
-        return add_bias(jax.lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=axes), bias)
+        fast = self.width == 3 and jax.default_backend() == 'cpu' and winograd.applies(x, self.features)
+        return add_bias((winograd.conv if fast else winograd.direct)(x, kernel), bias)
 
 
 def _initializers(fan_in: int, zero: bool) -> tuple[Callable, Callable]:

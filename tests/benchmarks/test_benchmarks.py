@@ -17,20 +17,15 @@ from tests.command_line import ROOT, SMALL
 FIELDS = ('network', 'device', 'batch', 'compilation', 'peak memory', 'utilisation', 'its peak is')
 
 
-@pytest.fixture(name='tiny')
-def tiny_config(small_config):
-    small_config.model.channel_mult = (1,)
-    small_config.train.batch_size = 8
-    small_config.sampling.batch_size = 8
-    return small_config
-
-
 def rows_of(text):
     return {line[:20].strip(): line[20:].strip() for line in text.splitlines()}
 
 
-def test_the_training_step(tiny):
-    rows = rows_of(train_step.describe(tiny, steps=2, warmup=1, peak_tflops=1.0))
+# The small config as it is: other tests run the same programs, which are compiled once for all.
+
+
+def test_the_training_step(small_config):
+    rows = rows_of(train_step.describe(small_config, steps=2, warmup=1, peak_tflops=1.0))
     assert not {*FIELDS, 'images/s', 'ms/step'} - rows.keys()
     assert float(rows['images/s']) > 0
     assert 'median' in rows['ms/step']
@@ -40,12 +35,13 @@ def test_the_training_step(tiny):
     assert 'of 4 TFLOP/s' in rows['utilisation']  # four devices
 
 
-def test_sampling(tiny):
-    rows = rows_of(sampling.describe(tiny, w=1.0, num_steps=2, repeats=1, warmup=0, peak_tflops=1.0))
+def test_sampling(small_config):
+    small_config.sampling.num_steps = 8
+    rows = rows_of(sampling.describe(small_config, w=1.0, num_steps=4, repeats=1, warmup=0, peak_tflops=1.0))
     assert not {*FIELDS, 'evaluations/s', 'ms/network call', 'images/s'} - rows.keys()
-    assert rows['images/s'].endswith('at T=4, extrapolated from 2 steps')
+    assert rows['images/s'].endswith('at T=8, extrapolated from 4 steps')
     evaluations, images = float(rows['evaluations/s']), float(rows['images/s'].split()[0])
-    assert evaluations == pytest.approx(images * 4 * 2, rel=1e-2)
+    assert evaluations == pytest.approx(images * 8 * 2, rel=1e-2)
     assert 'two predictions' in rows['batch']
 
 
