@@ -228,7 +228,7 @@ def compare(request: dict[str, Any], unit: str) -> str:
     # A comparison is of one device. Neither side may take all of its memory.
     one = {'CUDA_VISIBLE_DEVICES': os.environ.get('CUDA_VISIBLE_DEVICES', '0').split(',')[0]}
     half = {'XLA_PYTHON_CLIENT_MEM_FRACTION': os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION', '0.45')}
-    # A flag may be given again: the last counts, and an argument after it would not be a flag.
+    # The same flags: the child reads the same config and does the same work.
     our_command = [sys.executable, *sys.argv, '--child']
     peer_command = [sys.executable, str(Path(__file__).with_name('peer.py')), options.peer, json.dumps(request)]
 

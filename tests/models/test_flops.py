@@ -30,8 +30,10 @@ def test_loops_branches_and_inner_functions_are_counted():
     assert matmul_flops(lambda a: jax.lax.cond(a[0, 0] > 0, lambda a: a @ a @ a, lambda a: a @ a, a), a) == 2 * product
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize(('module', 'published'), [(imagenet64, 219.3e9), (imagenet128, 613.6e9)])
-def test_the_imagenet_networks_take_what_was_counted_in_the_released_ones(module, published):
+def test_the_imagenet_networks_take_what_was_counted_in_the_released_ones(module, published, dtype):
     config = module.get_config()
+    config.model.dtype = dtype
     spec = setup.spec_of(config)
     assert forward_flops(setup.build_network(config, spec), spec.image_shape) == pytest.approx(published, rel=3e-4)
