@@ -1,5 +1,6 @@
 """The networks and parameters that sampling and evaluation read from workdirs."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from cfg.data.spec import DataSpec
 from cfg.errors import UserError
 from cfg.generate import Model
 from cfg.training.checkpoints import Checkpoints
+from cfg.training.state import sha256
 
 # Settings that leave the shapes of the parameters as they are, but not what the parameters mean.
 MEANING = {
@@ -36,6 +38,11 @@ class Uncond:
     model: Model
     params: Any
     p_uncond: float
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Of the parameters; worked out once, as they may be gigabytes."""
+        return sha256(self.params)
 
 
 def load_params(config: ConfigDict, workdir: Path, steps: Sequence[int], like: Any) -> tuple[dict[int, Any], float]:

@@ -198,7 +198,7 @@ def _identity(
     params_sha256: str,
 ) -> Row:
     """What makes a row the measurement that it is: two rows that agree here are the same one."""
-    second = {} if uncond is None else {'uncond_params_sha256': sha256(uncond.params)}
+    second = {} if uncond is None else {'uncond_params_sha256': uncond.sha256}
     return second | {
         'step': step,
         'w': w,

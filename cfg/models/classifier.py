@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from cfg.models.layers import Conv, Dense, GroupNorm
-from cfg.models.time import logsnr_to_time, sinusoidal_embedding
-from cfg.models.unet import AttentionBlock, ResBlock
+from cfg.models.time import logsnr_to_time
+from cfg.models.unet import AttentionBlock, ResBlock, block_keys, embed_time
 
 Array = jax.Array
 
@@ -115,10 +115,7 @@ class EncoderUNet(nn.Module):
 
         def res_block(h, channels, name, resample=''):
             nonlocal block_index
-            keys = None
-            if self.dropout and dropout_keys is not None:
-                index = block_index
-                keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(dropout_keys)
+            keys = block_keys(dropout_keys if self.dropout else None, block_index)
             block_index += 1
             block = ResBlock(channels, self.dropout, self.norm_groups, self.dtype, resample, name=name)
             return block(h, emb, keys)
@@ -126,10 +123,7 @@ class EncoderUNet(nn.Module):
         def attention(h, name):
             return AttentionBlock(h.shape[-1] // self.head_channels, self.norm_groups, self.dtype, name=name)(h)
 
-        emb_dim = 4 * self.channels
-        emb = sinusoidal_embedding(self.time_fn(jnp.broadcast_to(logsnr, z.shape[:1])), self.channels)
-        emb = nn.silu(Dense(emb_dim, jnp.float32, name='time_0')(emb))
-        emb = Dense(emb_dim, jnp.float32, name='time_1')(emb)
+        emb = embed_time(self.time_fn(jnp.broadcast_to(logsnr, z.shape[:1])), self.channels)
 
         widths = [int(self.channels * mult) for mult in self.channel_mult]
         h = Conv(widths[0], 3, self.dtype, name='conv_in')(z)

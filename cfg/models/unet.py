@@ -75,6 +75,18 @@ class AttentionBlock(nn.Module):
         return x + Dense(c, self.dtype, zero=True, name='proj')(h).reshape(x.shape)
 
 
+def block_keys(keys: Array | None, index: int) -> Array | None:
+    """The dropout keys of residual block number `index` from those of the examples, [N]; None for no dropout."""
+    return None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
+
+
+def embed_time(time: Array, channels: int) -> Array:
+    """time [N] -> [N, 4 channels] float32, through the two layers `time_0`, `time_1` of the module that calls it."""
+    emb = sinusoidal_embedding(time, channels)
+    emb = nn.silu(Dense(4 * channels, jnp.float32, name='time_0')(emb))
+    return Dense(4 * channels, jnp.float32, name='time_1')(emb)
+
+
 class UNet(nn.Module):
     """(z, logsnr, labels) -> prediction, shaped like z unless `out_channels` differs.
 
@@ -125,10 +137,7 @@ class UNet(nn.Module):
 
         def res_block(h, channels, name, resample=''):
             nonlocal block_index
-            keys = None
-            if self.dropout and dropout_keys is not None:
-                index = block_index
-                keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(dropout_keys)
+            keys = block_keys(dropout_keys if self.dropout else None, block_index)
             block_index += 1
             block = remat(ResBlock)(channels, self.dropout, self.norm_groups, self.dtype, resample, name=name)
             return block(h, emb, keys)
@@ -139,11 +148,9 @@ class UNet(nn.Module):
 
         emb_dim = 4 * self.channels
         logsnr = jnp.broadcast_to(logsnr, labels.shape)
-        emb = sinusoidal_embedding(self.time_fn(logsnr), self.channels)
         # The embeddings and the last convolution are float32 whatever the compute type: guidance and the step from eps
         # to x amplify rounding at the output.
-        emb = nn.silu(Dense(emb_dim, jnp.float32, name='time_0')(emb))
-        emb = Dense(emb_dim, jnp.float32, name='time_1')(emb)
+        emb = embed_time(self.time_fn(logsnr), self.channels)
         classes = nn.Embed(self.num_classes + 1, emb_dim, embedding_init=nn.initializers.normal(1.0), name='classes')
         emb = emb + classes(labels)
 
