@@ -12,7 +12,7 @@ from cfg.errors import UserError
 from cfg.files import lock
 from cfg.models.convert import classifier_params, unet_params
 from cfg.models.torch_file import read_state_dict
-from cfg.training.checkpoints import Checkpoints
+from cfg.training.checkpoints import FOLDER, Checkpoints
 
 log = logging.getLogger('cfg')
 
@@ -32,9 +32,10 @@ def import_adm(config: ConfigDict, workdir: Path) -> Path:
     if not config.adm.checkpoint:
         raise UserError('config.adm.checkpoint is missing: give the .pt file, --config.adm.checkpoint=FILE.')
     spec = setup.spec_of(config)
-    with lock(workdir, 'train'), Checkpoints(workdir) as checkpoints:
-        if checkpoints.steps():
-            raise UserError(f'{checkpoints.folder} holds a run already: give another --workdir.')
+    folder = workdir / FOLDER
+    with lock(workdir, 'train'):
+        if folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir()):
+            raise UserError(f'{folder} holds a run already: give another --workdir.')
         state = read_state_dict(config.adm.checkpoint)
         meta: dict[str, Any] = {'kind': config.adm.kind, 'config': setup.config_dict(config)}
         if config.adm.kind == 'classifier':
@@ -42,8 +43,10 @@ def import_adm(config: ConfigDict, workdir: Path) -> Path:
         else:
             params = _model(config, spec, state)
             meta['config']['train']['p_uncond'] = _p_uncond(config, spec, state)
-        checkpoints.save_imported(params, meta=meta)
-        return checkpoints.folder
+        # Opened last: what does not fit must not leave a half-started writer behind.
+        with Checkpoints(workdir) as checkpoints:
+            checkpoints.save_imported(params, meta=meta)
+        return folder
 
 
 def _model(config: ConfigDict, spec: DataSpec, state: dict[str, Any]) -> Any:
