@@ -13,11 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from absl import app, flags
-from absl import logging as absl_logging
-from ml_collections import ConfigDict, config_flags
+from absl import flags
+from ml_collections import ConfigDict
 
-from cfg import xla_flags
+from cfg import command_line
 from cfg.errors import UserError
 
 # Dense bfloat16 FLOP/s of one device of JAX, from the vendors' data sheets. The first substring of `device_kind` that
@@ -72,7 +71,7 @@ class Times(NamedTuple):
 
 def define_flags() -> None:
     """The flags of both scripts."""
-    config_flags.DEFINE_config_file('config', None, 'The config; single fields as --config.train.batch_size=64.')
+    command_line.define_config('--config.train.batch_size=64')
     flags.DEFINE_integer('warmup', 2, 'Untimed steps after the one that compiles.', lower_bound=0)
     flags.DEFINE_float('peak_tflops', None, 'What one device could do at best, for the utilisation.', lower_bound=1e-9)
     flags.DEFINE_string('peer', None, 'A clone of openai/guided-diffusion: times it side by side, in PyTorch.')
@@ -85,39 +84,6 @@ def define_flags() -> None:
     flags.DEFINE_bool('child', False, 'Set by --peer itself: answer commands instead of printing.')
 
 
-def run(main: Callable[[], None]) -> None:
-    """Runs a script; what the user can mend is one line on stderr and exit status 2."""
-
-    def guarded(argv):
-        try:
-            if len(argv) > 1:
-                raise UserError(f'{argv[1]!r} is not a flag: fields of the config are set as --config.field=value.')
-            main()
-        except UserError as error:
-            sys.exit(complain(error))
-        except KeyboardInterrupt:
-            sys.exit(130)
-
-    absl_logging.set_verbosity(absl_logging.WARNING)
-    xla_flags.choose()
-    app.run(guarded, flags_parser=_parse)
-
-
-def complain(error: Exception | str) -> int:
-    """Prints one line; returns the exit status."""
-    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-    return 2
-
-
-def _parse(argv: list[str]) -> list[str]:
-    try:
-        return flags.FLAGS(argv)
-    except (KeyError, AttributeError) as error:
-        sys.exit(complain(f'The config has no such field: {error.args[0]}'))
-    except (flags.Error, UserError, TypeError, ValueError, OSError) as error:
-        sys.exit(complain(error))
-
-
 def read_config() -> ConfigDict:
     """The config of the command line, checked.
 
@@ -126,14 +92,7 @@ def read_config() -> ConfigDict:
     """
     from cfg import setup
 
-    config = flags.FLAGS.config
-    if config is None:
-        raise UserError('--config is missing: give one of configs/*.py, or benchmarks/config.py:medium_32.')
-    try:
-        config.to_dict()
-    except OSError as error:  # a file that could not be loaded says so when the config is first used
-        reason = str(error).splitlines()[-1].strip()
-        raise UserError(f'--config cannot be loaded ({reason}): give one of configs/*.py.') from error
+    config = command_line.read_config()
     setup.check_config(config)
     return config
 

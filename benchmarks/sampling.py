@@ -14,6 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from benchmarks import common, side_by_side
+from cfg import command_line
 from cfg.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -151,4 +152,4 @@ if __name__ == '__main__':
     flags.DEFINE_float('w', 1.0, 'Guidance strength; 0 costs half.')
     flags.DEFINE_integer('num_steps', 0, 'Steps of the timed batches; 0 = the T of the config.', lower_bound=0)
     flags.DEFINE_bool('forward', False, 'Time single evaluations of the network instead of sampling.')
-    common.run(main)
+    command_line.run(main, mode=lambda: 'sample')

@@ -14,6 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from benchmarks import common, side_by_side
+from cfg import command_line
 
 FLAGS = flags.FLAGS
 
@@ -29,10 +30,7 @@ def prepare(config: ConfigDict) -> common.Work:
 
     spec = setup.spec_of(config)
     batch_size = config.train.batch_size
-    share, pieces = parallel.per_device(batch_size, 'config.train.batch_size'), config.train.grad_accum
-    setup.require(
-        share % pieces == 0, 'train.grad_accum', pieces, f"a divisor of a device's share of the batch, {share}"
-    )
+    build.check_batch(config)
     network = setup.build_network(config, spec)
     params = setup.init_params(network, spec, seed=config.seed)
     tx = build.make_optimizer(config)
@@ -91,4 +89,4 @@ def main() -> None:
 if __name__ == '__main__':
     common.define_flags()
     flags.DEFINE_integer('steps', 10, 'Timed steps.', lower_bound=1)
-    common.run(main)
+    command_line.run(main, mode=lambda: 'train')

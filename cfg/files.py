@@ -8,13 +8,24 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from etils import epath
+
 from cfg.errors import UserError
 
 log = logging.getLogger('cfg')
 
 
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether a path is in a bucket (gs://, s3://) instead of a file system."""
+    return '://' in os.fspath(path)
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Writes a file so that a reader, or a run after a crash, sees the old content or the new one, never a part."""
+    if is_remote(path):  # where an object appears when all of it has arrived
+        epath.Path(path).write_bytes(content)
+        return
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f'.{path.name}.', delete=False) as file:
         try:
@@ -40,7 +51,7 @@ def lock(workdir: Path, what: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f'Another process runs --mode={what} on {workdir}: wait for it, stop it, or give another --workdir.'
+                f'Another process runs --mode={what} on {workdir}: wait for it, stop it, or work in another folder.'
             ) from None
         except OSError as error:  # a file system without locks
             log.warning('%s cannot be locked (%s): take care that nothing else runs there.', workdir, error.strerror)

@@ -30,6 +30,11 @@ def local_devices(devices: Devices = None) -> list[jax.Device]:
     return list(devices) if devices is not None else jax.local_devices()
 
 
+def process() -> tuple[int, int]:
+    """(the number of this process, how many there are)."""
+    return jax.process_index(), jax.process_count()
+
+
 def pmap(
     fn: Callable, *, broadcast: Sequence[int] = (), num_args: int, donate: Sequence[int] = (), devices: Devices = None
 ):

@@ -13,8 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from cfg.data.crop import CROPS
 from cfg.data.digits import SPLITS, digits
-from cfg.data.source import ArraySource
+from cfg.data.prepared import default_dir, find_manifest, is_preparable, open_prepared
+from cfg.data.source import Source
 from cfg.data.spec import DataSpec, data_spec
 from cfg.diffusion.process import PREDICTIONS
 from cfg.errors import UserError
@@ -23,7 +25,7 @@ from cfg.models.classifier import EncoderUNet
 from cfg.models.time import TIME_FNS, TIMES
 from cfg.models.unet import UNet
 
-DATA_NAMES = ('digits', 'imagenet', 'mixture')
+BUILT_IN = ('digits', 'mixture')  # data sets that need no preparation
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
@@ -42,7 +44,13 @@ def check_config(config: ConfigDict) -> None:
     data, model, diffusion = config.data, config.model, config.diffusion
     train, sampling, evaluation, report = config.train, config.sampling, config.eval, config.report
     require(config.seed >= 0, 'seed', config.seed, 'at least 0')
-    require(data.name in DATA_NAMES, 'data.name', data.name, f'one of {", ".join(DATA_NAMES)}')
+    named = data.name in BUILT_IN or is_preparable(data.name)
+    require(named, 'data.name', data.name, f'one of {", ".join(BUILT_IN)}, imagenet, tfds:NAME, folder:PATH')
+    require(data.crop in CROPS, 'data.crop', data.crop, f'one of {", ".join(CROPS)}')
+    require(data.workers >= 0, 'data.workers', data.workers, 'at least 0')
+    require(config.prepare.workers >= 0, 'prepare.workers', config.prepare.workers, 'at least 0')
+    on_error = config.prepare.on_error
+    require(on_error in ('stop', 'skip'), 'prepare.on_error', on_error, "'stop' or 'skip'")
     require(data.image_size >= 1, 'data.image_size', data.image_size, 'at least 1')
     if data.name == 'digits':
         require(data.split in SPLITS, 'data.split', data.split, f'one of {", ".join(SPLITS)}')
@@ -156,25 +164,46 @@ def spec_of(config: ConfigDict) -> DataSpec:
     Raises:
       UserError: when it has no images.
     """
-    return data_spec(config.data.name, config.data.image_size)
+    data = config.data
+    return data_spec(data.name, data.image_size, data_dir=data.dir, crop=data.crop)
 
 
-def open_source(config: ConfigDict, split: str | None = None) -> ArraySource:
+def open_source(config: ConfigDict, split: str | None = None) -> Source:
     """The data set of a config; `split` takes the place of `config.data.split`.
 
     Raises:
-      UserError: when its images cannot be read.
+      UserError: when it has no images, is not prepared, or lacks files or the split.
     """
-    spec = spec_of(config)
-    if spec.name == 'digits':
-        return digits(split or config.data.split)
-    raise UserError(
-        f'config.data.name={spec.name!r}: this version has no reader for its images, so nothing can be trained or '
-        'compared with them; --mode=describe, --mode=import_adm and --mode=sample need none.'
+    data = config.data
+    if data.name in BUILT_IN:
+        spec_of(config)  # says what cannot be
+        return digits(split or data.split)
+    return open_prepared(
+        data.name,
+        data_dir=default_dir(data.dir),
+        size=data.image_size,
+        crop=data.crop,
+        split=split or data.split,
     )
 
 
-def build_network(config: ConfigDict, source: DataSpec | ArraySource) -> UNet:
+def open_held_out(config: ConfigDict) -> Source | None:
+    """The split that was not trained on; None if the data set has none."""
+    if config.data.name == 'digits':
+        return open_source(config, 'test')
+    data = config.data
+    manifest = find_manifest(data.name, data_dir=default_dir(data.dir), size=data.image_size, crop=data.crop)
+    split = next((name for name in ('validation', 'test') if name in manifest['splits']), None)
+    return None if split is None else open_source(config, split)
+
+
+def describe_split(source: Source) -> str:
+    """A split in words."""
+    words = {'digits/train': 'real training half', 'digits/test': 'real test half'}
+    return f'{words.get(source.name, f"real images {source.name}")} ({len(source)})'
+
+
+def build_network(config: ConfigDict, source: DataSpec | Source) -> UNet:
     """The network of a config for the images and classes of a data set.
 
     Raises:
@@ -200,7 +229,7 @@ def build_network(config: ConfigDict, source: DataSpec | ArraySource) -> UNet:
     )
 
 
-def build_classifier(config: ConfigDict, source: DataSpec | ArraySource) -> EncoderUNet:
+def build_classifier(config: ConfigDict, source: DataSpec | Source) -> EncoderUNet:
     """The noise-aware classifier of a config, told of the noise level in the same way as the network.
 
     Raises:
@@ -221,7 +250,7 @@ def build_classifier(config: ConfigDict, source: DataSpec | ArraySource) -> Enco
     )
 
 
-def _check_resolutions(part: str, options: ConfigDict, source: DataSpec | ArraySource) -> None:
+def _check_resolutions(part: str, options: ConfigDict, source: DataSpec | Source) -> None:
     """Whether images can be halved as often as a network wants, and have the heights where it has attention."""
     levels = len(options.channel_mult)
     factor = 2 ** (levels - 1)
@@ -237,7 +266,7 @@ def _check_resolutions(part: str, options: ConfigDict, source: DataSpec | ArrayS
         require(resolution in heights, field, options.attention_resolutions, f'among the heights {heights}')
 
 
-def init_params(network: UNet, source: DataSpec | ArraySource, *, seed: int) -> Any:
+def init_params(network: UNet, source: DataSpec | Source, *, seed: int) -> Any:
     """The initial parameters, float32 numpy arrays."""
     z = jnp.zeros((1, *source.image_shape))
     # A program that runs once is not worth optimising: on the CPU this takes a third of the time.
@@ -248,7 +277,7 @@ def init_params(network: UNet, source: DataSpec | ArraySource, *, seed: int) -> 
     return jax.tree.map(np.asarray, init(jax.random.key(seed)))
 
 
-def abstract_params(network: UNet, source: DataSpec | ArraySource) -> Any:
+def abstract_params(network: UNet, source: DataSpec | Source) -> Any:
     """The shapes and types of the parameters, without computing any."""
     z = jnp.zeros((1, *source.image_shape))
     return jax.eval_shape(lambda: network.init(jax.random.key(0), z, jnp.zeros(1), jnp.zeros(1, jnp.int32))['params'])
@@ -265,7 +294,7 @@ def make_model(config: ConfigDict, network: UNet) -> Model:
 
 def make_generator(
     config: ConfigDict,
-    source: DataSpec | ArraySource,
+    source: DataSpec | Source,
     network: UNet,
     *,
     batch_size: int,

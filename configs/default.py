@@ -15,9 +15,21 @@ def get_config() -> ConfigDict:
     config.seed = 0
 
     config.data = ConfigDict()
-    config.data.name = ''  # 'imagenet', 'digits', or 'mixture' (exact scores, nothing to train)
+    # 'digits', 'mixture' (exact scores, nothing to train), or a data set for --mode=prepare_data (docs/imagenet.md):
+    # 'tfds:NAME' (any image classification data set of TFDS), 'folder:PATH', or 'imagenet' = 'tfds:imagenet2012'.
+    config.data.name = ''
+    config.data.dir = ''  # of prepared data, and TFDS's own; '' = TFDS_DATA_DIR or ~/tensorflow_datasets
     config.data.image_size = 64  # height and width in pixels
+    config.data.crop = 'area'  # how images were made square and small: 'area' (paper) or 'adm'
     config.data.split = 'train'  # what is trained on, and the reference of FID
+    config.data.random_flip = True  # mirror half of the training images (ADM's data loader; not stated in the paper)
+    config.data.workers = 4  # processes that read and decode for training; 0 = threads (benchmarks/input.py)
+
+    # --mode=prepare_data
+    config.prepare = ConfigDict()
+    config.prepare.workers = 0  # processes that decode and resize; 0 = one a core
+    config.prepare.on_error = 'stop'  # at an image that cannot be read or a class without images: 'stop' or 'skip'
+    config.prepare.manual_dir = ''  # of ILSVRC2012's tar files; '' = downloads/manual in data.dir
 
     config.model = ConfigDict()
     config.model.channels = 192  # base width
@@ -80,7 +92,7 @@ def get_config() -> ConfigDict:
     config.eval.steps = ()  # checkpoints to evaluate; () = the newest
     config.eval.labels = 'random'  # how labels are drawn: 'random' (uniform) or 'balanced'
     config.eval.is_split_size = 5000  # samples a split of the inception score (ADM's evaluator)
-    config.eval.features = 'digits_classifier'  # the feature network of FID and IS
+    config.eval.features = 'small_classifier'  # the feature network of FID and IS
     config.eval.keep_samples = 1000  # samples of each row that are kept for the report, at most
 
     config.report = ConfigDict()

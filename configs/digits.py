@@ -10,6 +10,8 @@ def get_config():
     config.data.name = 'digits'
     config.data.image_size = 8
     config.data.split = 'all'
+    config.data.random_flip = False
+    config.data.workers = 0
 
     config.model.channels = 32
     config.model.channel_mult = (1, 2)

@@ -29,6 +29,7 @@ ALLOWED = {
         'cfg.training.state',
     },
     'cfg.describe': {'cfg.setup', 'cfg.models', 'cfg.data', 'cfg.parallel', 'cfg.training.build'},
+    'cfg.preparing': {'cfg.data'},
     'cfg.importing': {'cfg.setup', 'cfg.models', 'cfg.data', 'cfg.training.checkpoints'},
     'cfg.status': {'cfg.evaluation', 'cfg.training'},
     'cfg.errors': set(),
@@ -36,6 +37,7 @@ ALLOWED = {
     'cfg.stopping': set(),
     'cfg.progress': set(),
     'cfg.xla_flags': set(),
+    'cfg.command_line': {'cfg.xla_flags'},
 }
 # The core runs where only these (and numpy) are installed.
 CORE = (

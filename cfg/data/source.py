@@ -1,14 +1,41 @@
-"""The interface of a data set, and the order in which training reads it."""
+"""The interface of a data set, and data sets in memory."""
 
-from collections.abc import Iterator, Sequence
+import functools
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 
+class Source(Protocol):
+    """A labelled image data set with random access.
+
+    Attributes:
+      name: what the user calls it, with its split, as it appears in results.
+      class_names: one a class.
+      num_classes: labels are 0..num_classes - 1.
+      image_shape: (H, W, C).
+      fingerprint: a digest of pixels and labels; two data sets that agree here are the same.
+    """
+
+    name: str
+    class_names: Sequence[str]
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        """The number of examples."""
+
+    def fetch(self, indices: Iterable[int]) -> dict[str, np.ndarray]:
+        """{'image': uint8 [k, H, W, C], 'label': int32 [k]} of the k examples at `indices`."""
+
+
 @dataclass(frozen=True)
 class ArraySource:
-    """A labelled image data set with random access, held in memory.
+    """A data set held in memory; see `Source`.
 
     Attributes:
       name: what the user calls it, with its split, as it appears in results.
@@ -37,6 +64,7 @@ class ArraySource:
 
     @property
     def num_classes(self) -> int:
+        """See `Source`."""
         return len(self.class_names)
 
     @property
@@ -44,38 +72,12 @@ class ArraySource:
         """(H, W, C)."""
         return tuple(self.images.shape[1:])
 
-    def fetch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """{'image': uint8 [k, H, W, C], 'label': int32 [k]} of the examples at `indices` [k]."""
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """See `Source`."""
+        return hashlib.sha256(self.images.tobytes() + self.labels.tobytes()).hexdigest()
+
+    def fetch(self, indices: Iterable[int]) -> dict[str, np.ndarray]:
+        """See `Source`."""
+        indices = np.asarray(indices)
         return {'image': self.images[indices], 'label': self.labels[indices]}
-
-
-def epoch_order(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
-    """The order of one epoch: a permutation of 0..num_examples-1 that depends on (seed, epoch) alone."""
-    return np.random.default_rng((seed, epoch)).permutation(num_examples)
-
-
-def train_batches(
-    source: ArraySource, *, batch_size: int, seed: int, start_step: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """Endless training batches, from the one of step `start_step` on.
-
-    Epochs follow each other without a gap: a batch may end one and begin the next, so each example is seen
-    exactly once an epoch. The batch of a step is a function of (seed, step), so a resumed run reads on where
-    it stopped.
-
-    Yields:
-      {'image': uint8 [B, H, W, C], 'label': int32 [B], 'index': int32 [B]}; 'index' is the place in the global
-      batch, which seeds the example's randomness.
-    """
-    n = len(source)
-    orders: dict[int, np.ndarray] = {}
-    step = start_step
-    while True:
-        position = step * batch_size + np.arange(batch_size)
-        epochs = position // n
-        orders = {
-            e: orders[e] if e in orders else epoch_order(n, seed=seed, epoch=e) for e in np.unique(epochs).tolist()
-        }
-        indices = np.array([orders[e][p] for e, p in zip(epochs.tolist(), (position % n).tolist(), strict=True)])
-        yield source.fetch(indices) | {'index': np.arange(batch_size, dtype=np.int32)}
-        step += 1

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from cfg.data.prepared import ALIASES, default_dir, find_manifest, is_preparable
 from cfg.errors import UserError
 
 
@@ -20,18 +21,28 @@ class DataSpec:
     num_classes: int
 
 
-def data_spec(name: str, image_size: int) -> DataSpec:
-    """The data set of a config.
+def data_spec(name: str, image_size: int, *, data_dir: str, crop: str) -> DataSpec:
+    """The data set of a config. That of ImageNet is known; that of others is read from what was prepared.
+
+    Args:
+      name: `config.data.name`.
+      image_size: height and width in pixels.
+      data_dir: `config.data.dir`.
+      crop: `config.data.crop`.
 
     Raises:
-      UserError: when the name is not that of a data set with images, or it has no images of that size.
+      UserError: when the name is not that of a data set with images, it has no images of that size, or it is not
+        prepared.
     """
     if name == 'digits':
         if image_size != 8:
             raise UserError(f"config.data.image_size={image_size} must be 8: data.name='digits' has 8x8 images only.")
         return DataSpec(name, (8, 8, 1), 10)
-    if name == 'imagenet':
+    if ALIASES.get(name, name) == ALIASES['imagenet']:
         return DataSpec(name, (image_size, image_size, 3), 1000)
+    if is_preparable(name):
+        manifest = find_manifest(name, data_dir=default_dir(data_dir), size=image_size, crop=crop)
+        return DataSpec(name, tuple(manifest['image_shape']), len(manifest['class_names']))
     raise UserError(
         f'config.data.name={name!r} has no images to train on or to compare with: its scores are exact, '
         'so --mode=report is all there is to run.'

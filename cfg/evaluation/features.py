@@ -1,7 +1,8 @@
 """Feature networks of FID and inception score, behind one interface."""
 
+import contextlib
 import io
-import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,9 @@ import numpy as np
 import optax
 from flax import traverse_util
 
-from cfg.data.digits import digits
 from cfg.data.images import to_float
-from cfg.data.source import ArraySource, train_batches
+from cfg.data.pipeline import train_batches
+from cfg.data.source import Source
 from cfg.errors import UserError
 from cfg.evaluation.statistics import Moments, Splits
 from cfg.files import write_whole
@@ -23,10 +24,8 @@ from cfg.models.classifier import SmallClassifier, cross_entropy
 from cfg.progress import Progress
 from cfg.training.state import sha256
 
-log = logging.getLogger('cfg')
-
 # Width of the features of each network, by its config name.
-WIDTHS = {'digits_classifier': 64}
+WIDTHS = {'small_classifier': 64}
 
 
 def feature_width(name: str) -> int:
@@ -59,14 +58,17 @@ class FeatureNetwork:
     labels_match: bool
 
 
-def open_features(name: str, cache: Path) -> FeatureNetwork:
+def open_features(name: str, cache: Path, train: Source) -> FeatureNetwork:
     """A feature network by its config name; its weights are kept in the folder `cache`.
+
+    Args:
+      train: real images, for a network that must be trained.
 
     Raises:
       UserError: on an unknown name, or a damaged weight file.
     """
     feature_width(name)
-    return {'digits_classifier': digits_classifier}[name](cache)
+    return {'small_classifier': small_classifier}[name](cache, train)
 
 
 class FeatureStatistics:
@@ -96,25 +98,37 @@ class FeatureStatistics:
 
 
 def measure(
-    network: FeatureNetwork, images: np.ndarray, *, batch_size: int, is_split_size: int
-) -> tuple[FeatureStatistics, np.ndarray]:
-    """Statistics of images uint8 [N, H, W, C], batch by batch, and the most likely class of each, [N]."""
-    statistics = FeatureStatistics(network, is_split_size=is_split_size)
-    starts = range(0, len(images), batch_size)
-    return statistics, np.concatenate([statistics.add(images[start : start + batch_size]) for start in starts])
+    network: FeatureNetwork, source: Source, *, batch_size: int, is_split_size: int
+) -> tuple[FeatureStatistics, float]:
+    """Statistics of a data set, batch by batch, and how often the most likely class is the label."""
+    statistics, agree = FeatureStatistics(network, is_split_size=is_split_size), 0
+    progress = Progress(f'real images of {source.name}', len(source), unit='image')
+    for start in range(0, len(source), batch_size):
+        batch = source.fetch(range(start, min(start + batch_size, len(source))))
+        agree += int(np.sum(statistics.add(batch['image']) == batch['label']))
+        progress.update(statistics.count)
+    return statistics, agree / len(source)
 
 
-def digits_classifier(cache: Path) -> FeatureNetwork:
-    """A small convolutional classifier, trained on the training half of the real digits; not Inception.
+def small_classifier(cache: Path, train: Source) -> FeatureNetwork:
+    """A small convolutional classifier of the data set itself, trained on its real images; not Inception.
 
-    It is trained when `cache` does not hold it yet (a minute or less on a CPU), and kept there as an npz, so that
-    every row of a sweep is measured with the same weights.
+    Its numbers compare models of one data set with each other, and with nothing published. It is trained when `cache`
+    does not hold it yet (for the digits a minute or less on a CPU), and kept there as an npz, so that every row of a
+    sweep is measured with the same weights.
     """
-    network = SmallClassifier(num_classes=10, width=WIDTHS['digits_classifier'])
-    path = cache / 'digits_classifier.npz'
+    # Halved until 2x2 to 3x3 positions are left, as the 8x8 digits are.
+    halvings = max(int(math.log2(min(train.image_shape[:2]))) - 1, 1)
+    network = SmallClassifier(
+        num_classes=train.num_classes,
+        width=WIDTHS['small_classifier'],
+        channels=(32, *[64] * (halvings - 1)),
+    )
+    what = train.name.partition('/')[0]
+    path = cache / f'{what}_classifier.npz'
     if not path.exists():
-        _train(network, path)
-    params = _load(path, network)
+        _train(network, path, train)
+    params = _load(path, network, train.image_shape)
 
     @jax.jit
     def run(images):
@@ -126,11 +140,8 @@ def digits_classifier(cache: Path) -> FeatureNetwork:
     def extract(images):
         return tuple(np.asarray(x) for x in run(images))
 
-    test = digits('test')
-    accuracy = np.mean(extract(test.images)[1].argmax(axis=1) == test.labels)
-    log.info('digits classifier: %.2f %% of the real test half recognised.', 100 * accuracy)
     return FeatureNetwork(
-        name=f'digits classifier ({network.width} features; not Inception)',
+        name=f'{what} classifier ({network.width} features; not Inception)',
         sha256=sha256(params),
         width=network.width,
         extract=extract,
@@ -138,9 +149,8 @@ def digits_classifier(cache: Path) -> FeatureNetwork:
     )
 
 
-def _train(network: SmallClassifier, path: Path, *, num_steps: int = 600, batch_size: int = 64) -> None:
-    """Trains the classifier on the training half, images shifted by up to a pixel, and writes it."""
-    source = digits('train')
+def _train(network: SmallClassifier, path: Path, source: Source, *, num_steps: int = 600, batch_size: int = 64) -> None:
+    """Trains the classifier, images shifted by up to a pixel, and writes it."""
     schedule = optax.cosine_decay_schedule(3e-3, num_steps)
     tx = optax.adamw(schedule, weight_decay=1e-2)
 
@@ -162,13 +172,13 @@ def _train(network: SmallClassifier, path: Path, *, num_steps: int = 600, batch_
         updates, opt_state = tx.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
-    params = network.init(jax.random.key(0), to_float(source.images[:1]))['params']
+    params = network.init(jax.random.key(0), jnp.zeros((1, *source.image_shape)))['params']
     opt_state = tx.init(params)
-    progress = Progress('digits classifier', num_steps, unit='step')
-    batches = train_batches(source, batch_size=batch_size, seed=0, start_step=0)
-    for index in range(num_steps):
-        params, opt_state = step(params, opt_state, next(batches), index)
-        progress.update(index + 1)
+    progress = Progress(f'classifier of {source.name}', num_steps, unit='step')
+    with contextlib.closing(train_batches(source, batch_size=batch_size, seed=0, start_step=0)) as batches:
+        for index in range(num_steps):
+            params, opt_state = step(params, opt_state, next(batches), index)
+            progress.update(index + 1)
     _write(path, jax.tree.map(np.asarray, params))
 
 
@@ -179,8 +189,7 @@ def _write(path: Path, params: Any) -> None:
     write_whole(path, buffer.getvalue())
 
 
-def _load(path: Path, network: SmallClassifier) -> Any:
-    source: ArraySource = digits('train')
+def _load(path: Path, network: SmallClassifier, image_shape: tuple[int, int, int]) -> Any:
     try:
         with np.load(path, allow_pickle=False) as file:
             flat = {name: file[name] for name in file.files}
@@ -189,7 +198,7 @@ def _load(path: Path, network: SmallClassifier) -> Any:
             f'{path} cannot be read ({type(error).__name__}): delete it, and it is trained again.'
         ) from error
     params = traverse_util.unflatten_dict(flat, sep='/')
-    expected = jax.eval_shape(lambda: network.init(jax.random.key(0), to_float(source.images[:1]))['params'])
+    expected = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, *image_shape)))['params'])
     if jax.tree.map(lambda x: x.shape, params) != jax.tree.map(lambda x: x.shape, expected):
-        raise UserError(f'{path} holds another network than the digits classifier: delete it, and it is trained again.')
+        raise UserError(f'{path} holds another network than this needs: delete it, and it is trained again.')
     return params

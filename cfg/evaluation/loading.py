@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from cfg import setup
-from cfg.data.spec import DataSpec
+from cfg.data.prepared import short_name
+from cfg.data.spec import DataSpec, data_spec
 from cfg.errors import UserError
 from cfg.generate import Model
 from cfg.training.checkpoints import Checkpoints
@@ -63,7 +64,7 @@ def load_params(config: ConfigDict, workdir: Path, steps: Sequence[int], like: A
     return params, trained['train']['p_uncond']
 
 
-def open_uncond(config: ConfigDict) -> Uncond | None:
+def open_uncond(config: ConfigDict, image_shape: tuple[int, int, int]) -> Uncond | None:
     """The second model of `config.sampling.uncond_workdir`: its newest checkpoint, with the network of its own config.
 
     Raises:
@@ -79,11 +80,11 @@ def open_uncond(config: ConfigDict) -> Uncond | None:
         meta = checkpoints.meta(step)
         _check_kind(meta, 'model', workdir)
         theirs = ConfigDict(meta['config'])
-        spec = setup.spec_of(theirs)
-        if spec.image_shape != setup.spec_of(config).image_shape:
+        spec = _spec_of_checkpoint(meta)
+        if spec.image_shape != image_shape:
             raise UserError(
                 f'config.sampling.uncond_workdir={workdir} holds a model of images {spec.image_shape}, not '
-                f'{setup.spec_of(config).image_shape}: give one of the same shape.'
+                f'{image_shape}: give one of the same shape.'
             )
         theirs.model.dtype = config.model.dtype
         network = setup.build_network(theirs, spec)
@@ -91,6 +92,29 @@ def open_uncond(config: ConfigDict) -> Uncond | None:
             step, setup.abstract_params(network, spec), ema=config.sampling.ema or bool(meta.get('imported')), meta=meta
         )
     return Uncond(setup.make_model(theirs, network), params, theirs.train.p_uncond)
+
+
+def spec_of_run(config: ConfigDict, workdir: Path) -> DataSpec:
+    """The data set of a config; where it is not prepared on this machine, what the newest checkpoint says of it.
+
+    Raises:
+      UserError: when neither knows.
+    """
+    try:
+        return setup.spec_of(config)
+    except UserError:
+        with Checkpoints(workdir, read_only=True) as checkpoints:
+            meta = checkpoints.meta(checkpoints.find(-1, 'The checkpoint of step'))
+        if short_name(meta['config']['data']['name']) != short_name(config.data.name) or 'data' not in meta:
+            raise
+        return _spec_of_checkpoint(meta)
+
+
+def _spec_of_checkpoint(meta: dict[str, Any]) -> DataSpec:
+    data, seen = meta['config']['data'], meta.get('data')
+    if seen is not None:
+        return DataSpec(data['name'], tuple(seen['image_shape']), seen['num_classes'])
+    return data_spec(data['name'], data['image_size'], data_dir=data.get('dir', ''), crop=data.get('crop', 'area'))
 
 
 def load_classifier(config: ConfigDict, workdir: Path, spec: DataSpec) -> Any:
@@ -142,7 +166,8 @@ def _check_same_model(config: dict[str, Any], trained: dict[str, Any], step: int
         for name in names:
             # A field that an older version did not have keeps that version's behaviour.
             before = trained[part].get(name, config[part][name])
-            if config[part][name] != before:
+            now = config[part][name]
+            if (short_name(now) != short_name(before)) if (part, name) == ('data', 'name') else now != before:
                 raise UserError(
                     f'The checkpoint of step {step} was trained with config.{part}.{name}={before!r}, not '
                     f'{config[part][name]!r}: use the config that it was trained with.'

@@ -17,11 +17,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cfg import parallel, setup
-from cfg.data.source import ArraySource
+from cfg.data.source import Source
 from cfg.errors import UserError
 from cfg.evaluation import metrics, report
 from cfg.evaluation.features import FeatureNetwork, FeatureStatistics, feature_width, measure, open_features
-from cfg.evaluation.loading import Uncond, check_guidable, load_params, open_uncond
+from cfg.evaluation.loading import Uncond, check_guidable, load_params, open_uncond, spec_of_run
 from cfg.evaluation.results import Row, Samples, read_rows
 from cfg.evaluation.statistics import Moments
 from cfg.files import lock, write_whole
@@ -58,7 +58,7 @@ def _evaluate(config: ConfigDict, workdir: Path) -> None:
             f'config.eval.num_samples={options.num_samples} must be more than the {width} features of '
             f'{options.features!r}: with fewer samples their covariance is singular and FID means nothing.'
         )
-    uncond = open_uncond(config)
+    uncond = open_uncond(config, source.image_shape)
     generator = setup.make_generator(
         config, source, network, batch_size=config.sampling.batch_size, uncond=uncond and uncond.model
     )
@@ -67,7 +67,7 @@ def _evaluate(config: ConfigDict, workdir: Path) -> None:
     results = workdir / RESULTS_FILE
     done = repair(results)
 
-    features = open_features(options.features, workdir / 'features')
+    features = open_features(options.features, workdir / 'features', setup.open_source(config, 'train'))
     reference, facts = _reference(config, source, features)
     digests = {step: sha256(tree) for step, tree in params.items()}
     asked = [
@@ -121,7 +121,7 @@ def sample(config: ConfigDict, workdir: Path) -> None:
       UserError: on input that does not fit, before any sample is drawn.
     """
     options = config.sampling
-    source = setup.spec_of(config)
+    source = spec_of_run(config, workdir)
     network = setup.build_network(config, source)
     classes = tuple(options.labels) or tuple(range(source.num_classes))
     for label in classes:
@@ -131,7 +131,7 @@ def sample(config: ConfigDict, workdir: Path) -> None:
                 f'0 to {source.num_classes - 1}: choose among them.'
             )
     labels = np.resize(np.array(classes, np.int32), options.num_samples)
-    uncond = open_uncond(config)
+    uncond = open_uncond(config, source.image_shape)
     generator = setup.make_generator(
         config, source, network, batch_size=options.batch_size, uncond=uncond and uncond.model
     )
@@ -163,27 +163,32 @@ def _on_devices(params: Any, uncond: Uncond | None) -> Any:
     return parallel.replicate(params if uncond is None else (params, uncond.params))
 
 
-def _reference(config: ConfigDict, source: ArraySource, features: FeatureNetwork) -> tuple[Moments, Row]:
+def _reference(config: ConfigDict, source: Source, features: FeatureNetwork) -> tuple[Moments, Row]:
     """The moments of the real data, and what every row says of the real data.
 
-    The floor is what real images that were not in the reference would score: one half against the other.
+    The floor is what real images that were not trained on would score: those held out against those trained on.
     """
 
-    def real(data: ArraySource):
-        return measure(features, data.images, batch_size=1000, is_split_size=config.eval.is_split_size)
+    def real(data: Source):
+        return measure(features, data, batch_size=1000, is_split_size=config.eval.is_split_size)
 
-    reference, _ = real(source)
-    train, test = (setup.open_source(config, split) for split in ('train', 'test'))
-    (of_train, _), (of_test, test_classes) = real(train), real(test)
-    floor_score, _ = metrics.inception_score(of_test.splits.sums)
-    digest = hashlib.sha256(source.images.tobytes() + source.labels.tobytes()).hexdigest()
-    return reference.moments, {
+    of_source, _ = real(source)
+    facts = {
         'reference': f'{source.name} ({len(source)} real images)',
-        'reference_sha256': digest,
-        'floor': f'real test half ({len(test)}) against real training half ({len(train)})',
-        'floor_fid': metrics.fid(of_test.moments, of_train.moments),
+        'reference_sha256': source.fingerprint,
+    }
+    held_out = setup.open_held_out(config)
+    if held_out is None:
+        return of_source.moments, facts
+    train = setup.open_source(config, 'train')
+    of_train = of_source if train.fingerprint == source.fingerprint else real(train)[0]
+    of_held_out, accuracy = real(held_out)
+    floor_score, _ = metrics.inception_score(of_held_out.splits.sums)
+    return of_source.moments, facts | {
+        'floor': f'{setup.describe_split(held_out)} against {setup.describe_split(train)}',
+        'floor_fid': metrics.fid(of_held_out.moments, of_train.moments),
         'floor_inception_score': floor_score,
-        'floor_accuracy': float(np.mean(test_classes == test.labels)) if features.labels_match else None,
+        'floor_accuracy': accuracy if features.labels_match else None,
     }
 
 
@@ -311,5 +316,7 @@ def table(rows: list[Row]) -> str:
     if rows:
         last = rows[-1]
         lines.append(f'features: {last["features"]}; reference: {last["reference"]}')
-        lines.append(f'floor: FID {last["floor_fid"]:.4f}, IS {last["floor_inception_score"]:.4f} ({last["floor"]})')
+        if 'floor' in last:
+            floor = f'FID {last["floor_fid"]:.4f}, IS {last["floor_inception_score"]:.4f}'
+            lines.append(f'floor: {floor} ({last["floor"]})')
     return '\n'.join(lines)

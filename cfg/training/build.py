@@ -6,11 +6,25 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from cfg import parallel
+from cfg import parallel, setup
 from cfg.diffusion import loss, schedule
 from cfg.models.unet import UNet
 from cfg.training import state as states
 from cfg.training.step import train_step
+
+
+def check_batch(config: ConfigDict) -> int:
+    """A device's share of the training batch.
+
+    Raises:
+      UserError: when the batch does not divide over the devices, or a share not into `train.grad_accum` pieces.
+    """
+    share = parallel.per_device(config.train.batch_size, 'config.train.batch_size')
+    pieces = config.train.grad_accum
+    setup.require(
+        share % pieces == 0, 'train.grad_accum', pieces, f"a divisor of a device's share of the batch, {share}"
+    )
+    return share
 
 
 def make_loss_fn(config: ConfigDict, network: UNet, image_shape: tuple[int, ...]):

@@ -1,9 +1,11 @@
 """The training loop: data, steps, logs, sample grids, checkpoints, resume."""
 
+import contextlib
 import json
 import logging
 import time
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,16 @@ from ml_collections import ConfigDict
 
 from cfg import parallel, setup
 from cfg.data.grids import mosaic
-from cfg.data.source import ArraySource, train_batches
+from cfg.data.pipeline import Share, train_batches
+from cfg.data.prepared import short_name
+from cfg.data.source import Source
 from cfg.errors import UserError
 from cfg.files import lock, write_whole
 from cfg.models.unet import UNet
 from cfg.progress import Progress
 from cfg.stopping import StopSignal
 from cfg.training import state as states
-from cfg.training.build import make_optimizer, make_step
+from cfg.training.build import check_batch, make_optimizer, make_step
 from cfg.training.checkpoints import Checkpoints
 from cfg.training.state import TrainState
 
@@ -41,6 +45,9 @@ FREE_FIELDS = (
     'remat',
 )
 FREE_BY_INTENT = ('learning_rate', 'grad_clip')
+# Where the data lie and who reads them may change; what they are is told by their fingerprint.
+FREE_DATA_FIELDS = ('dir', 'workers')
+FREE = {'train': FREE_FIELDS, 'data': FREE_DATA_FIELDS}
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
@@ -60,15 +67,13 @@ def _train(config: ConfigDict, workdir: Path) -> None:
             'set it to False.'
         )
     source = setup.open_source(config)
-    share = parallel.per_device(config.train.batch_size, 'config.train.batch_size')
-    accum = config.train.grad_accum
-    setup.require(share % accum == 0, 'train.grad_accum', accum, f"a divisor of a device's share of the batch, {share}")
+    check_batch(config)
     network = setup.build_network(config, source)
     parallel.per_device(config.sampling.batch_size, 'config.sampling.batch_size')
 
     with Checkpoints(workdir, keep_last=config.train.keep_last, keep_every=config.train.keep_every) as checkpoints:
         tx = make_optimizer(config)
-        state = _restore(config, checkpoints, setup.abstract_params(network, source), tx)
+        state = _restore(config, source, checkpoints, setup.abstract_params(network, source), tx)
         if state is None:
             state = states.create(setup.init_params(network, source, seed=config.seed), tx)
         start = int(state.step)
@@ -80,12 +85,21 @@ def _train(config: ConfigDict, workdir: Path) -> None:
         from cfg.training.logs import Logs
 
         with StopSignal() as stop:
-            with Logs(workdir, start_step=start) as logs:
-                _run(config, source, network, tx, state, checkpoints, logs, stop)
+            batches = train_batches(
+                source,
+                batch_size=config.train.batch_size,
+                seed=config.seed,
+                start_step=start,
+                flip=config.data.random_flip,
+                share=Share(*parallel.process()),
+                workers=config.data.workers,
+            )
+            with contextlib.closing(batches), Logs(workdir, start_step=start) as logs:
+                _run(config, source, parallel.prefetch(batches), network, tx, state, checkpoints, logs, stop)
             checkpoints.wait()
 
 
-def _restore(config: ConfigDict, checkpoints: Checkpoints, params: Any, tx: Any) -> TrainState | None:
+def _restore(config: ConfigDict, source: Source, checkpoints: Checkpoints, params: Any, tx: Any) -> TrainState | None:
     steps = checkpoints.steps()
     if not steps:
         return None
@@ -96,6 +110,7 @@ def _restore(config: ConfigDict, checkpoints: Checkpoints, params: Any, tx: Any)
             'and evaluated; give another --workdir to train in.'
         )
     _check_same_run(config, meta['config'], checkpoints.folder)
+    _check_same_data(source, meta, checkpoints.folder)
     like = jax.eval_shape(lambda p: states.create(p, tx), params)
     log.info('Resuming from step %d.', steps[-1])
     return checkpoints.restore_state(steps[-1], like, meta=meta)
@@ -113,7 +128,11 @@ def _check_same_run(config: ConfigDict, old: dict[str, Any], folder: Path) -> No
         if not isinstance(now, dict):
             before, now, part = {part: before}, {part: now}, ''
         for name, value in now.items():
-            if name not in before or before[name] == value or (part == 'train' and name in FREE_FIELDS):
+            if part == 'data' and name == 'name':
+                same = name in before and short_name(before[name]) == short_name(value)
+            else:
+                same = before.get(name, value) == value
+            if same or name in FREE.get(part, ()):
                 continue  # a field that an older version did not have keeps that version's behaviour
             field = f'{part}.{name}'.strip('.')
             if part == 'train' and name in FREE_BY_INTENT:
@@ -125,9 +144,39 @@ def _check_same_run(config: ConfigDict, old: dict[str, Any], folder: Path) -> No
             )
 
 
+def _check_same_data(source: Source, meta: dict[str, Any], folder: Path) -> None:
+    """Whether the images are those that the run began with.
+
+    Raises:
+      UserError: when they are others.
+    """
+    before = meta.get('data', {}).get('fingerprint', source.fingerprint)  # older versions wrote none
+    if before != source.fingerprint:
+        raise UserError(
+            f'The checkpoints in {folder} were trained on other images than those of {source.name} (fingerprint '
+            f'{before[:12]}, not {source.fingerprint[:12]}): set config.data.dir to those, or give another --workdir.'
+        )
+
+
+def _position(source: Source, step: int, batch_size: int) -> dict[str, Any]:
+    """Where the reading of the data stands after a step; with the seed, all that is needed to read on."""
+    epoch, place = divmod(step * batch_size, len(source))
+    return {
+        'name': source.name,
+        'fingerprint': source.fingerprint,
+        'num_classes': source.num_classes,
+        'image_shape': source.image_shape,
+        'num_examples': len(source),
+        'examples_read': step * batch_size,
+        'epoch': epoch,
+        'place_in_epoch': place,
+    }
+
+
 def _run(
     config: ConfigDict,
-    source: ArraySource,
+    source: Source,
+    batches: Iterator[Any],
     network: UNet,
     tx: Any,
     state: TrainState,
@@ -144,8 +193,6 @@ def _run(
     start = int(state.step)
     meta = {'config': setup.config_dict(config)}
     step_fn = make_step(config, network, source.image_shape, tx=tx)
-    batches = train_batches(source, batch_size=options.batch_size, seed=config.seed, start_step=start)
-    batches = parallel.prefetch(batches)
     draw_grid = _grid_drawer(config, source, network) if options.sample_every else None
     meter = _Meter(options.batch_size)
     progress = Progress('train', options.num_steps, start=start, unit='step')
@@ -167,7 +214,8 @@ def _run(
             logs.scalars(step, meter.take())
         progress.update(step, f'loss {meter.loss:.4f}' if meter.loss is not None else '')
         if save:
-            checkpoints.save(parallel.unreplicate(replicated), meta=meta)
+            position = _position(source, step, options.batch_size)
+            checkpoints.save(parallel.unreplicate(replicated), meta=meta | {'data': position})
         if stopping and not last:
             checkpoints.wait()
             log.info('Stopped by %s; saved step %d. The same command goes on from there.', stopping.name, step)
@@ -229,7 +277,7 @@ def _finite(step: int, metrics: Any) -> dict[str, float]:
     return values
 
 
-def _grid_drawer(config: ConfigDict, source: ArraySource, network: UNet):
+def _grid_drawer(config: ConfigDict, source: Source, network: UNet):
     """A function from the replicated state to a uint8 grid: one row a w, one column a class, same noise in a column."""
     columns = min(source.num_classes, 10)
     devices = len(parallel.local_devices())

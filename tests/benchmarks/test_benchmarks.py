@@ -10,8 +10,10 @@ import pytest
 
 from benchmarks import common, sampling, side_by_side, train_step
 from benchmarks import config as sizes
+from benchmarks import input as input_benchmark
 from cfg import setup
 from cfg.errors import UserError
+from cfg.models.flops import forward_flops
 from tests.command_line import ROOT, SMALL
 
 FIELDS = ('network', 'device', 'batch', 'compilation', 'peak memory', 'utilisation', 'its peak is')
@@ -47,6 +49,31 @@ def test_sampling(small_config):
 
 def test_guidance_is_half_the_work_at_no_strength():
     assert [sampling.is_guided(w) for w in (-1.0, 0.0, 0.1, 1.0)] == [False, False, True, True]
+
+
+def test_the_input_pipeline(small_config):
+    training = input_benchmark.Training(tflops=1.0, utilisation=0.5, devices=3)
+    text = input_benchmark.describe(
+        small_config, counts=[0, 1], batches=2, seconds=0.01, images=None, training=training
+    )
+    for stage in ('decode', 'crop area to 8x8', 'crop adm to 8x8', 'encode PNG', 'all with crop area'):
+        assert float(text.split(stage)[1].split()[0]) > 0
+    table = text.split('digits/all:')[1].splitlines()
+    assert [line.split()[0] for line in table[2:4]] == ['0', '1']
+    needed = float(table[4].split()[1])
+    assert '3 device(s) at 50 % of 1 TFLOP/s' in table[4]
+    flops = forward_flops(setup.build_network(small_config, setup.spec_of(small_config)), (8, 8, 1))
+    assert needed == pytest.approx(1.5e12 / (3 * flops), rel=1e-3)
+    got, part = (float(value) for value in table[2].split()[1:3])
+    assert part == pytest.approx(got / needed, abs=0.01)
+
+
+@pytest.mark.parametrize('text', ['1,x', '-1', '2,,3'])
+def test_numbers_of_workers(text):
+    assert input_benchmark.worker_counts('0,3') == [0, 3]
+    assert input_benchmark.worker_counts('')[:2] == [0, 1]
+    with pytest.raises(UserError, match='--workers='):
+        input_benchmark.worker_counts(text)
 
 
 def script(name, config, *arguments):

@@ -7,7 +7,8 @@ from sklearn.datasets import load_digits
 from cfg.data import images
 from cfg.data.digits import SPLITS, digits
 from cfg.data.grids import mosaic
-from cfg.data.source import ArraySource, train_batches
+from cfg.data.pipeline import train_batches
+from cfg.data.source import ArraySource
 
 
 def test_uint8_survives_the_round_trip():

@@ -7,7 +7,7 @@ import pytest
 from cfg import parallel, setup
 from cfg.data.digits import digits
 from cfg.data.images import to_float
-from cfg.data.source import train_batches
+from cfg.data.pipeline import train_batches
 from cfg.diffusion import loss
 from cfg.errors import UserError
 from cfg.training import build, state

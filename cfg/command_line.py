@@ -1,0 +1,86 @@
+"""What every command of the project does alike: flags, the config, and mistakes as one sentence. Imports no JAX."""
+
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import ConfigDict, config_flags
+
+from cfg import xla_flags
+from cfg.errors import UserError, out_of_memory
+
+FLAGS = flags.FLAGS
+
+
+def define_config(example: str) -> None:
+    """Defines --config; `example` is an override to show in the help."""
+    config_flags.DEFINE_config_file('config', None, f'The config; single fields as {example}.')
+
+
+def read_config() -> ConfigDict:
+    """The config of --config.
+
+    Raises:
+      UserError: when it is missing or cannot be loaded.
+    """
+    config = FLAGS.config
+    if config is None:
+        raise UserError('--config is missing: give one of configs/*.py.')
+    try:
+        config.to_dict()
+    except OSError as error:  # a file that could not be loaded says so when the config is first used
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f'--config cannot be loaded ({reason}): give one of configs/*.py.') from error
+    return config
+
+
+def run(main: Callable[[], None], *, mode: Callable[[], str], stopped: str = 'Stopped.') -> None:
+    """Parses the flags and runs a command; what the user can mend is one line on stderr and exit status 2.
+
+    Args:
+      main: the command.
+      mode: what it does, for the remedy when memory runs out; see `cfg.errors.out_of_memory`.
+      stopped: what Ctrl-C answers.
+    """
+
+    def guarded(argv: list[str]) -> None:
+        try:
+            if len(argv) > 1:
+                raise UserError(f'{argv[1]!r} is not a flag: fields of the config are set as --config.field=value.')
+            main()
+        except UserError as error:
+            sys.exit(complain(error))
+        except (MemoryError, RuntimeError) as error:
+            remedy = out_of_memory(error, mode())
+            if remedy is None:
+                raise
+            sys.exit(complain(remedy))
+        except KeyboardInterrupt:
+            print(f'\n{stopped}', file=sys.stderr)
+            sys.exit(130)
+
+    # Our own lines are for the user; libraries speak up from warnings on.
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    xla_flags.choose()
+    app.run(guarded, flags_parser=_parse)
+
+
+def complain(error: Exception | str) -> int:
+    """Prints a mistake as one line; returns the exit status."""
+    message = str(error)
+    if 'Traceback (most recent call last)' in message:  # of a config file that refuses its argument
+        message = message.strip().splitlines()[-1].partition(': ')[2]
+    print(f'error: {" ".join(message.split())}', file=sys.stderr)
+    return 2
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parses the flags; a misspelt field or value is one line instead of a traceback."""
+    try:
+        return FLAGS(argv)
+    except (KeyError, AttributeError) as error:
+        reason = str(error.args[0]).replace('\\n', ' ').replace("\\'", "'").strip("'")
+        sys.exit(complain(f"The config has no such field as '{reason}"))
+    except (flags.Error, UserError, TypeError, ValueError, OSError) as error:
+        sys.exit(complain(error))

@@ -1,0 +1,57 @@
+"""Prepared images as a data set of TFDS: ArrayRecord files of PNG, in the order of the input."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from cfg.data.parts import Prepared
+
+
+class PreparedImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Square images of one size with their classes.
+
+    Args:
+      name: of the configuration, which names its folder.
+      image_shape: (size, size, C).
+      class_names: one a label.
+      splits: {name: a function that gives the split's images}.
+      data_dir: of TFDS.
+    """
+
+    VERSION = tfds.core.Version('1.0.0')
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        image_shape: tuple[int, int, int],
+        class_names: Sequence[str],
+        splits: Mapping[str, Callable[[], Iterator[Prepared]]],
+        data_dir: Any,
+    ):
+        self._image_shape, self._class_names, self._splits = image_shape, class_names, splits
+        config = tfds.core.BuilderConfig(name=name, description='Prepared images; see manifest.json.')
+        super().__init__(config=config, data_dir=data_dir, file_format='array_record')
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description='Square images for training a diffusion model; see manifest.json.',
+            features=tfds.features.FeaturesDict(
+                {
+                    'image': tfds.features.Image(shape=self._image_shape, encoding_format='png'),
+                    'label': tfds.features.ClassLabel(names=self._class_names),
+                    'file_name': tfds.features.Text(),
+                }
+            ),
+            supervised_keys=('image', 'label'),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        return {name: self._generate_examples(images) for name, images in self._splits.items()}
+
+    def _generate_examples(self, images: Callable[[], Iterator[Prepared]]) -> Iterator[tuple[int, dict[str, Any]]]:
+        for key, image in enumerate(images()):
+            yield key, {'image': image.png, 'label': image.label, 'file_name': image.name}

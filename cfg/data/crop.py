@@ -1,0 +1,128 @@
+"""From an encoded image of any kind to a square of pixels: the two ways in which published models were fed."""
+
+import functools
+import io
+import os
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+CROPS = ('area', 'adm')
+
+
+def decode(content: bytes, channels: int) -> tuple[Image.Image, str]:
+    """Decodes an image whatever its name claims: JPEG, PNG, ...; grey, palette and CMYK become RGB.
+
+    Args:
+      content: of the file.
+      channels: 3 for RGB, 1 for grey.
+
+    Returns:
+      (the image, its kind as it was found, 'JPEG RGB' or 'JPEG CMYK', say).
+
+    Raises:
+      ValueError: when it is no image, is cut off, or has more than 8 bits a channel.
+    """
+    try:
+        image = Image.open(io.BytesIO(content))
+        image.load()
+    except Exception as error:  # Pillow's decoders each raise their own kinds on a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, Image.UnidentifiedImageError):
+            reason = 'not an image'
+        raise ValueError(reason) from error
+    if image.mode[0] in 'IF':
+        raise ValueError(f'mode {image.mode}: more than 8 bits a channel')
+    return image.convert('RGB' if channels == 3 else 'L'), f'{image.format} {image.mode}'
+
+
+def square(image: Image.Image, size: int, crop: str) -> np.ndarray:
+    """The image as uint8 [size, size, C], C = 3 or 1.
+
+    Args:
+      image: of mode RGB or L.
+      size: height and width in pixels.
+      crop: 'area' (`area`) or 'adm' (`adm`).
+
+    Raises:
+      ValueError: on another crop.
+    """
+    if crop == 'area':
+        pixels = np.asarray(image)
+        return area(pixels.reshape(*pixels.shape[:2], -1), size)
+    if crop == 'adm':
+        return adm(image, size).reshape(size, size, -1)
+    raise ValueError(f'crop must be one of {", ".join(CROPS)}, not {crop!r}')
+
+
+def area(image: np.ndarray, size: int) -> np.ndarray:
+    """The largest centred square, then the mean over the area of each new pixel (the paper's "area downsampling").
+
+    A new pixel is the integral of the old ones over its box, with fractions of pixels at its border; Pillow's BOX
+    filter takes whole pixels only, which differs wherever the ratio is no integer.
+
+    Args:
+      image: uint8 [H, W, C].
+      size: height and width of the result.
+
+    Returns:
+      uint8 [size, size, C], rounded to the nearest grey level.
+    """
+    height, width, _ = image.shape
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    centre = image[top : top + side, left : left + side]
+    if side == size:
+        return centre
+    mean = _tensorflow().image.resize(centre, (size, size), method='area')
+    return np.round(mean.numpy()).astype(np.uint8)
+
+
+def adm(image: Image.Image, size: int) -> np.ndarray:
+    """ADM's crop: halved by boxes while it is at least twice too large, resized by bicubics, centre cropped.
+
+    Source: the data loader of openai/guided-diffusion, which also made its public reference statistics.
+
+    Args:
+      image: a Pillow image.
+      size: height and width of the result.
+
+    Returns:
+      uint8 [size, size, C], or [size, size] of a grey image.
+    """
+    width, height = image.size
+    while min(width, height) // 2 >= size:
+        width, height = width // 2, height // 2
+        image = image.resize((width, height), Image.Resampling.BOX)
+    scale = size / min(width, height)
+    width, height = round(width * scale), round(height * scale)
+    pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+    top, left = (height - size) // 2, (width - size) // 2
+    return pixels[top : top + size, left : left + size]
+
+
+def to_png(image: np.ndarray) -> bytes:
+    """uint8 [H, W, C], C = 3 or 1, as PNG, which loses nothing."""
+    buffer = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, 'PNG')
+    return buffer.getvalue()
+
+
+def from_png(content: bytes) -> np.ndarray:
+    """The inverse of `to_png`."""
+    pixels = np.asarray(Image.open(io.BytesIO(content)))
+    return pixels.reshape(*pixels.shape[:2], -1)
+
+
+@functools.cache
+def _tensorflow() -> Any:
+    """TensorFlow, for its area resize, on one thread: images are prepared by many processes."""
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], 'GPU')
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    return tf

@@ -1,0 +1,65 @@
+"""Data in a bucket, run by test_bucket.py in a process of its own: fsspec's memory stands in for Google's storage."""
+
+import json
+
+import fsspec
+from etils import epath
+from fsspec.implementations.memory import MemoryFileSystem
+
+from cfg.data import parts, prepared
+from cfg.data.inputs import scan_folder
+from cfg.errors import UserError
+from cfg.files import is_remote, write_whole
+from tests.miniature import encoded, picture
+
+BUCKET = epath.Path('gs://bucket')
+
+
+def refusal(fn, *args, **kwargs):
+    """The message of a UserError."""
+    try:
+        fn(*args, **kwargs)
+    except UserError as error:
+        return str(error)
+    raise AssertionError('nothing was refused')
+
+
+def a_folder_of_images():
+    """Scanned, prepared in parts that are in the bucket too, and not prepared again."""
+    for name in ('dog/1.jpg', 'cat/2.jpg'):
+        write_whole(BUCKET / 'pets' / name, encoded(picture(0)))
+    source = scan_folder(BUCKET / 'pets')
+    assert (source.class_names, source.splits) == (('cat', 'dog'), {'train': 2})
+    job = parts.Job('folder:gs://bucket/pets', source, BUCKET / 'work', 16, 'area', False, 1000)
+    parts.make_parts(job, workers=1)
+    images, tally = parts.read_part(BUCKET / 'work' / 'train-00000.npz')
+    assert [image.name for image in images] == ['cat/2.jpg', 'dog/1.jpg']
+    assert tally.kinds == {'JPEG RGB': 2}
+    (BUCKET / 'pets' / 'cat' / '2.jpg').unlink()
+    parts.make_parts(job, workers=1)  # reads nothing again
+
+
+def a_manifest():
+    """Found, and files that broke off or changed are named."""
+    folder = prepared.folder_of(prepared.default_dir('gs://bucket/data'), 'imagenet', 64, 'area')
+    assert str(folder) == 'gs://bucket/data/prepared_images/imagenet2012_64_area/1.0.0'
+    assert is_remote(folder)
+    wanted = {'data_dir': epath.Path('gs://bucket/data'), 'size': 64, 'crop': 'area'}
+    assert f'{folder} has no manifest.json' in refusal(prepared.find_manifest, 'imagenet', **wanted)
+    write_whole(folder / 'shard', b'1234')
+    manifest = dict.fromkeys(('source', 'splits', 'class_names', 'image_shape'), 0)
+    manifest['files'] = {'shard': {'bytes': 4, 'sha256': prepared.file_sha256(folder / 'shard')}}
+    write_whole(folder / 'manifest.json', json.dumps(manifest).encode())
+    assert prepared.find_manifest('imagenet', **wanted) == manifest
+    prepared.check_sums(folder, manifest, lambda done: None)
+    write_whole(folder / 'shard', b'1235')
+    assert 'shard is damaged' in refusal(prepared.check_sums, folder, manifest, lambda done: None)
+    write_whole(folder / 'shard', b'123')
+    assert 'has 3 bytes, not 4' in refusal(prepared.check_sizes, folder, manifest)
+
+
+if __name__ == '__main__':
+    fsspec.register_implementation('gcs', MemoryFileSystem, clobber=True)
+    a_folder_of_images()
+    a_manifest()
+    print('all is well')

@@ -1,0 +1,147 @@
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from etils import epath
+
+from cfg.data.crop import from_png
+from cfg.data.inputs import TfdsInput, open_input, scan_folder
+from cfg.errors import UserError
+from tests.miniature import encoded, picture
+
+
+def fill(root, *names):
+    """Writes an image at each path; a name that ends in / is an empty folder."""
+    for name in names:
+        path = epath.Path(root) / name
+        if name.endswith('/'):
+            path.mkdir(parents=True)
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(picture(0)))
+    return epath.Path(root)
+
+
+def test_a_folder_of_class_folders(tmp_path):
+    source = scan_folder(fill(tmp_path, 'dog/b.jpg', 'dog/more/a.PNG', 'cat/1.jpeg', 'cat/notes.txt', '.git/x.png'))
+    assert source.class_names == ('cat', 'dog')
+    assert source.splits == {'train': 3}
+    records = list(source.read('train', 0, 3))
+    assert [(r.name, r.label) for r in records] == [('cat/1.jpeg', 0), ('dog/b.jpg', 1), ('dog/more/a.PNG', 1)]
+    assert records[0].content == encoded(picture(0))
+    assert [r.name for r in source.read('train', 1, 2)] == ['dog/b.jpg']
+
+
+def test_a_flat_folder_as_adm_has_it(tmp_path):
+    source = scan_folder(fill(tmp_path, 'dog_1.png', 'cat_with_hat.png', '10_a.png', '2_a.png'))
+    assert source.class_names == ('10', '2', 'cat', 'dog')  # as text, like ADM
+    assert [r.label for r in source.read('train', 0, 4)] == [0, 1, 2, 3]
+
+
+def test_train_and_validation_folders(tmp_path):
+    source = scan_folder(fill(tmp_path, 'train/a/1.png', 'train/b/2.png', 'val/b/3.png'))
+    assert source.splits == {'train': 2, 'validation': 1}
+    assert source.class_names == ('a', 'b')
+    assert [(r.name, r.label) for r in source.read('validation', 0, 1)] == [('val/b/3.png', 1)]
+
+
+def test_empty_classes_are_told(tmp_path):
+    source = scan_folder(fill(tmp_path, 'a/1.png', 'b/', 'c/readme.txt'))
+    assert (source.class_names, source.empty_classes) == (('a',), ('b', 'c'))
+
+
+def test_a_file_that_vanishes_is_told(tmp_path):
+    source = scan_folder(fill(tmp_path, 'a/1.png', 'a/2.png'))
+    (tmp_path / 'a' / '1.png').unlink()
+    first, second = source.read('train', 0, 2)
+    assert first.error
+    assert not second.error
+
+
+def test_versions_tell_folders_apart(tmp_path):
+    before = scan_folder(fill(tmp_path, 'a/1.png')).version
+    assert scan_folder(epath.Path(tmp_path)).version == before
+    assert scan_folder(fill(tmp_path, 'a/2.png')).version != before
+
+
+@pytest.mark.parametrize(
+    ('names', 'message'),
+    [
+        (['a/1.png', 'b.png'], 'both subfolders'),
+        (['photo.png'], 'no class in its name'),
+        (['notes.txt'], 'holds no images'),
+        (['train/a/1.png', 'val/b/1.png'], "has the class 'b'"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_a_folder_laid_out_otherwise_is_refused(tmp_path, names, message):
+    with pytest.raises(UserError, match=message):
+        scan_folder(fill(tmp_path, *names))
+
+
+def test_a_missing_folder(tmp_path):
+    with pytest.raises(UserError, match='is not a folder'):
+        open_input(f'folder:{tmp_path}/nothing', data_dir=epath.Path(tmp_path), manual_dir='')
+
+
+class Shapes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Grey images of two classes, in three splits."""
+
+    VERSION = tfds.core.Version('2.1.0')
+
+    def _info(self):
+        features = {
+            'picture': tfds.features.Image(shape=(None, None, 1), encoding_format='png'),
+            'kind': tfds.features.ClassLabel(names=['circle', 'square']),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {'train': self._generate_examples(23), 'test': self._generate_examples(7)}
+
+    def _generate_examples(self, count):
+        for i in range(count):
+            yield i, {'picture': np.full((9, 9, 1), i, np.uint8), 'kind': i % 2}
+
+
+@pytest.mark.parametrize('file_format', ['array_record', 'tfrecord'])
+def test_any_data_set_of_tfds_in_any_format(tmp_path, file_format):
+    builder = Shapes(data_dir=tmp_path, file_format=file_format)
+    builder.download_and_prepare()
+    source = TfdsInput(builder.data_dir)
+    assert source.splits == {'train': 23, 'test': 7}
+    assert (source.class_names, source.channels) == (('circle', 'square'), 1)
+    assert source.version == 'shapes/2.1.0'
+    records = list(source.read('train', 0, 23))
+    grey = [int(from_png(record.content)[0, 0, 0]) for record in records]
+    assert sorted(grey) == list(range(23))
+    assert [value % 2 for value in grey] == [r.label for r in records]
+    assert list(source.read('train', 5, 9)) == records[5:9]  # the same order, from anywhere
+
+
+def test_a_data_set_without_classes_is_refused(tmp_path):
+    class Unlabelled(Shapes, skip_registration=True):
+        def _info(self):
+            features = {'picture': tfds.features.Image(shape=(None, None, 1), encoding_format='png')}
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _generate_examples(self, count):
+            for i in range(count):
+                yield i, {'picture': np.zeros((9, 9, 1), np.uint8)}
+
+    builder = Unlabelled(data_dir=tmp_path, file_format='array_record')
+    builder.download_and_prepare()
+    with pytest.raises(UserError, match='0 features of kind ClassLabel'):
+        TfdsInput(builder.data_dir)
+
+
+def test_an_unknown_data_set_of_tfds(tmp_path):
+    with pytest.raises(UserError, match="TFDS has no data set 'imagenet2021'"):
+        open_input('tfds:imagenet2021', data_dir=epath.Path(tmp_path), manual_dir='')
+
+
+def test_missing_archives_are_named(tmp_path):
+    manual = tmp_path / 'downloads' / 'manual'
+    manual.mkdir(parents=True)
+    (manual / 'ILSVRC2012_img_val.tar').write_bytes(b'')
+    with pytest.raises(UserError, match=r'downloads/manual lacks ILSVRC2012_img_train\.tar: register at'):
+        open_input('tfds:imagenet2012', data_dir=epath.Path(tmp_path), manual_dir='')

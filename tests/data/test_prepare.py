@@ -1,0 +1,242 @@
+import json
+import shutil
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+from etils import epath
+from PIL import Image
+
+from cfg.data import parts, prepare
+from cfg.data.crop import area, decode
+from cfg.data.prepared import folder_of, open_prepared, short_name
+from cfg.errors import UserError
+from tests.miniature import encoded, picture
+
+
+@pytest.fixture(name='images')
+def images_fixture(tmp_path):
+    """A folder of 5 + 4 training and 3 validation images."""
+    root = tmp_path / 'pets'
+    for split, name, count in (('train', 'cat', 5), ('train', 'dog', 4), ('val', 'dog', 3)):
+        (root / split / name).mkdir(parents=True)
+        for i in range(count):
+            (root / split / name / f'{i}.jpg').write_bytes(encoded(picture(len(split) + 10 * i + (name == 'dog'))))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch):
+    """Parts of four images, so that there are several."""
+    monkeypatch.setattr(prepare, 'PART_SIZE', 4)
+
+
+def run(images, data_dir, *, size=16, crop='area', skip=False, workers=1):
+    return prepare.prepare(
+        f'folder:{images}',
+        data_dir=epath.Path(data_dir),
+        size=size,
+        crop=crop,
+        skip=skip,
+        workers=workers,
+        manual_dir='',
+    )
+
+
+def opened(images, data_dir, split='train', size=16, crop='area'):
+    return open_prepared(f'folder:{images}', data_dir=epath.Path(data_dir), size=size, crop=crop, split=split)
+
+
+def manifest_of(images, data_dir, size=16, crop='area'):
+    folder = folder_of(epath.Path(data_dir), f'folder:{images}', size, crop)
+    return folder, json.loads((folder / 'manifest.json').read_text())
+
+
+def test_what_is_read_is_what_was_given(images, tmp_path):
+    report = run(images, tmp_path / 'data')
+    assert 'train: 9 images (9 JPEG RGB)' in report
+    source = opened(images, tmp_path / 'data')
+    assert (len(source), source.num_classes, source.class_names) == (9, 2, ('cat', 'dog'))
+    assert (source.image_shape, source.name) == ((16, 16, 3), 'pets/train')
+    batch = source.fetch([0, 8, 3])
+    assert np.array_equal(batch['label'], [0, 1, 0])
+    for image, name in zip(batch['image'], ('cat/0', 'dog/3', 'cat/3'), strict=True):
+        original, _ = decode((images / 'train' / f'{name}.jpg').read_bytes(), 3)
+        assert np.array_equal(image, area(np.asarray(original), 16))
+    assert len(opened(images, tmp_path / 'data', 'validation')) == 3
+    assert not (tmp_path / 'data' / '.preparing' / 'pets_16_area').exists()
+
+
+def test_crops_lie_beside_each_other_and_differ(images, tmp_path):
+    for crop in ('area', 'adm'):
+        run(images, tmp_path / 'data', crop=crop)
+    area_crop, adm_crop = (opened(images, tmp_path / 'data', crop=crop) for crop in ('area', 'adm'))
+    assert area_crop.fingerprint != adm_crop.fingerprint
+    assert not np.array_equal(area_crop.fetch([0])['image'], adm_crop.fetch([0])['image'])
+
+
+def test_workers_change_nothing(images, tmp_path):
+    contents = []
+    for workers in (1, 2):
+        run(images, tmp_path / str(workers), workers=workers)
+        _, manifest = manifest_of(images, tmp_path / str(workers))
+        contents.append({name: manifest[name] for name in ('splits', 'class_names', 'files')})
+    assert contents[0] == contents[1]
+
+
+def test_a_second_start_does_only_what_is_missing(images, tmp_path, monkeypatch):
+    """An image that cannot be read stops it; what was finished is not made again."""
+    bad = images / 'train' / 'dog' / '2.jpg'
+    bad.write_bytes(bad.read_bytes()[:-300])
+    with pytest.raises(UserError, match=r'train/dog/2\.jpg \(train\) cannot be read \(image file is truncated'):
+        run(images, tmp_path / 'data')
+    made, make_part = [], parts.make_part
+    monkeypatch.setattr(parts, 'make_part', lambda job, *part: (made.append(part), make_part(job, *part)))
+    report = run(images, tmp_path / 'data', skip=True)
+    assert made == [('train', 1), ('train', 2), ('validation', 0)]  # the first was there
+    assert 'skipped: train/dog/2.jpg (train): image file is truncated' in report
+    _, manifest = manifest_of(images, tmp_path / 'data')
+    (entry,) = manifest['skipped']
+    assert (entry['split'], entry['file']) == ('train', 'train/dog/2.jpg')
+    assert manifest['splits']['train']['images'] == 8
+
+
+def stop_before_writing(images, data_dir):
+    """Leaves all parts behind, as a preparation that is stopped between its halves."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(prepare, '_assemble', Mock(side_effect=KeyboardInterrupt))
+        run(images, data_dir)
+
+
+def test_other_images_begin_again(images, tmp_path):
+    stop_before_writing(images, tmp_path / 'data')
+    (images / 'train' / 'cat' / '00.jpg').write_bytes(encoded(picture(77)))
+    run(images, tmp_path / 'data')
+    source = opened(images, tmp_path / 'data')
+    original, _ = decode((images / 'train' / 'cat' / '00.jpg').read_bytes(), 3)
+    assert np.array_equal(source.fetch([1])['image'][0], area(np.asarray(original), 16))
+
+
+def test_an_empty_class_stops_or_is_left_out(images, tmp_path):
+    (images / 'train' / 'ferret').mkdir()
+    with pytest.raises(UserError, match=r'1 class has no image to train on \(ferret\).*on_error=skip'):
+        run(images, tmp_path / 'data')
+    report = run(images, tmp_path / 'data', skip=True)
+    assert 'classes without training images: 1' in report
+    assert manifest_of(images, tmp_path / 'data')[1]['empty_classes'] == ['ferret']
+    assert opened(images, tmp_path / 'data').class_names == ('cat', 'dog')
+
+
+def test_a_class_whose_images_are_all_damaged(images, tmp_path):
+    for path in (images / 'train' / 'dog').iterdir():
+        path.write_bytes(b'x')
+    with pytest.raises(UserError, match='cannot be read'):
+        run(images, tmp_path / 'data')
+    run(images, tmp_path / 'data', skip=True)
+    _, manifest = manifest_of(images, tmp_path / 'data')
+    assert manifest['empty_classes'] == ['dog']
+    assert len(manifest['skipped']) == 4
+
+
+def test_nothing_that_can_be_read(images, tmp_path):
+    for path in (images / 'train').glob('*/*'):
+        path.write_bytes(b'x')
+    with pytest.raises(UserError, match='None of the 9 training images'):
+        run(images, tmp_path / 'data', skip=True)
+
+
+def test_a_finished_data_set_is_checked_without_its_source(images, tmp_path):
+    run(images, tmp_path / 'data')
+    shutil.rmtree(images)
+    assert 'every file has its SHA-256' in run(images, tmp_path / 'data')
+    folder, manifest = manifest_of(images, tmp_path / 'data')
+    name = next(name for name in manifest['files'] if 'train' in name)
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(bytes(content))
+    with pytest.raises(UserError, match=rf'{name} is damaged'):
+        run(images, tmp_path / 'data')
+
+
+@pytest.mark.parametrize('cut', [True, False])
+def test_a_broken_copy_is_named_before_training(images, tmp_path, cut):
+    run(images, tmp_path / 'data')
+    folder, manifest = manifest_of(images, tmp_path / 'data')
+    name = next(name for name in manifest['files'] if 'train' in name)
+    if cut:
+        (folder / name).write_bytes((folder / name).read_bytes()[:-1])
+    else:
+        (folder / name).unlink()
+    with pytest.raises(UserError, match=f'{name} (has|is missing)'):
+        opened(images, tmp_path / 'data')
+
+
+def test_damage_that_sizes_do_not_show_is_one_sentence(images, tmp_path):
+    run(images, tmp_path / 'data')
+    folder, manifest = manifest_of(images, tmp_path / 'data')
+    name = next(name for name in manifest['files'] if 'train' in name)
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(bytes(len(content)))
+    with pytest.raises(UserError, match=r'cannot be read .*--mode=prepare_data'):
+        opened(images, tmp_path / 'data').fetch(range(9))
+
+
+def test_a_damaged_manifest(images, tmp_path):
+    run(images, tmp_path / 'data')
+    folder, _ = manifest_of(images, tmp_path / 'data')
+    for content in ('{"splits": {', '{}', '[]'):
+        (folder / 'manifest.json').write_text(content)
+        with pytest.raises(UserError, match=r'manifest\.json is damaged'):
+            opened(images, tmp_path / 'data')
+
+
+def test_a_damaged_part(images, tmp_path):
+    stop_before_writing(images, tmp_path / 'data')
+    path = tmp_path / 'data' / '.preparing' / 'pets_16_area' / 'train-00001.npz'
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(UserError, match=r'train-00001\.npz cannot be read .*delete it'):
+        run(images, tmp_path / 'data')
+    path.unlink()
+    run(images, tmp_path / 'data')
+
+
+def test_parts_keep_everything(tmp_path):
+    images = [parts.Prepared(f'ü{i}', i, bytes([i] * i), bytes([i] * 32)) for i in range(1, 4)]
+    tally = parts.Tally(skipped=[{'split': 'train', 'file': 'x', 'reason': 'y'}], enlarged=2)
+    tally.kinds['JPEG RGB'] += 3
+    tally.classes[7] += 3
+    for kept in (images, []):
+        parts.write_part(epath.Path(tmp_path / 'part.npz'), kept, tally)
+        assert parts.read_part(epath.Path(tmp_path / 'part.npz')) == (kept, tally)
+
+
+def test_a_missing_split_and_an_unprepared_size(images, tmp_path):
+    run(images, tmp_path / 'data')
+    with pytest.raises(UserError, match=r"config\.data\.split='test' must be one of train, validation"):
+        opened(images, tmp_path / 'data', 'test')
+    with pytest.raises(UserError, match='not prepared at 32 pixels'):
+        opened(images, tmp_path / 'data', size=32)
+
+
+def test_grey_and_odd_files_in_one_folder(tmp_path):
+    root = tmp_path / 'odd' / 'a'
+    root.mkdir(parents=True)
+    Image.new('L', (30, 20), 100).save(root / '1.png')
+    Image.new('CMYK', (30, 20)).save(root / '2.jpg')
+    (root / '3.jpg').write_bytes(encoded(picture(0), 'PNG'))
+    report = run(tmp_path / 'odd', tmp_path / 'data')
+    assert all(kind in report for kind in ('1 PNG L', '1 JPEG CMYK', '1 PNG RGB'))
+    assert (opened(tmp_path / 'odd', tmp_path / 'data').fetch([0])['image'] == 100).all()
+
+
+@pytest.mark.parametrize(
+    ('name', 'expected'),
+    [
+        ('imagenet', 'imagenet2012'),
+        ('tfds:imagenet_resized/64x64', 'imagenet_resized-64x64'),
+        ('folder:/data/my cats/', 'my-cats'),
+        ('digits', 'digits'),
+    ],
+)
+def test_short_names(name, expected):
+    assert short_name(name) == expected

@@ -1,0 +1,190 @@
+"""ImageNet from its archives to a report, as a user runs it, on a miniature in the real layout."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from tests.command_line import ROOT, command, main
+from tests.miniature import CLASSES, TRUNCATED, write_tars
+
+NETWORK = [
+    '--config.data.image_size=8',
+    '--config.data.workers=2',
+    '--config.model.channels=8',
+    '--config.model.channel_mult=(1, 2)',
+    '--config.model.num_res_blocks=1',
+    '--config.model.head_channels=8',
+    '--config.model.norm_groups=4',
+    '--config.model.attention_resolutions=()',
+    '--config.model.dtype=float32',
+    '--config.train.num_steps=20',
+    '--config.train.batch_size=8',
+    '--config.train.learning_rate=1e-3',
+    '--config.train.ema_decay=0.5',
+    '--config.train.sample_every=0',
+    '--config.train.log_every=5',
+    '--config.train.checkpoint_every=5',
+    '--config.sampling.num_steps=4',
+    '--config.sampling.batch_size=40',
+    '--config.eval.num_samples=80',
+    '--config.eval.w=(0.0, 2.0)',
+]
+
+
+def imagenet(*arguments):
+    return {'config': 'configs/imagenet64.py', 'small': False}, (*NETWORK, *arguments)
+
+
+def run(*arguments):
+    kwargs, named = imagenet(*arguments)
+    return main(*named, **kwargs)
+
+
+def ok(*arguments):
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def refused(*arguments):
+    done = run(*arguments)
+    assert done.returncode == 2, done.stderr
+    assert 'Traceback' not in done.stderr
+    return done.stderr.strip().splitlines()[-1]
+
+
+def start(*arguments):
+    kwargs, named = imagenet(*arguments)
+    return subprocess.Popen(command(*named, **kwargs), cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+def wait_for(condition, what):
+    deadline = time.monotonic() + 200
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def group_is_gone(group):
+    """Whether no process of a group is left: the workers of a process that was killed."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def kill(process):
+    """kill -9, and no worker stays behind."""
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    wait_for(lambda: group_is_gone(process.pid), 'workers outlive their parent')
+
+
+@pytest.fixture(scope='module', name='data')
+def data_fixture(tmp_path_factory):
+    """The archives, prepared by a command that was killed in its middle and started again."""
+    folder = tmp_path_factory.mktemp('imagenet')
+    write_tars(folder / 'downloads' / 'manual')
+    prepare = (f'--config.data.dir={folder}', '--mode=prepare_data')
+    message = refused(*prepare)
+    assert TRUNCATED in message
+    assert 'truncated' in message
+    assert '--config.prepare.on_error=skip' in message
+    process = start(*prepare, '--config.prepare.on_error=skip')
+    parts = folder / '.preparing' / 'imagenet2012_8_area'
+    wait_for(lambda: (parts / 'train-00000.npz').exists(), 'no part was written')
+    kill(process)
+    report = ok(*prepare, '--config.prepare.on_error=skip')
+    assert 'train: 25 images (24 JPEG RGB, 1 JPEG L; 1 enlarged)' in report
+    assert 'validation: 20 images' in report
+    return folder
+
+
+@pytest.fixture(scope='module', name='trained')
+def trained_fixture(data, tmp_path_factory):
+    """A run that was killed in the middle of an epoch, and one that was not."""
+    folder = tmp_path_factory.mktemp('runs')
+    unbroken, killed = folder / 'unbroken', folder / 'killed'
+    ok(f'--config.data.dir={data}', f'--workdir={unbroken}')
+    process = start(f'--config.data.dir={data}', f'--workdir={killed}')
+    wait_for(lambda: (killed / 'checkpoints' / '5').exists(), 'no checkpoint')
+    kill(process)
+    # Another number of workers: what is read depends on none of them.
+    ok(f'--config.data.dir={data}', f'--workdir={killed}', '--config.data.workers=0')
+    return unbroken, killed
+
+
+def test_the_manifest_says_what_became_of_every_image(data):
+    manifest = json.loads((data / 'prepared_images/imagenet2012_8_area/1.0.0/manifest.json').read_text())
+    assert manifest['source'] == 'tfds:imagenet2012'
+    assert manifest['input'] == 'imagenet2012/5.1.0'
+    (skipped,) = manifest['skipped']
+    assert (skipped['split'], skipped['file']) == ('train', TRUNCATED)
+    assert len(manifest['class_names']) == 1000
+    assert len(manifest['empty_classes']) == 1000 - len(CLASSES)
+    assert not set(CLASSES) & set(manifest['empty_classes'])
+
+
+def test_killed_and_resumed_is_the_same_bit_for_bit(trained):
+    """So the resumed run read what it would have read: the same examples at the same places, mirrored alike."""
+    digests = []
+    for workdir in trained:
+        lines = dict(line.split(': ', 1) for line in ok(f'--workdir={workdir}', '--mode=status').splitlines())
+        assert lines['step'] == '20'
+        digests.append((lines['params_sha256'], lines['ema_params_sha256']))
+    assert digests[0] == digests[1]
+
+
+def test_the_checkpoint_holds_the_place_in_the_data(trained):
+    meta = json.loads((trained[1] / 'checkpoints/20/meta/metadata').read_text())
+    assert meta['data']['examples_read'] == 160
+    assert (meta['data']['epoch'], meta['data']['place_in_epoch']) == (6, 10)
+    assert meta['data']['num_examples'] == 25
+
+
+def test_an_evaluation_and_its_report(data, trained):
+    workdir, _ = trained
+    table = ok(f'--config.data.dir={data}', f'--workdir={workdir}', '--mode=eval')
+    assert 'not Inception' in table
+    assert 'imagenet2012/validation (20)' in table
+    rows = [json.loads(line) for line in (workdir / 'results.jsonl').read_text().splitlines()]
+    assert [row['w'] for row in rows] == [0.0, 2.0]
+    assert np.isfinite([row['fid'] for row in rows]).all()
+    with np.load(workdir / rows[0]['samples'], allow_pickle=False) as file:
+        assert file['arr_0'].shape == (80, 8, 8, 3)
+    page = ok(f'--config.data.dir={data}', f'--workdir={workdir}', '--mode=report').strip()
+    assert page.endswith('index.html')
+
+
+def test_samples_need_no_data(trained, tmp_path):
+    nowhere = f'--config.data.dir={tmp_path}'
+    written = ok(nowhere, f'--workdir={trained[0]}', '--mode=sample', '--config.sampling.w=(1.0,)')
+    assert len(written.split()) == 2
+
+
+def test_other_images_of_the_same_name_are_refused(data, trained, tmp_path):
+    shutil.copytree(data / 'prepared_images', tmp_path / 'prepared_images')
+    path = tmp_path / 'prepared_images/imagenet2012_8_area/1.0.0/manifest.json'
+    manifest = json.loads(path.read_text())
+    manifest['splits']['train']['content_sha256'] = '0' * 64
+    path.write_text(json.dumps(manifest))
+    message = refused(f'--config.data.dir={tmp_path}', f'--workdir={trained[1]}', '--config.train.num_steps=21')
+    assert 'other images' in message
+
+
+def test_what_is_missing_is_named(data, tmp_path):
+    message = refused(f'--config.data.dir={tmp_path}', '--mode=prepare_data')
+    assert f'{tmp_path}/downloads/manual lacks ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar' in message
+    message = refused(f'--config.data.dir={tmp_path}', f'--workdir={tmp_path}/run')
+    assert 'is not prepared at 8 pixels' in message
+    assert '--mode=prepare_data' in message
+    assert not (tmp_path / 'run' / 'checkpoints').exists()
+    message = refused(f'--config.data.dir={data}', f'--workdir={tmp_path}/run', '--config.data.split=test')
+    assert "config.data.split='test' must be one of train, validation" in message
