@@ -55,7 +55,7 @@ def photographs(folder: str | None, count: int) -> list[bytes]:
         from cfg.data.inputs import scan_folder
 
         source = scan_folder(epath.Path(folder))
-        return [record.content for record in source.read('train', 0, count)]
+        return [record.content for record in source.section('train', 0, count)]
     contents = []
     for seed in range(count):
         buffer = io.BytesIO()
@@ -79,7 +79,10 @@ def prepare_rates(contents: list[bytes], config: ConfigDict, seconds: float) -> 
     from cfg.data.crop import decode, square, to_png
 
     size = config.data.image_size
-    decoded = [decode(content, 3)[0] for content in contents]
+    try:
+        decoded = [decode(content, 3)[0] for content in contents]
+    except ValueError as error:
+        raise UserError(f'An image of --images cannot be read ({error}): take it out.') from error
     small = [square(image, size, config.data.crop) for image in decoded]
     rows = [('decode', rate(lambda content: decode(content, 3), contents, seconds=seconds))]
     for crop in ('area', 'adm'):
@@ -95,14 +98,13 @@ def open_data(config: ConfigDict) -> Iterator[tuple]:
     """(the data set of the config or a stand-in for it, what it is)."""
     from cfg import setup
     from cfg.data.prepare import prepare
-    from cfg.data.prepared import open_prepared
+    from cfg.data.prepared import default_dir, folder_of, is_preparable, open_prepared, read_manifest
 
-    try:
+    data = config.data
+    here = default_dir(data.dir)
+    stand_in = is_preparable(data.name) and not data.dir
+    if not stand_in or read_manifest(folder_of(here, data.name, data.image_size, data.crop)) is not None:
         source = setup.open_source(config)
-    except UserError:
-        if config.data.dir:
-            raise
-    else:
         yield source, source.name
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -114,7 +116,7 @@ def open_data(config: ConfigDict) -> Iterator[tuple]:
         for i in range(64, STAND_INS):
             (images / f'{i % 10}_{i}.png').symlink_to(images / f'{i % 64 % 10}_{i % 64}.png')
         options = {'data_dir': epath.Path(folder), 'size': size, 'crop': 'area'}
-        prepare(f'folder:{images}', **options, skip=False, workers=0, manual_dir='')
+        prepare(f'folder:{images}', **options, tfds_dir=here, manual_dir='', skip=False, workers=0)
         source = open_prepared(f'folder:{images}', **options, split='train')
         yield source, f'{STAND_INS} stand-ins (the data set of the config is not prepared here)'
 

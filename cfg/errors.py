@@ -9,6 +9,12 @@ class UserError(Exception):
     """
 
 
+def first_line(error: Exception, length: int = 300) -> str:
+    """What an exception of a library says, in short; its kind if it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:length] if lines else type(error).__name__
+
+
 def out_of_memory(error: Exception, mode: str) -> str | None:
     """What to change when a device or the host ran out of memory; None for any other error.
 
@@ -23,6 +29,8 @@ def out_of_memory(error: Exception, mode: str) -> str | None:
             'raise config.train.grad_accum, set config.train.remat=True or config.model.dtype=bfloat16, or lower '
             'config.train.batch_size or config.sampling.batch_size (--mode=describe tells what training takes)'
         )
+    elif mode == 'prepare_data':
+        remedy = 'set a smaller config.prepare.workers'
     else:
         remedy = 'lower config.sampling.batch_size, or set config.model.dtype=bfloat16'
     where = 'The host' if isinstance(error, MemoryError) else 'The device'

@@ -20,6 +20,25 @@ def is_remote(path: epath.PathLike) -> bool:
     return '://' in os.fspath(path)
 
 
+def check_writable(folder: Path, what: str) -> None:
+    """Makes a folder if it is missing, and tries to write in it; a bucket is not tried.
+
+    Args:
+      what: names the folder to the user, '--workdir=runs/x', say.
+
+    Raises:
+      UserError: when it cannot be written.
+    """
+    if is_remote(folder):
+        return
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f'{what} cannot be written ({error.strerror}): choose another folder.') from error
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Writes a file so that a reader, or a run after a crash, sees the old content or the new one, never a part."""
     if is_remote(path):  # where an object appears when all of it has arrived
@@ -40,13 +59,21 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def lock(workdir: Path, what: str) -> Iterator[None]:
-    """Holds `what` ('train', say) of a workdir for one process; a process that dies lets go.
+def lock(workdir: Path, what: str, *, part: str = '') -> Iterator[None]:
+    """Holds `what` ('train', say) of a folder for one process; a process that dies lets go.
+
+    Args:
+      workdir: the folder; one in a bucket has no locks.
+      what: the mode.
+      part: of what it does there, where several may run beside each other.
 
     Raises:
       UserError: when another process holds it.
     """
-    with (workdir / f'.{what}.lock').open('w') as file:
+    if is_remote(workdir):
+        yield
+        return
+    with (Path(workdir) / f'.{part or what}.lock').open('w') as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

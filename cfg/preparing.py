@@ -26,9 +26,10 @@ def prepare_data(config: ConfigDict) -> str:
     return prepare(
         data.name,
         data_dir=default_dir(data.dir),
+        tfds_dir=default_dir(options.tfds_dir or data.dir),
+        manual_dir=options.manual_dir,
         size=data.image_size,
         crop=data.crop,
         skip=options.on_error == 'skip',
         workers=options.workers,
-        manual_dir=options.manual_dir,
     )

@@ -4,7 +4,6 @@ A wrong value ends here, in one sentence that names the field, before anything i
 """
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from cfg.data.source import Source
 from cfg.data.spec import DataSpec, data_spec
 from cfg.diffusion.process import PREDICTIONS
 from cfg.errors import UserError
+from cfg.files import check_writable
 from cfg.generate import Generator, Model, SamplerSettings
 from cfg.models.classifier import EncoderUNet
 from cfg.models.time import TIME_FNS, TIMES
@@ -149,12 +149,7 @@ def check_workdir(workdir: str | Path, *, create: bool, write: bool) -> Path:
         raise UserError(f'--workdir={path} does not exist: give the workdir of a run.')
     if not write:
         return path
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise UserError(f'--workdir={path} cannot be written ({error.strerror}): choose another folder.') from error
+    check_writable(path, f'--workdir={path}')
     return path
 
 

@@ -28,7 +28,12 @@ def describe(workdir: Path) -> str:
         lines.append(f'checkpoints: {", ".join(map(str, steps)) or "none"}')
         lines.append(f'step: {steps[-1] if steps else 0}')
         if steps:
-            imported = checkpoints.meta(steps[-1]).get('imported')
+            meta = checkpoints.meta(steps[-1])
+            if 'data' in meta:
+                data = meta['data']
+                lines.append(f'data: {data["name"]}, fingerprint {data["fingerprint"]}')
+                lines.append(f'epoch: {data["epoch"]}, {data["place_in_epoch"]} of {data["num_examples"]} images read')
+            imported = meta.get('imported')
             for name, ema in (('ema_params', True),) if imported else (('params', False), ('ema_params', True)):
                 digest = sha256(checkpoints.restore_params(steps[-1], ema=ema))
                 lines.append(f'{name}_sha256: {digest}')

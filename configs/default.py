@@ -29,7 +29,8 @@ def get_config() -> ConfigDict:
     config.prepare = ConfigDict()
     config.prepare.workers = 0  # processes that decode and resize; 0 = one a core
     config.prepare.on_error = 'stop'  # at an image that cannot be read or a class without images: 'stop' or 'skip'
-    config.prepare.manual_dir = ''  # of ILSVRC2012's tar files; '' = downloads/manual in data.dir
+    config.prepare.tfds_dir = ''  # of TFDS's own data sets; '' = data.dir
+    config.prepare.manual_dir = ''  # of ILSVRC2012's tar files; '' = downloads/manual in tfds_dir
 
     config.model = ConfigDict()
     config.model.channels = 192  # base width

@@ -16,4 +16,5 @@ def test_a_device_out_of_memory_is_told_what_to_change():
 
 def test_the_host_too_and_nothing_else():
     assert out_of_memory(MemoryError(), 'sample').startswith('The host ran out of memory')
+    assert 'config.prepare.workers' in out_of_memory(MemoryError(), 'prepare_data')
     assert out_of_memory(RuntimeError('something else'), 'train') is None

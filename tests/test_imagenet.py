@@ -9,9 +9,11 @@ import time
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
+from cfg.data.crop import area
 from tests.command_line import ROOT, command, main
-from tests.miniature import CLASSES, TRUNCATED, write_tars
+from tests.miniature import CLASSES, CMYK_NAME, PNG_NAME, TRUNCATED, picture, write_tars
 
 NETWORK = [
     '--config.data.image_size=8',
@@ -132,12 +134,28 @@ def test_the_manifest_says_what_became_of_every_image(data):
     assert not set(CLASSES) & set(manifest['empty_classes'])
 
 
+def test_colours_survive_every_format(data):
+    """The CMYK file, the PNG named JPEG and a plain one hold the picture that they were made from."""
+    folder = data / 'prepared_images/imagenet2012_8_area/1.0.0'
+    made_from = {CMYK_NAME: picture(7), PNG_NAME: picture(8), f'{CLASSES[0]}_2.JPEG': picture(2, (110, 70))}
+    found = {
+        example['file_name'].decode(): example
+        for example in tfds.builder_from_directory(folder).as_data_source('train')
+    }
+    for name, original in made_from.items():
+        expected = area(np.asarray(original), 8).astype(int)
+        assert np.abs(found[name]['image'] - expected).mean() < 2
+    assert {example['label'] for example in found.values()} == {0, 1, 59, 230}  # as in all of ImageNet
+
+
 def test_killed_and_resumed_is_the_same_bit_for_bit(trained):
     """So the resumed run read what it would have read: the same examples at the same places, mirrored alike."""
     digests = []
     for workdir in trained:
         lines = dict(line.split(': ', 1) for line in ok(f'--workdir={workdir}', '--mode=status').splitlines())
         assert lines['step'] == '20'
+        assert lines['epoch'] == '6, 10 of 25 images read'
+        assert lines['data'].startswith('imagenet2012/train, fingerprint ')
         digests.append((lines['params_sha256'], lines['ema_params_sha256']))
     assert digests[0] == digests[1]
 
@@ -149,11 +167,26 @@ def test_the_checkpoint_holds_the_place_in_the_data(trained):
     assert meta['data']['num_examples'] == 25
 
 
+def test_a_scheduler_that_signals_every_process(data, tmp_path):
+    """The readers leave SIGTERM to their parent, which saves the step in progress."""
+    process = start(f'--config.data.dir={data}', f'--workdir={tmp_path}', '--config.train.num_steps=100000')
+    wait_for(lambda: (tmp_path / 'checkpoints' / '5').exists(), 'no checkpoint')
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=100) == 128 + signal.SIGTERM
+    saved = ok(f'--workdir={tmp_path}', '--mode=status')
+    step = int(saved.split('step: ')[1].split()[0])
+    assert step > 5
+    wait_for(lambda: group_is_gone(process.pid), 'workers outlive their parent')
+
+
 def test_an_evaluation_and_its_report(data, trained):
     workdir, _ = trained
     table = ok(f'--config.data.dir={data}', f'--workdir={workdir}', '--mode=eval')
     assert 'not Inception' in table
     assert 'imagenet2012/validation (20)' in table
+    again = run(f'--config.data.dir={data}', f'--workdir={workdir}', '--mode=eval')
+    assert again.stdout == table
+    assert 'real images' not in again.stderr  # nothing is to be done, so nothing is measured
     rows = [json.loads(line) for line in (workdir / 'results.jsonl').read_text().splitlines()]
     assert [row['w'] for row in rows] == [0.0, 2.0]
     assert np.isfinite([row['fid'] for row in rows]).all()

@@ -15,7 +15,7 @@ class PreparedImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       name: of the configuration, which names its folder.
       image_shape: (size, size, C).
       class_names: one a label.
-      splits: {name: a function that gives the split's images}.
+      splits: {name: (number of images, a function that gives them)}.
       data_dir: of TFDS.
     """
 
@@ -27,7 +27,7 @@ class PreparedImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         name: str,
         image_shape: tuple[int, int, int],
         class_names: Sequence[str],
-        splits: Mapping[str, Callable[[], Iterator[Prepared]]],
+        splits: Mapping[str, tuple[int, Callable[[], Iterator[Prepared]]]],
         data_dir: Any,
     ):
         self._image_shape, self._class_names, self._splits = image_shape, class_names, splits
@@ -50,8 +50,12 @@ class PreparedImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        return {name: self._generate_examples(images) for name, images in self._splits.items()}
+        return {name: self._generate_examples(*split) for name, split in self._splits.items()}
 
-    def _generate_examples(self, images: Callable[[], Iterator[Prepared]]) -> Iterator[tuple[int, dict[str, Any]]]:
-        for key, image in enumerate(images()):
-            yield key, {'image': image.png, 'label': image.label, 'file_name': image.name}
+    def _generate_examples(
+        self, count: int, images: Callable[[], Iterator[Prepared]]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        # TFDS sorts by key in buckets that divide the range of its 128-bit hashes. Keys 0, 1, 2, ... would all fall
+        # into the first of them, which is sorted in memory.
+        for number, image in enumerate(images()):
+            yield number * (2**128 // count), {'image': image.png, 'label': image.label, 'file_name': image.name}

@@ -1,5 +1,6 @@
 """From an encoded image of any kind to a square of pixels: the two ways in which published models were fed."""
 
+import contextlib
 import functools
 import io
 import os
@@ -7,6 +8,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from cfg.errors import first_line
 
 CROPS = ('area', 'adm')
 
@@ -27,10 +30,10 @@ def decode(content: bytes, channels: int) -> tuple[Image.Image, str]:
     try:
         image = Image.open(io.BytesIO(content))
         image.load()
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's decoders each raise their own kinds on a damaged file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(error, Image.UnidentifiedImageError):
-            reason = 'not an image'
+        reason = 'not an image' if isinstance(error, Image.UnidentifiedImageError) else first_line(error)
         raise ValueError(reason) from error
     if image.mode[0] in 'IF':
         raise ValueError(f'mode {image.mode}: more than 8 bits a channel')
@@ -117,12 +120,11 @@ def from_png(content: bytes) -> np.ndarray:
 
 @functools.cache
 def _tensorflow() -> Any:
-    """TensorFlow, for its area resize, on one thread: images are prepared by many processes."""
+    """TensorFlow, for its area resize; not to be imported before it is needed."""
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
     import tensorflow as tf
 
-    tf.config.set_visible_devices([], 'GPU')
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
+    with contextlib.suppress(RuntimeError):  # TFDS has begun with it already
+        tf.config.set_visible_devices([], 'GPU')
     return tf

@@ -1,19 +1,31 @@
 """What `--mode=prepare_data` reads: data sets of TFDS, and folders of images. Nothing is decoded here.
 
-An input knows its classes and the number of images of each split, and reads any range of them in any process.
+An input knows its classes and the number of images of each split, and cuts splits into sections that any process reads.
 """
 
+import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
 from etils import epath
 
-from cfg.errors import UserError
+from cfg.errors import UserError, first_line
+from cfg.files import is_remote
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.gif', '.webp', '.bmp')
-SPLIT_FOLDERS = {'train': 'train', 'val': 'validation', 'validation': 'validation', 'test': 'test'}
+SPLIT_FOLDERS = {
+    'train': 'train',
+    'training': 'train',
+    'val': 'validation',
+    'valid': 'validation',
+    'validation': 'validation',
+    'test': 'test',
+}
 # The archives of ILSVRC2012 that TFDS reads.
 IMAGENET_TARS = ('ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar')
 
@@ -35,7 +47,7 @@ class Record(NamedTuple):
 
 
 class Input(Protocol):
-    """A labelled image data set in whatever form it came; sent to worker processes whole.
+    """A labelled image data set in whatever form it came.
 
     Attributes:
       version: of the data set, for the manifest; changes when the data set does.
@@ -51,27 +63,34 @@ class Input(Protocol):
     splits: Mapping[str, int]
     empty_classes: Sequence[str]
 
-    def read(self, split: str, start: int, stop: int) -> Iterator[Record]:
-        """The images number `start` to `stop` - 1 of a split, always in the same order."""
+    def section(self, split: str, start: int, stop: int) -> Iterable[Record]:
+        """The images number `start` to `stop` - 1 of a split, always in the same order; may be sent to a worker."""
 
 
-def open_input(name: str, *, data_dir: epath.Path, manual_dir: str) -> Input:
+def open_input(name: str, *, tfds_dir: epath.Path, manual_dir: str) -> Input:
     """The input of a `config.data.name`.
 
     Args:
       name: 'tfds:NAME' (a data set of TFDS; prepared by TFDS first if it is not yet) or 'folder:PATH'.
-      data_dir: of TFDS.
-      manual_dir: where TFDS looks for files that the user must fetch; '' for `data_dir`/downloads/manual.
+      tfds_dir: where TFDS keeps its data sets.
+      manual_dir: where TFDS looks for files that the user must fetch; '' for `tfds_dir`/downloads/manual.
 
     Raises:
       UserError: when it cannot be found, or is no image classification data set.
     """
+    root = folder_path(name)
+    if root is not None:
+        return scan_folder(root)
     kind, _, rest = name.partition(':')
     if kind == 'tfds' and rest:
-        return _open_tfds(rest, data_dir, epath.Path(manual_dir or data_dir / 'downloads' / 'manual'))
-    if kind == 'folder' and rest:
-        return scan_folder(epath.Path(rest))
+        return _open_tfds(rest, tfds_dir, epath.Path(manual_dir or tfds_dir / 'downloads' / 'manual').expanduser())
     raise UserError(f'config.data.name={name!r} has nothing to prepare: give tfds:NAME or folder:PATH.')
+
+
+def folder_path(name: str) -> epath.Path | None:
+    """The path in a `config.data.name` of the form 'folder:PATH'; None for other names."""
+    kind, _, rest = name.partition(':')
+    return epath.Path(rest).expanduser() if kind == 'folder' and rest else None
 
 
 class TfdsInput:
@@ -84,16 +103,12 @@ class TfdsInput:
     empty_classes: Sequence[str] = ()
 
     def __init__(self, folder: epath.PathLike):
-        self._folder = str(folder)
-        self._builder = None
-        info = self._open().info
-        features = info.features or {}
-        self._image = _only(features, 'Image', folder)
-        self._label = _only(features, 'ClassLabel', folder)
-        self._name = 'file_name' if 'file_name' in features else None
+        self._folder = os.fspath(folder)
+        info = _builder(self._folder).info
+        self._image, self._label = _image_and_label(info, folder)
         self.version = info.full_name
-        self.class_names = tuple(features[self._label].names)
-        self.channels = 1 if features[self._image].shape[-1] == 1 else 3
+        self.class_names = tuple(info.features[self._label].names)
+        self.channels = 1 if info.features[self._image].shape[-1] == 1 else 3
         counts = {name: split.num_examples for name, split in info.splits.items()}
         # TFDS's test splits often have no labels; they serve where there is no validation split.
         wanted = [name for name in ('train', 'validation') if name in counts]
@@ -102,66 +117,85 @@ class TfdsInput:
         if 'train' not in self.splits:
             raise UserError(f'{info.full_name} has no train split, but {", ".join(counts) or "none"}.')
 
-    def __getstate__(self):
-        return self.__dict__ | {'_builder': None}
-
-    def _open(self) -> Any:
-        if self._builder is None:
-            import tensorflow_datasets as tfds
-
-            self._builder = tfds.builder_from_directory(self._folder)
-        return self._builder
-
-    def read(self, split: str, start: int, stop: int) -> Iterator[Record]:
+    def section(self, split: str, start: int, stop: int) -> Iterable[Record]:
         """See `Input`."""
-        for i, example in enumerate(self._examples(split, start, stop), start=start):
-            name = f'{split}/{i}' if self._name is None else example[self._name].decode()
-            yield Record(name, int(example[self._label]), example[self._image])
+        return _TfdsSection(self._folder, self._image, self._label, split, start, stop)
 
-    def _examples(self, split: str, start: int, stop: int) -> Iterator[dict[str, Any]]:
+
+@functools.lru_cache(maxsize=1)
+def _builder(folder: str) -> Any:
+    """TFDS's reader of a folder; a worker opens it once for all its sections."""
+    import tensorflow_datasets as tfds
+
+    return tfds.builder_from_directory(folder)
+
+
+def _image_and_label(info: Any, folder: epath.PathLike) -> tuple[str, str]:
+    """The names of the two features: the ones that the data set is meant for, or else the only ones of their kind."""
+    kinds = {name: type(feature).__name__ for name, feature in (info.features or {}).items()}
+    meant = info.supervised_keys or ()
+    if [kinds.get(name) for name in meant] == ['Image', 'ClassLabel']:
+        return tuple(meant)
+    found = []
+    for kind in ('Image', 'ClassLabel'):
+        names = [name for name in kinds if kinds[name] == kind]
+        if len(names) != 1:
+            raise UserError(
+                f'{folder} has {len(names)} features of kind {kind}: only data sets with one image and one class an '
+                'example can be prepared.'
+            )
+        found += names
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class _TfdsSection:
+    folder: str
+    image: str
+    label: str
+    split: str
+    start: int
+    stop: int
+
+    def __iter__(self) -> Iterator[Record]:
+        for i, example in enumerate(self._examples(), start=self.start):
+            name = example['file_name'].decode() if 'file_name' in example else f'{self.split}/{i}'
+            yield Record(name, int(example[self.label]), example[self.image])
+
+    def _examples(self) -> Iterator[dict[str, Any]]:
         import tensorflow_datasets as tfds
 
-        builder = self._open()
-        encoded = {self._image: tfds.decode.SkipDecoding()}
+        builder = _builder(self.folder)
+        encoded = {self.image: tfds.decode.SkipDecoding()}
         if builder.info.file_format in tfds.core.FileFormat.with_random_access():
-            yield from builder.as_data_source(split, decoders=encoded).__getitems__(list(range(start, stop)))
+            source = builder.as_data_source(self.split, decoders=encoded)
+            yield from source.__getitems__(list(range(self.start, self.stop)))
             return
         # One file after the other, so that the order is that of the files.
         in_order = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
-        examples = builder.as_dataset(
-            split=f'{split}[{start}:{stop}]', decoders=encoded, shuffle_files=False, read_config=in_order
-        )
+        split = f'{self.split}[{self.start}:{self.stop}]'
+        examples = builder.as_dataset(split=split, decoders=encoded, shuffle_files=False, read_config=in_order)
         yield from tfds.as_numpy(examples)
 
 
-def _only(features: Any, kind: str, folder: epath.PathLike) -> str:
-    names = [name for name, feature in features.items() if type(feature).__name__ == kind]
-    if len(names) != 1:
-        raise UserError(
-            f'{folder} has {len(names)} features of kind {kind}: only data sets with one image and one class an '
-            'example can be prepared.'
-        )
-    return names[0]
-
-
-def _open_tfds(name: str, data_dir: epath.Path, manual_dir: epath.Path) -> TfdsInput:
+def _open_tfds(name: str, tfds_dir: epath.Path, manual_dir: epath.Path) -> TfdsInput:
     import tensorflow_datasets as tfds
 
     try:
-        builder = tfds.builder(name, data_dir=data_dir)
+        builder = tfds.builder(name, data_dir=tfds_dir)
     except Exception as error:  # not found, no such config, no such version: TFDS has a kind for each
-        raise UserError(f'TFDS has no data set {name!r}: {_first_line(error)}') from error
+        raise UserError(f'TFDS has no data set {name!r}: {first_line(error)}') from error
     if builder.is_prepared():
         return TfdsInput(builder.data_dir)
     if builder.name == 'imagenet2012':
         check_imagenet_tars(manual_dir)
     try:
-        builder = tfds.builder(name, data_dir=data_dir, file_format='array_record')
+        builder = tfds.builder(name, data_dir=tfds_dir, file_format='array_record')
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual_dir))
-    except (MemoryError, KeyboardInterrupt):
+    except MemoryError:
         raise
     except Exception as error:  # what can go wrong is as wide as the data sets
-        raise UserError(f'TFDS could not prepare {name!r} ({type(error).__name__}): {_first_line(error)}') from error
+        raise UserError(f'TFDS could not prepare {name!r} ({type(error).__name__}): {first_line(error)}') from error
     return TfdsInput(builder.data_dir)
 
 
@@ -180,18 +214,13 @@ def check_imagenet_tars(manual_dir: epath.Path) -> None:
         )
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
-
-
 class FolderInput:
     """Images in a folder; see `scan_folder`.
 
     Args:
       root: names are relative to it.
       class_names: one a label.
-      files: {split: [(name, label)]}.
+      files: {split: [(name, size in bytes or -1, label)]}.
       empty_classes: see `Input`.
     """
 
@@ -201,21 +230,30 @@ class FolderInput:
         self,
         root: epath.Path,
         class_names: Sequence[str],
-        files: Mapping[str, Sequence[tuple[str, int]]],
+        files: Mapping[str, Sequence[tuple[str, int, int]]],
         empty_classes: Sequence[str],
     ):
-        self.root, self.files = root, files
+        self._root, self._files = root, files
         self.class_names, self.empty_classes = tuple(class_names), tuple(empty_classes)
         self.splits = {split: len(members) for split, members in files.items()}
         listing = json.dumps([self.class_names, files], sort_keys=True).encode()
         self.version = f'{sum(self.splits.values())} files, listing {hashlib.sha256(listing).hexdigest()[:16]}'
 
-    def read(self, split: str, start: int, stop: int) -> Iterator[Record]:
+    def section(self, split: str, start: int, stop: int) -> Iterable[Record]:
         """See `Input`."""
-        for name, label in self.files[split][start:stop]:
+        return _FolderSection(self._root, tuple((name, label) for name, _, label in self._files[split][start:stop]))
+
+
+@dataclass(frozen=True)
+class _FolderSection:
+    root: epath.Path
+    files: Sequence[tuple[str, int]]
+
+    def __iter__(self) -> Iterator[Record]:
+        for name, label in self.files:
             try:
                 yield Record(name, label, (self.root / name).read_bytes())
-            except OSError as error:
+            except (FileNotFoundError, PermissionError) as error:  # others are not the file's fault
                 yield Record(name, label, b'', error.strerror or str(error))
 
 
@@ -232,61 +270,98 @@ def scan_folder(root: epath.Path) -> FolderInput:
     """
     if not root.is_dir():
         raise UserError(f'{root} is not a folder: give the folder of the images, --config.data.name=folder:PATH.')
-    entries = _entries(root)
-    folders = [path for path in entries if path.is_dir()]
-    parts = {'train': root}
-    if folders and {path.name for path in folders} <= set(SPLIT_FOLDERS) and 'train' in {p.name for p in folders}:
-        parts = {SPLIT_FOLDERS[path.name]: path for path in folders}
-    found = {split: _by_class(path) for split, path in parts.items()}
-    classes = sorted(name for name, files in found['train'].items() if files)
-    empty = sorted({name for split in found.values() for name, files in split.items() if not files} - set(classes))
+    folders, files = _walk(root)
+    found = {
+        split: _by_class(root / prefix, prefix, folders, files) for split, prefix in _splits(root, folders).items()
+    }
+    classes = sorted(name for name, members in found['train'].items() if members)
+    named = {name for members in found.values() for name in members}
+    odd = next((name for name in sorted(named) if not name.isprintable() or printable(name) != name), None)
+    if odd is not None:
+        raise UserError(f'{root} has a class whose name is not readable text, {printable(odd)!r}: rename it.')
     if not classes:
-        raise UserError(f'{parts["train"]} holds no images ({", ".join(EXTENSIONS)}).')
-    files = {}
+        raise UserError(f'{root} holds no images to train on ({", ".join(EXTENSIONS)}).')
     for split, members in found.items():
         unknown = sorted(name for name, paths in members.items() if paths and name not in classes)
         if unknown:
             raise UserError(
-                f'{parts[split]} has the class {unknown[0]!r}, which {parts["train"]} has no image of: '
-                'put images of it there, or take it away.'
+                f'The {split} split of {root} has the class {unknown[0]!r}, which has no image to train on: put images '
+                'of it among those for training, or take it away.'
             )
-        paths = [(path, label) for label, name in enumerate(classes) for path in sorted(members.get(name, ()))]
-        files[split] = [(str(path.relative_to(root)), label) for path, label in paths]
-    return FolderInput(root, classes, {split: members for split, members in files.items() if members}, empty)
+    listed = {
+        split: [(*file, label) for label, name in enumerate(classes) for file in sorted(members.get(name, ()))]
+        for split, members in found.items()
+    }
+    empty = sorted(name for name in named if name not in classes)
+    return FolderInput(root, classes, {split: members for split, members in listed.items() if members}, empty)
 
 
-def _entries(folder: epath.Path) -> list[epath.Path]:
-    return sorted((path for path in folder.iterdir() if not path.name.startswith('.')), key=lambda path: path.name)
+def printable(name: str) -> str:
+    """A file name as text that can be written anywhere: bytes that are not UTF-8 become escapes."""
+    return name.encode('utf-8', 'backslashreplace').decode()
 
 
-def _by_class(folder: epath.Path) -> dict[str, list[epath.Path]]:
-    """{class name: images} of one split; empty class folders too."""
-    entries = _entries(folder)
-    folders = [path for path in entries if path.is_dir()]
-    flat = [path for path in entries if _is_image(path)]
-    if folders and flat:
+def _walk(root: epath.Path) -> tuple[list[str], list[tuple[str, int]]]:
+    """(folders, [(image, size in bytes)]) below a folder, as paths relative to it; in a bucket sizes are -1."""
+    local = not is_remote(root)
+    folders, files = [], []
+    # One listing a folder; links to folders are followed.
+    for where, names, members in os.walk(root, followlinks=True) if local else root.walk():
+        names[:] = [name for name in names if not name.startswith('.')]
+        place = '' if str(where) == str(root) else f'{PurePosixPath(str(where)).relative_to(str(root))}/'
+        folders += [f'{place}{name.rstrip("/")}' for name in names]
+        for name in members:
+            if not name.startswith('.') and PurePosixPath(name).suffix.lower() in EXTENSIONS:
+                files.append((f'{place}{name}', _size(os.path.join(where, name)) if local else -1))  # noqa: PTH118
+    return folders, files
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size  # noqa: PTH116  a million times; pathlib takes several times as long
+    except OSError:  # a link to nothing; reading it will say so
+        return -1
+
+
+def _splits(root: epath.Path, folders: Sequence[str]) -> dict[str, str]:
+    """{split: its folder relative to the root, '' for all of it}."""
+    top = sorted(name for name in folders if '/' not in name)
+    split_of = {name: SPLIT_FOLDERS.get(name.lower()) for name in top}
+    training = [name for name in top if split_of[name] == 'train']
+    # A class may be called "train"; then it holds images, and not classes.
+    if not training or (None in split_of.values() and not any(name.startswith(f'{training[0]}/') for name in folders)):
+        return {'train': ''}
+    odd = [name for name in top if split_of[name] is None]
+    if odd or len(set(split_of.values())) < len(top):
         raise UserError(
-            f'{folder} holds both subfolders ({folders[0].name}) and images ({flat[0].name}): either every class has '
-            'a subfolder, or all images lie flat as label_name.png.'
+            f'{root} holds {", ".join(top)}: beside {training[0]} there may be one folder val (or validation) and one '
+            'folder test, and no others; rename or move them.'
         )
-    if folders:
-        return {path.name: [file for file in _walk(path) if _is_image(file)] for path in folders}
-    members: dict[str, list[epath.Path]] = {}
-    for path in flat:
-        name, underscore, _ = path.name.partition('_')
-        if not underscore or not name:
-            raise UserError(f'{path} has no class in its name: images that lie flat are called label_name.png.')
-        members.setdefault(name, []).append(path)
+    return {split: name for name, split in split_of.items()}
+
+
+def _by_class(
+    where: epath.Path, prefix: str, folders: Sequence[str], files: Sequence[tuple[str, int]]
+) -> dict[str, list[tuple[str, int]]]:
+    """{class name: [(image, size)]} of one split; empty class folders too."""
+    below = f'{prefix}/' if prefix else ''
+    classes = [name[len(below) :] for name in folders if name.startswith(below) and '/' not in name[len(below) :]]
+    members: dict[str, list[tuple[str, int]]] = {name: [] for name in classes}
+    for name, size in files:
+        if not name.startswith(below):
+            continue
+        class_name, slash, _ = name[len(below) :].partition('/')
+        if not slash:
+            if classes:
+                raise UserError(
+                    f'{where} holds both subfolders ({classes[0]}) and images ({class_name}): either every class has '
+                    'a subfolder, or all images lie flat as label_name.png.'
+                )
+            class_name, underscore, _ = class_name.partition('_')
+            if not underscore or not class_name:
+                raise UserError(
+                    f'{where / name[len(below) :]} has no class in its name: images that lie flat are called '
+                    'label_name.png.'
+                )
+        members.setdefault(class_name, []).append((name, size))
     return members
-
-
-def _walk(folder: epath.Path) -> Iterator[epath.Path]:
-    for path in _entries(folder):
-        if path.is_dir():
-            yield from _walk(path)
-        else:
-            yield path
-
-
-def _is_image(path: epath.Path) -> bool:
-    return path.suffix.lower() in EXTENSIONS

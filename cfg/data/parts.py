@@ -5,6 +5,7 @@ preparation that starts again goes on with the parts that are missing.
 """
 
 import concurrent.futures
+import contextlib
 import functools
 import hashlib
 import io
@@ -16,7 +17,7 @@ import signal
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ import numpy as np
 from etils import epath
 
 from cfg.data.crop import decode, square, to_png
-from cfg.data.inputs import Input
+from cfg.data.inputs import Input, Record, printable
 from cfg.errors import UserError
 from cfg.files import write_whole
 from cfg.progress import Progress
@@ -76,7 +77,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Job:
-    """All that a worker must know.
+    """A preparation: what, how, and where its parts lie.
 
     Attributes:
       name: of the data set, `config.data.name`.
@@ -109,6 +110,26 @@ class Job:
         """The file of a part."""
         return self.folder / f'{split}-{number:05d}.npz'
 
+    def task(self, split: str, number: int) -> 'Task':
+        """What a worker must know to make a part."""
+        records = self.source.section(split, *self.range(split, number))
+        return Task(
+            records, self.path(split, number), split, self.size, self.crop, self.source.channels, skip=self.skip
+        )
+
+
+@dataclass(frozen=True)
+class Task:
+    """One part to make; see `Job`."""
+
+    records: Iterable[Record]
+    path: epath.Path
+    split: str
+    size: int
+    crop: str
+    channels: int
+    skip: bool
+
 
 def make_parts(job: Job, *, workers: int) -> None:
     """Makes every part that is not there yet.
@@ -121,7 +142,8 @@ def make_parts(job: Job, *, workers: int) -> None:
       SystemExit: with 128 + the signal's number, on SIGTERM or Ctrl-C, after the parts in progress.
     """
     parts = job.parts()
-    todo = [part for part in parts if not job.path(*part).exists()]
+    # What could not be read is tried again: it may have been mended, or leaving it out is no longer wanted.
+    todo = [part for part in parts if not job.path(*part).exists() or read_facts(job.path(*part))['skipped']]
     if not todo:
         return
     if len(todo) < len(parts):
@@ -144,16 +166,15 @@ def _run(job: Job, todo: list, *, workers: int, stopped: Callable[[], bool]) -> 
         for part in todo:
             if stopped():
                 return
-            make_part(job, *part)
+            make_part(job.task(*part))
             yield part
         return
     with concurrent.futures.ProcessPoolExecutor(
         min(workers, len(todo)),
         mp_context=multiprocessing.get_context('spawn'),  # a fork would copy threads' locks
         initializer=_begin_worker,
-        initargs=(job,),
     ) as pool:
-        futures = {pool.submit(_make_part_here, *part): part for part in todo}
+        futures = {pool.submit(make_part, job.task(*part)): part for part in todo}
         try:
             pending = set(futures)
             while pending and not stopped():
@@ -171,28 +192,25 @@ def _run(job: Job, todo: list, *, workers: int, stopped: Callable[[], bool]) -> 
             pool.shutdown(cancel_futures=True)
 
 
-_job: Job | None = None
-
-
-def _begin_worker(job: Job) -> None:
-    global _job  # the job holds every file name: it is sent once, not with every part
-    _job = job
+def _begin_worker() -> None:
+    # The workers are as many as the cores, so TensorFlow needs no threads of its own.
+    os.environ.update(TF_NUM_INTRAOP_THREADS='1', TF_NUM_INTEROP_THREADS='1')
     begin_worker()
 
 
-def _make_part_here(split: str, number: int) -> None:
-    make_part(_job, split, number)
-
-
 def begin_worker(*_: Any) -> None:
-    """Makes a worker process leave Ctrl-C to its parent, and end when the parent is gone, however it went."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Makes a worker process leave signals to its parent, and end when the parent is gone, however it went.
+
+    Ctrl-C, and SIGTERM from a scheduler, reach the whole group: the parent still needs its workers to end in order.
+    """
+    for number in StopSignal.NUMBERS:
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def make_part(job: Job, split: str, number: int) -> None:
+def make_part(task: Task) -> None:
     """Reads, decodes, resizes and writes one part.
 
     Raises:
@@ -201,26 +219,27 @@ def make_part(job: Job, split: str, number: int) -> None:
     tally, images = Tally(), []
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # Pillow's, of odd metadata
-        for record in job.source.read(split, *job.range(split, number)):
+        for record in task.records:
             try:
                 if record.error:
                     raise ValueError(record.error)
-                image, kind = decode(record.content, job.source.channels)
+                image, kind = decode(record.content, task.channels)
             except ValueError as error:
-                if not job.skip:
+                name = printable(record.name)
+                if not task.skip:
                     raise UserError(
-                        f'{record.name} ({split}) cannot be read ({error}): mend or remove it, or leave such images '
+                        f'{name} ({task.split}) cannot be read ({error}): mend or remove it, or leave such images '
                         'out with --config.prepare.on_error=skip; what is prepared is kept.'
                     ) from error
-                tally.skipped.append({'split': split, 'file': record.name, 'reason': str(error)})
+                tally.skipped.append({'split': task.split, 'file': name, 'reason': str(error)})
                 continue
             tally.kinds[kind] += 1
-            tally.enlarged += min(image.size) < job.size
+            tally.enlarged += min(image.size) < task.size
             tally.classes[record.label] += 1
-            pixels = square(image, job.size, job.crop)
+            pixels = square(image, task.size, task.crop)
             digest = hashlib.sha256(np.int32(record.label).tobytes() + pixels.tobytes()).digest()
-            images.append(Prepared(record.name, record.label, to_png(pixels), digest))
-    write_part(job.path(split, number), images, tally)
+            images.append(Prepared(printable(record.name), record.label, to_png(pixels), digest))
+    write_part(task.path, images, tally)
 
 
 def write_part(path: epath.Path, images: list[Prepared], tally: Tally) -> None:
@@ -250,10 +269,10 @@ def read_part(path: epath.Path) -> tuple[list[Prepared], Tally]:
     Raises:
       UserError: when the file is damaged.
     """
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+    facts = read_facts(path)
+    with _damage(path):
+        with path.open('rb') as content, np.load(content, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        facts = json.loads(arrays['facts'].tobytes())
         pngs, ends = arrays['pngs'].tobytes(), arrays['ends'].tolist()
         digests = [arrays['sha256'].tobytes()[i : i + 32] for i in range(0, 32 * len(ends), 32)]
         starts = [0, *ends][: len(ends)]
@@ -265,6 +284,23 @@ def read_part(path: epath.Path) -> tuple[list[Prepared], Tally]:
         ]
         classes = Counter({int(label): count for label, count in facts['classes'].items()})
         return images, Tally(Counter(facts['kinds']), facts['enlarged'], facts['skipped'], classes)
+
+
+def read_facts(path: epath.Path) -> dict[str, Any]:
+    """What a part says of its images, without reading them.
+
+    Raises:
+      UserError: when the file is damaged.
+    """
+    with _damage(path), path.open('rb') as content, np.load(content, allow_pickle=False) as file:
+        return json.loads(file['facts'].tobytes())
+
+
+@contextlib.contextmanager
+def _damage(path: epath.Path) -> Iterator[None]:
+    """Turns what a damaged part raises into a sentence."""
+    try:
+        yield
     except MemoryError:
         raise
     except Exception as error:  # zipfile, zlib, json and numpy each raise their own kinds on a damaged file

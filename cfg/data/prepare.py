@@ -14,19 +14,21 @@ from typing import Any
 
 from etils import epath
 
-from cfg.data.inputs import open_input
+from cfg.data.inputs import folder_path, open_input, scan_folder
 from cfg.data.parts import Job, Prepared, Tally, cores, make_parts, read_part
 from cfg.data.prepared import (
-    ALIASES,
     MANIFEST,
+    check_source,
     check_sums,
     config_name,
     file_sha256,
     folder_of,
+    full_name,
     read_manifest,
+    short_name,
 )
-from cfg.errors import UserError
-from cfg.files import is_remote, lock, write_whole
+from cfg.errors import UserError, first_line
+from cfg.files import check_writable, lock, write_whole
 from cfg.progress import Progress
 
 log = logging.getLogger('cfg')
@@ -36,51 +38,100 @@ LIBRARIES = ('pillow', 'tensorflow-datasets', 'array_record', 'numpy')
 PLAN = 'plan.json'
 
 
-def prepare(name: str, *, data_dir: epath.Path, size: int, crop: str, skip: bool, workers: int, manual_dir: str) -> str:
+def prepare(
+    name: str,
+    *,
+    data_dir: epath.Path,
+    tfds_dir: epath.Path,
+    manual_dir: str,
+    size: int,
+    crop: str,
+    skip: bool,
+    workers: int,
+) -> str:
     """Prepares a data set, or goes on with it, or checks the one that is there.
 
     Args:
       name: a `config.data.name` with something to prepare.
-      data_dir: of TFDS; holds the result.
+      data_dir: holds the result.
+      tfds_dir, manual_dir: see `cfg.data.inputs.open_input`.
       size: height and width of the images.
       crop: 'area' or 'adm'.
       skip: whether what cannot be read, and classes without images, are left out; else they end the preparation.
       workers: processes; 0 = one a core.
-      manual_dir: see `cfg.data.inputs.open_input`.
 
     Returns:
       What is there now, for the user.
 
     Raises:
-      UserError: on an input that does not fit, or a prepared data set that is damaged.
+      UserError: on an input that does not fit, a prepared data set that is damaged, or a disk that is full.
     """
     folder = folder_of(data_dir, name, size, crop)
-    manifest = read_manifest(folder)
-    if manifest is not None:
-        total = sum(file['bytes'] for file in manifest['files'].values())
-        progress = Progress('check', total, unit='byte')
-        check_sums(folder, manifest, progress.update)
-        return _summary(folder, manifest, 'It was prepared before; every file has its SHA-256.')
-
-    with contextlib.redirect_stdout(sys.stderr):  # what TFDS says is not our result
-        source = open_input(ALIASES.get(name, name), data_dir=data_dir, manual_dir=manual_dir)
-    if source.empty_classes and not skip:
-        raise UserError(_about_empty_classes(source.empty_classes))
-    parts = data_dir / '.preparing' / config_name(name, size, crop)
-    parts.mkdir(parents=True, exist_ok=True)
-    with contextlib.nullcontext() if is_remote(parts) else lock(parts, 'prepare_data'):
-        job = Job(name, source, parts, size, crop, skip, PART_SIZE)
-        _begin(job)
-        make_parts(job, workers=workers or cores())
-        manifest = _assemble(job, ALIASES.get(name, name), folder, data_dir)
-        parts.rmtree()
+    work = data_dir / '.preparing'
+    try:
+        if read_manifest(folder) is not None:
+            return _check(name, folder)
+        check_writable(work, f'config.data.dir={data_dir}')
+        with lock(work, 'prepare_data', part=config_name(name, size, crop)):
+            if read_manifest(folder) is not None:  # another process has just finished it
+                return _check(name, folder)
+            # One size or crop at a time has TFDS prepare the input; what it says meanwhile is not our result.
+            of_tfds = folder_path(full_name(name)) is None
+            with (
+                lock(work, 'prepare_data', part=short_name(name)) if of_tfds else contextlib.nullcontext(),
+                contextlib.redirect_stdout(sys.stderr),
+            ):
+                source = open_input(full_name(name), tfds_dir=tfds_dir, manual_dir=manual_dir)
+            if source.empty_classes and not skip:
+                raise UserError(_about_empty_classes(source.empty_classes))
+            parts = work / config_name(name, size, crop)
+            job = Job(full_name(name), source, parts, size, crop, skip, PART_SIZE)
+            _begin(job)
+            make_parts(job, workers=workers or cores())
+            manifest = _assemble(job, folder, data_dir)
+            parts.rmtree()
+    except OSError as error:
+        where = f'{error.filename}: ' if error.filename else ''
+        raise UserError(
+            f'{where}{error.strerror or first_line(error)}: make room or mend that; the same command goes on from what '
+            'is finished.'
+        ) from error
     return _summary(folder, manifest, 'Prepared.')
+
+
+def _check(name: str, folder: epath.Path) -> str:
+    """Checks a finished data set against its manifest, and against its input where that is at hand."""
+    manifest = read_manifest(folder)
+    check_source(name, manifest, folder)
+    _check_same_input(full_name(name), manifest, folder)
+    total = sum(file['bytes'] for file in manifest['files'].values())
+    check_sums(folder, manifest, Progress('check', total, unit='byte').update)
+    return _summary(folder, manifest, 'It was prepared before; every file has its SHA-256.')
+
+
+def _check_same_input(name: str, manifest: dict[str, Any], folder: epath.Path) -> None:
+    """Whether a folder of images, if it is here, is still what was prepared.
+
+    Raises:
+      UserError: when it is another, or files came or went.
+    """
+    root = folder_path(name)
+    if root is None or not root.is_dir():
+        return
+    version = scan_folder(root).version
+    if version != manifest['input']:
+        raise UserError(
+            f'{folder} was prepared from {manifest["source"]} with {manifest["input"]}, and {root} has {version}: '
+            'delete it to prepare it anew, or set another config.data.dir to keep both.'
+        )
 
 
 def _begin(job: Job) -> None:
     """Keeps the parts of an earlier start if they are of the same plan."""
     plan = {
+        'source': job.name,
         'input': job.source.version,
+        'versions': _versions(),
         'classes': hashlib.sha256(json.dumps(list(job.source.class_names)).encode()).hexdigest(),
         'splits': dict(job.source.splits),
         'size': job.size,
@@ -88,13 +139,34 @@ def _begin(job: Job) -> None:
         'part_size': job.part_size,
     }
     path = job.folder / PLAN
-    if path.exists() and json.loads(path.read_text()) != plan:
-        log.info('The images are not those of the last start, so it begins again.')
+    before = _read_plan(path)
+    if before.get('source', job.name) != job.name:
+        raise UserError(
+            f'{job.folder} holds the parts of {before["source"]}, which ends like {job.name}: finish that first, '
+            'delete them, or set another config.data.dir.'
+        )
+    if before and before != plan:
+        changed = ', '.join(name for name in plan if before.get(name) != plan[name])
+        log.info('Not as it was at the last start (%s), so it begins again.', changed)
         for old in job.folder.glob('*.npz'):
             old.unlink()
         path.unlink()
     if not path.exists():
         write_whole(path, json.dumps(plan).encode())
+
+
+def _read_plan(path: epath.Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError):
+        return {'damaged': True}
+
+
+def _versions() -> dict[str, str]:
+    """Of the libraries that make the pixels and files."""
+    return {name: importlib.metadata.version(name) for name in LIBRARIES}
 
 
 def _about_empty_classes(names: Any) -> str:
@@ -105,31 +177,34 @@ def _about_empty_classes(names: Any) -> str:
     )
 
 
-def _assemble(job: Job, source_name: str, folder: epath.Path, data_dir: epath.Path) -> dict[str, Any]:
+def _assemble(job: Job, folder: epath.Path, data_dir: epath.Path) -> dict[str, Any]:
     """From parts to the files of TFDS and the manifest."""
     splits, skipped, empty = _tally(job)
     if empty and not job.skip:
         raise UserError(_about_empty_classes(empty))
     if not splits['train']['images']:
         raise UserError(f'None of the {job.source.splits["train"]} training images could be read.')
-    if folder.exists():  # without a manifest: an assembly that was stopped
-        folder.rmtree()
+    # What an assembly that was stopped left behind, TFDS's own half-written folders too.
+    for old in [folder, *folder.parent.glob('incomplete.*')]:
+        if old.exists():
+            old.rmtree()
     channels = job.source.channels
     image_shape = (job.size, job.size, channels)
-    _write_files(job, image_shape, {split for split in splits if splits[split]['images']}, data_dir)
+    counts = {split: facts['images'] for split, facts in splits.items() if facts['images']}
+    _write_files(job, image_shape, counts, data_dir)
 
     paths = sorted(folder.iterdir(), key=lambda path: path.name)
     manifest = {
-        'source': source_name,
+        'source': job.name,
         'input': job.source.version,
         'crop': job.crop,
         'image_shape': image_shape,
         'class_names': list(job.source.class_names),
-        'splits': {split: facts for split, facts in splits.items() if facts['images']},
+        'splits': {split: splits[split] for split in counts},
         'skipped': skipped,
         'empty_classes': [*job.source.empty_classes, *empty],
         'finished': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-        'versions': {name: importlib.metadata.version(name) for name in LIBRARIES},
+        'versions': _versions(),
         'files': {path.name: {'bytes': path.stat().length, 'sha256': file_sha256(path)} for path in paths},
     }
     write_whole(folder / MANIFEST, (json.dumps(manifest, indent=1) + '\n').encode())
@@ -158,13 +233,13 @@ def _tally(job: Job) -> tuple[dict[str, dict[str, Any]], list[dict[str, str]], l
     return splits, [entry for tally in tallies.values() for entry in tally.skipped], empty
 
 
-def _write_files(job: Job, image_shape: tuple[int, int, int], splits: set[str], data_dir: epath.Path) -> None:
+def _write_files(job: Job, image_shape: tuple[int, int, int], counts: dict[str, int], data_dir: epath.Path) -> None:
     # Imported here: it takes a moment, and worker processes come through the files above.
     import tensorflow_datasets as tfds
 
     from cfg.data.builder import PreparedImages
 
-    parts = [part for part in job.parts() if part[0] in splits]
+    parts = [part for part in job.parts() if part[0] in counts]
     progress, finished = Progress('write', len(parts), unit='part'), itertools.count(1)
 
     def images_of(split: str) -> Iterator[Prepared]:
@@ -178,7 +253,7 @@ def _write_files(job: Job, image_shape: tuple[int, int, int], splits: set[str], 
         name=config_name(job.name, job.size, job.crop),
         image_shape=image_shape,
         class_names=job.source.class_names,
-        splits={split: functools.partial(images_of, split) for split in job.source.splits if split in splits},
+        splits={split: (count, functools.partial(images_of, split)) for split, count in counts.items()},
         data_dir=data_dir,
     )
     with contextlib.redirect_stdout(None):  # it speaks of downloads, and there are none

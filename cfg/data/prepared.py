@@ -7,7 +7,6 @@ which is written last: a folder without it is not finished.
 import functools
 import hashlib
 import json
-import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -18,9 +17,7 @@ import numpy as np
 from etils import epath
 
 from cfg.data.crop import from_png
-from cfg.errors import UserError
-
-log = logging.getLogger('cfg')
+from cfg.errors import UserError, first_line
 
 BUILDER, VERSION = 'prepared_images', '1.0.0'
 MANIFEST = 'manifest.json'
@@ -31,7 +28,12 @@ ALIASES = {'imagenet': 'tfds:imagenet2012'}
 def is_preparable(name: str) -> bool:
     """Whether a `config.data.name` is one of those that are prepared."""
     kind, _, rest = ALIASES.get(name, name).partition(':')
-    return kind in ('tfds', 'folder') and bool(rest)
+    return kind in ('tfds', 'folder') and bool(rest and short_name(name))
+
+
+def full_name(name: str) -> str:
+    """A `config.data.name` without aliases, as it stands in manifests."""
+    return ALIASES.get(name, name).rstrip('/')
 
 
 def short_name(name: str) -> str:
@@ -95,9 +97,21 @@ def find_manifest(name: str, *, data_dir: epath.Path, size: int, crop: str) -> d
             f'config.data.name={name!r} is not prepared at {size} pixels with crop {crop!r}: {folder} has no '
             f'{MANIFEST}; run --mode=prepare_data with the same config first, or set config.data.dir.'
         )
-    if ALIASES.get(name, name) != manifest['source']:
-        log.info('%s was prepared from %s.', folder, manifest['source'])
+    check_source(name, manifest, folder)
     return manifest
+
+
+def check_source(name: str, manifest: dict[str, Any], folder: epath.Path) -> None:
+    """Whether a data set was prepared under the same name: two folders may end alike.
+
+    Raises:
+      UserError: when it was not.
+    """
+    if full_name(name) != manifest['source']:
+        raise UserError(
+            f'{folder} was prepared as {manifest["source"]}, not {full_name(name)}: use that config.data.name (its '
+            'path need not exist on this machine), or prepare the other in another config.data.dir.'
+        )
 
 
 def file_sha256(path: epath.Path) -> str:
@@ -200,7 +214,7 @@ class PreparedSource:
             raise
         except Exception as error:  # array_record, protobuf and Pillow each raise their own kinds on damaged files
             raise UserError(
-                f'{self._folder} cannot be read ({type(error).__name__}: {str(error).splitlines()[0][:200]}): '
+                f'{self._folder} cannot be read ({type(error).__name__}: {first_line(error)}): '
                 '--mode=prepare_data with the same config says which file is damaged.'
             ) from error
         return {'image': images, 'label': np.array([record['label'] for record in records], np.int32)}

@@ -68,16 +68,17 @@ def _evaluate(config: ConfigDict, workdir: Path) -> None:
     done = repair(results)
 
     features = open_features(options.features, workdir / 'features', setup.open_source(config, 'train'))
-    reference, facts = _reference(config, source, features)
     digests = {step: sha256(tree) for step, tree in params.items()}
     asked = [
-        _identity(config, features, facts, uncond, step=step, w=w, params_sha256=digests[step])
+        _identity(config, features, source, uncond, step=step, w=w, params_sha256=digests[step])
         for step in params
         for w in dict.fromkeys(float(w) for w in options.w)
     ]
     todo = [row for row in asked if not any(row.items() <= old.items() for old in done)]
     log.info('%d of the %d rows of the sweep are to be done.', len(todo), len(asked))
 
+    if todo:
+        reference, facts = _reference(config, source, features)
     labels = draw_labels(
         options.labels, num_samples=options.num_samples, num_classes=source.num_classes, seed=config.sampling.seed
     )
@@ -195,7 +196,7 @@ def _reference(config: ConfigDict, source: Source, features: FeatureNetwork) -> 
 def _identity(
     config: ConfigDict,
     features: FeatureNetwork,
-    facts: Row,
+    source: Source,
     uncond: Uncond | None,
     *,
     step: int,
@@ -224,7 +225,7 @@ def _identity(
         },
         'features': features.name,
         'features_sha256': features.sha256,
-        'reference_sha256': facts['reference_sha256'],
+        'reference_sha256': source.fingerprint,
         'params_sha256': params_sha256,
     }
 

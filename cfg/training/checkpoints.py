@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from cfg.errors import UserError
+from cfg.errors import UserError, first_line
 from cfg.training.state import TrainState
 
 FOLDER = 'checkpoints'
@@ -152,10 +152,10 @@ class Checkpoints:
                 raise UserError(
                     f'The checkpoint {self.folder / str(step)} is gone (training keeps only the last few): try again.'
                 ) from error
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(
-                f'The checkpoint {self.folder / str(step)} cannot be read ({type(error).__name__}: {reason[:200]}): '
-                'restore it from a backup, or delete that folder to go on from the checkpoint before it.'
+                f'The checkpoint {self.folder / str(step)} cannot be read ({type(error).__name__}: '
+                f'{first_line(error, 200)}): restore it from a backup, or delete that folder to go on from the '
+                'checkpoint before it.'
             ) from error
 
     def _check_shapes(self, step: int, saved: Shapes, expected: Shapes) -> None:

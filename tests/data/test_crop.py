@@ -1,4 +1,6 @@
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cfg.data.crop import adm, area, decode, from_png, square, to_png
+from tests.command_line import ROOT
 
 
 def box_average(image, size):
@@ -106,6 +109,16 @@ def test_what_cannot_be_read_is_named(content, message):
 def test_png_loses_nothing():
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     assert np.array_equal(from_png(to_png(pixels)), pixels)
+
+
+def test_area_after_tensorflow_has_begun():
+    """As where TFDS prepared the input in this process."""
+    code = (
+        'import tensorflow as tf; tf.zeros(1); import numpy as np; from cfg.data.crop import area; '
+        'print(area(np.full((9, 9, 3), 7, np.uint8), 4).sum())'
+    )
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == str(7 * 4 * 4 * 3), done.stderr
 
 
 def test_an_unknown_crop():

@@ -1,8 +1,11 @@
+import os
+
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from etils import epath
 
+from cfg.data import parts
 from cfg.data.crop import from_png
 from cfg.data.inputs import TfdsInput, open_input, scan_folder
 from cfg.errors import UserError
@@ -25,23 +28,37 @@ def test_a_folder_of_class_folders(tmp_path):
     source = scan_folder(fill(tmp_path, 'dog/b.jpg', 'dog/more/a.PNG', 'cat/1.jpeg', 'cat/notes.txt', '.git/x.png'))
     assert source.class_names == ('cat', 'dog')
     assert source.splits == {'train': 3}
-    records = list(source.read('train', 0, 3))
+    records = list(source.section('train', 0, 3))
     assert [(r.name, r.label) for r in records] == [('cat/1.jpeg', 0), ('dog/b.jpg', 1), ('dog/more/a.PNG', 1)]
     assert records[0].content == encoded(picture(0))
-    assert [r.name for r in source.read('train', 1, 2)] == ['dog/b.jpg']
+    assert [r.name for r in source.section('train', 1, 2)] == ['dog/b.jpg']
 
 
 def test_a_flat_folder_as_adm_has_it(tmp_path):
     source = scan_folder(fill(tmp_path, 'dog_1.png', 'cat_with_hat.png', '10_a.png', '2_a.png'))
     assert source.class_names == ('10', '2', 'cat', 'dog')  # as text, like ADM
-    assert [r.label for r in source.read('train', 0, 4)] == [0, 1, 2, 3]
+    assert [r.label for r in source.section('train', 0, 4)] == [0, 1, 2, 3]
 
 
 def test_train_and_validation_folders(tmp_path):
     source = scan_folder(fill(tmp_path, 'train/a/1.png', 'train/b/2.png', 'val/b/3.png'))
     assert source.splits == {'train': 2, 'validation': 1}
     assert source.class_names == ('a', 'b')
-    assert [(r.name, r.label) for r in source.read('validation', 0, 1)] == [('val/b/3.png', 1)]
+    assert [(r.name, r.label) for r in source.section('validation', 0, 1)] == [('val/b/3.png', 1)]
+
+
+@pytest.mark.parametrize(
+    ('names', 'splits'),
+    [
+        (['Train/a/1.png', 'VALID/a/2.png', 'test/a/3.png'], {'train': 1, 'validation': 1, 'test': 1}),
+        (['train/1.png', 'bus/2.png'], {'train': 2}),  # two classes
+        (['train/a_1.png', 'test/a_2.png'], {'train': 1, 'test': 1}),  # flat
+    ],
+)
+def test_what_is_a_split(tmp_path, names, splits):
+    source = scan_folder(fill(tmp_path, *names))
+    assert source.splits == splits
+    assert source.class_names == (('bus', 'train') if 'bus/2.png' in names else ('a',))
 
 
 def test_empty_classes_are_told(tmp_path):
@@ -52,14 +69,31 @@ def test_empty_classes_are_told(tmp_path):
 def test_a_file_that_vanishes_is_told(tmp_path):
     source = scan_folder(fill(tmp_path, 'a/1.png', 'a/2.png'))
     (tmp_path / 'a' / '1.png').unlink()
-    first, second = source.read('train', 0, 2)
+    first, second = source.section('train', 0, 2)
     assert first.error
     assert not second.error
+
+
+def test_linked_folders_are_followed(tmp_path):
+    fill(tmp_path / 'elsewhere', '1.png')
+    (tmp_path / 'root').mkdir()
+    (tmp_path / 'root' / 'a').symlink_to(tmp_path / 'elsewhere')
+    source = scan_folder(epath.Path(tmp_path / 'root'))
+    assert [record.name for record in source.section('train', 0, 1)] == ['a/1.png']
+
+
+def test_a_class_that_cannot_be_written_down(tmp_path):
+    fill(tmp_path, 'a/1.png')
+    os.rename(tmp_path / 'a', os.fsencode(tmp_path) + b'/caf\xe9')  # noqa: PTH104  pathlib has no bytes
+    with pytest.raises(UserError, match='not readable text'):
+        scan_folder(epath.Path(tmp_path))
 
 
 def test_versions_tell_folders_apart(tmp_path):
     before = scan_folder(fill(tmp_path, 'a/1.png')).version
     assert scan_folder(epath.Path(tmp_path)).version == before
+    (tmp_path / 'a' / '1.png').write_bytes(b'another size')
+    assert scan_folder(epath.Path(tmp_path)).version != before
     assert scan_folder(fill(tmp_path, 'a/2.png')).version != before
 
 
@@ -70,6 +104,8 @@ def test_versions_tell_folders_apart(tmp_path):
         (['photo.png'], 'no class in its name'),
         (['notes.txt'], 'holds no images'),
         (['train/a/1.png', 'val/b/1.png'], "has the class 'b'"),
+        (['train/a/1.png', 'extra/a/1.png'], 'holds extra, train: beside train'),
+        (['train/a/1.png', 'val/a/1.png', 'validation/a/1.png'], 'holds train, val, validation: beside train'),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
@@ -80,7 +116,7 @@ def test_a_folder_laid_out_otherwise_is_refused(tmp_path, names, message):
 
 def test_a_missing_folder(tmp_path):
     with pytest.raises(UserError, match='is not a folder'):
-        open_input(f'folder:{tmp_path}/nothing', data_dir=epath.Path(tmp_path), manual_dir='')
+        open_input(f'folder:{tmp_path}/nothing', tfds_dir=epath.Path(tmp_path), manual_dir='')
 
 
 class Shapes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -111,11 +147,43 @@ def test_any_data_set_of_tfds_in_any_format(tmp_path, file_format):
     assert source.splits == {'train': 23, 'test': 7}
     assert (source.class_names, source.channels) == (('circle', 'square'), 1)
     assert source.version == 'shapes/2.1.0'
-    records = list(source.read('train', 0, 23))
+    records = list(source.section('train', 0, 23))
     grey = [int(from_png(record.content)[0, 0, 0]) for record in records]
     assert sorted(grey) == list(range(23))
     assert [value % 2 for value in grey] == [r.label for r in records]
-    assert list(source.read('train', 5, 9)) == records[5:9]  # the same order, from anywhere
+    assert list(source.section('train', 5, 9)) == records[5:9]  # the same order, from anywhere
+    for workers in (1, 2):
+        folder = epath.Path(tmp_path / f'parts{workers}')
+        job = parts.Job('tfds:shapes', source, folder, 4, 'area', False, 12)
+        parts.make_parts(job, workers=workers)
+        images, _ = parts.read_part(job.path('train', 1))
+        assert [image.name for image in images] == [f'train/{i}' for i in range(12, 23)]
+
+
+def test_the_features_that_a_data_set_is_meant_for(tmp_path):
+    """Of several, as in data sets with masks and coarser classes."""
+
+    class Masked(Shapes, skip_registration=True):
+        def _info(self):
+            features = {
+                'mask': tfds.features.Image(shape=(None, None, 1), encoding_format='png'),
+                'picture': tfds.features.Image(shape=(None, None, 1), encoding_format='png'),
+                'coarse': tfds.features.ClassLabel(names=['any']),
+                'kind': tfds.features.ClassLabel(names=['circle', 'square']),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features), supervised_keys=('picture', 'kind')
+            )
+
+        def _generate_examples(self, count):
+            for key, example in super()._generate_examples(count):
+                yield key, example | {'mask': np.zeros((9, 9, 1), np.uint8), 'coarse': 0}
+
+    builder = Masked(data_dir=tmp_path, file_format='array_record')
+    builder.download_and_prepare()
+    source = TfdsInput(builder.data_dir)
+    assert source.class_names == ('circle', 'square')
+    assert sorted(from_png(record.content)[0, 0, 0] for record in source.section('train', 0, 23)) == list(range(23))
 
 
 def test_a_data_set_without_classes_is_refused(tmp_path):
@@ -136,7 +204,7 @@ def test_a_data_set_without_classes_is_refused(tmp_path):
 
 def test_an_unknown_data_set_of_tfds(tmp_path):
     with pytest.raises(UserError, match="TFDS has no data set 'imagenet2021'"):
-        open_input('tfds:imagenet2021', data_dir=epath.Path(tmp_path), manual_dir='')
+        open_input('tfds:imagenet2021', tfds_dir=epath.Path(tmp_path), manual_dir='')
 
 
 def test_missing_archives_are_named(tmp_path):
@@ -144,4 +212,4 @@ def test_missing_archives_are_named(tmp_path):
     manual.mkdir(parents=True)
     (manual / 'ILSVRC2012_img_val.tar').write_bytes(b'')
     with pytest.raises(UserError, match=r'downloads/manual lacks ILSVRC2012_img_train\.tar: register at'):
-        open_input('tfds:imagenet2012', data_dir=epath.Path(tmp_path), manual_dir='')
+        open_input('tfds:imagenet2012', tfds_dir=epath.Path(tmp_path), manual_dir='')

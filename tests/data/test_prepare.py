@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import shutil
 from unittest.mock import Mock
 
@@ -6,11 +8,13 @@ import numpy as np
 import pytest
 from etils import epath
 from PIL import Image
+from tensorflow_datasets.core import shuffle
 
 from cfg.data import parts, prepare
 from cfg.data.crop import area, decode
 from cfg.data.prepared import folder_of, open_prepared, short_name
 from cfg.errors import UserError
+from cfg.files import lock
 from tests.miniature import encoded, picture
 
 
@@ -35,11 +39,12 @@ def run(images, data_dir, *, size=16, crop='area', skip=False, workers=1):
     return prepare.prepare(
         f'folder:{images}',
         data_dir=epath.Path(data_dir),
+        tfds_dir=epath.Path(data_dir),
+        manual_dir='',
         size=size,
         crop=crop,
         skip=skip,
         workers=workers,
-        manual_dir='',
     )
 
 
@@ -91,9 +96,9 @@ def test_a_second_start_does_only_what_is_missing(images, tmp_path, monkeypatch)
     with pytest.raises(UserError, match=r'train/dog/2\.jpg \(train\) cannot be read \(image file is truncated'):
         run(images, tmp_path / 'data')
     made, make_part = [], parts.make_part
-    monkeypatch.setattr(parts, 'make_part', lambda job, *part: (made.append(part), make_part(job, *part)))
+    monkeypatch.setattr(parts, 'make_part', lambda task: (made.append(task.path.name), make_part(task)))
     report = run(images, tmp_path / 'data', skip=True)
-    assert made == [('train', 1), ('train', 2), ('validation', 0)]  # the first was there
+    assert made == ['train-00001.npz', 'train-00002.npz', 'validation-00000.npz']  # the first was there
     assert 'skipped: train/dog/2.jpg (train): image file is truncated' in report
     _, manifest = manifest_of(images, tmp_path / 'data')
     (entry,) = manifest['skipped']
@@ -101,11 +106,11 @@ def test_a_second_start_does_only_what_is_missing(images, tmp_path, monkeypatch)
     assert manifest['splits']['train']['images'] == 8
 
 
-def stop_before_writing(images, data_dir):
+def stop_before_writing(images, data_dir, **options):
     """Leaves all parts behind, as a preparation that is stopped between its halves."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(prepare, '_assemble', Mock(side_effect=KeyboardInterrupt))
-        run(images, data_dir)
+        run(images, data_dir, **options)
 
 
 def test_other_images_begin_again(images, tmp_path):
@@ -115,6 +120,89 @@ def test_other_images_begin_again(images, tmp_path):
     source = opened(images, tmp_path / 'data')
     original, _ = decode((images / 'train' / 'cat' / '00.jpg').read_bytes(), 3)
     assert np.array_equal(source.fetch([1])['image'][0], area(np.asarray(original), 16))
+
+
+def test_what_was_prepared_is_not_taken_for_other_images(images, tmp_path):
+    run(images, tmp_path / 'data')
+    other = tmp_path / 'elsewhere' / 'pets'
+    shutil.copytree(images, other)
+    for use in (run, opened):
+        with pytest.raises(UserError, match=rf'was prepared as folder:{images}, not folder:{other}'):
+            use(other, tmp_path / 'data')
+    (images / 'train' / 'cat' / 'new.jpg').write_bytes(encoded(picture(5)))
+    with pytest.raises(UserError, match=r'was prepared from folder:.* with 12 files.*has 13 files.*delete it'):
+        run(images, tmp_path / 'data')
+
+
+def test_parts_are_not_taken_for_those_of_other_images(images, tmp_path):
+    stop_before_writing(images, tmp_path / 'data')
+    other = tmp_path / 'elsewhere' / 'pets'
+    shutil.copytree(images, other)
+    with pytest.raises(UserError, match=rf'holds the parts of folder:{images}, which ends like folder:{other}'):
+        run(other, tmp_path / 'data')
+
+
+def test_a_mended_image_is_read_again(images, tmp_path):
+    """Also when the first start was to leave it out."""
+    bad = images / 'train' / 'dog' / '2.jpg'
+    good = bad.read_bytes()
+    bad.write_bytes(bytes(len(good)))
+    stop_before_writing(images, tmp_path / 'data', skip=True)
+    with pytest.raises(UserError, match='not an image'):
+        run(images, tmp_path / 'data')  # this one is not to leave it out
+    bad.write_bytes(good)
+    assert 'train: 9 images' in run(images, tmp_path / 'data')
+
+
+def test_one_process_at_a_time(images, tmp_path):
+    work = tmp_path / 'data' / '.preparing'
+    work.mkdir(parents=True)
+    with lock(work, 'prepare_data', part='pets_16_area'), pytest.raises(UserError, match='Another process runs'):
+        run(images, tmp_path / 'data')
+
+
+def test_a_folder_that_cannot_be_written(images, tmp_path):
+    (tmp_path / 'data').write_text('')
+    with pytest.raises(UserError, match=r'config\.data\.dir=.*data cannot be written'):
+        run(images, tmp_path / 'data')
+
+
+def test_a_full_disk_is_one_sentence(images, tmp_path, monkeypatch):
+    full = OSError(errno.ENOSPC, 'No space left on device', 'part.npz')
+    monkeypatch.setattr(parts, 'write_whole', Mock(side_effect=full))
+    with pytest.raises(UserError, match=r'part\.npz: No space left on device: make room'):
+        run(images, tmp_path / 'data')
+
+
+def test_what_a_killed_assembly_left_goes(images, tmp_path):
+    left = tmp_path / 'data' / 'prepared_images' / 'pets_16_area' / 'incomplete.ABC_1.0.0'
+    left.mkdir(parents=True)
+    (left / 'shard').write_bytes(b'x')
+    run(images, tmp_path / 'data')
+    assert not left.exists()
+
+
+def test_a_name_that_is_not_utf8(images, tmp_path):
+    name = os.fsencode(images / 'train' / 'cat') + b'/caf\xe9.jpg'
+    with open(name, 'wb') as file:  # noqa: PTH123  pathlib has no bytes
+        file.write(encoded(picture(3)))
+    assert 'train: 10 images' in run(images, tmp_path / 'data')
+
+
+def test_a_split_is_packed_in_pieces(images, tmp_path, monkeypatch):
+    """TFDS sorts what it packs in memory, bucket by bucket: no bucket may hold everything, as small keys would."""
+    monkeypatch.setattr(shuffle, 'MAX_MEM_BUFFER_SIZE', 1)
+    used, bucket_of = [], shuffle.get_bucket_number
+
+    def spy(**kwargs):
+        used.append(bucket_of(**kwargs))
+        return used[-1]
+
+    monkeypatch.setattr(shuffle, 'get_bucket_number', spy)
+    run(images, tmp_path / 'data')
+    assert len(set(used[:9])) == 9  # of the training split
+    assert used[:9] == sorted(used[:9])
+    assert opened(images, tmp_path / 'data').fetch(range(9))['label'].tolist() == [0] * 5 + [1] * 4
 
 
 def test_an_empty_class_stops_or_is_left_out(images, tmp_path):
