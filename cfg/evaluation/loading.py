@@ -15,7 +15,7 @@ from cfg.data.prepared import short_name
 from cfg.data.spec import DataSpec, data_spec
 from cfg.errors import UserError
 from cfg.generate import Model
-from cfg.training.checkpoints import Checkpoints
+from cfg.training.checkpoints import FOLDER, Checkpoints
 from cfg.training.state import sha256
 
 # Settings that leave the shapes of the parameters as they are, but not what the parameters mean.
@@ -103,17 +103,43 @@ def spec_of_run(config: ConfigDict, workdir: Path) -> DataSpec:
     try:
         return setup.spec_of(config)
     except UserError:
-        with Checkpoints(workdir, read_only=True) as checkpoints:
-            meta = checkpoints.meta(checkpoints.find(-1, 'The checkpoint of step'))
-        if short_name(meta['config']['data']['name']) != short_name(config.data.name) or 'data' not in meta:
+        meta = _meta_of_data(config, workdir)
+        if meta is None:
             raise
         return _spec_of_checkpoint(meta)
+
+
+def names_of_run(config: ConfigDict, workdir: Path) -> tuple[str, Sequence[str]]:
+    """(the name of the data set and split, those of its classes), known as in `spec_of_run`.
+
+    Raises:
+      UserError: when neither knows.
+    """
+    try:
+        source = setup.open_source(config)
+        return source.name, source.class_names
+    except UserError:
+        meta = _meta_of_data(config, workdir)
+        if meta is None:
+            raise
+        return meta['data']['name'], meta['data']['class_names']
+
+
+def _meta_of_data(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
+    """What the newest checkpoint says, if it was trained on the data set of the config."""
+    if not (workdir / FOLDER).is_dir():
+        return None
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        steps = checkpoints.steps()
+        meta = checkpoints.meta(steps[-1]) if steps else {}
+    same = 'data' in meta and short_name(meta['config']['data']['name']) == short_name(config.data.name)
+    return meta if same else None
 
 
 def _spec_of_checkpoint(meta: dict[str, Any]) -> DataSpec:
     data, seen = meta['config']['data'], meta.get('data')
     if seen is not None:
-        return DataSpec(data['name'], tuple(seen['image_shape']), seen['num_classes'])
+        return DataSpec(data['name'], tuple(seen['image_shape']), len(seen['class_names']))
     return data_spec(data['name'], data['image_size'], data_dir=data.get('dir', ''), crop=data.get('crop', 'area'))
 
 

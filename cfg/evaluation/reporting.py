@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from cfg import setup
 from cfg.evaluation import mixture_figure, report
+from cfg.evaluation.loading import names_of_run
 
 
 def write(config: ConfigDict, workdir: Path) -> Path:
@@ -16,17 +17,17 @@ def write(config: ConfigDict, workdir: Path) -> Path:
     """
     if config.data.name == 'mixture':
         return _mixture(config, workdir)
-    source = setup.open_source(config)
+    name, class_names = names_of_run(config, workdir)
     setup.require(
-        0 <= config.report.one_class < source.num_classes,
+        0 <= config.report.one_class < len(class_names),
         'report.one_class',
         config.report.one_class,
-        f'one of the classes 0 to {source.num_classes - 1}',
+        f'one of the classes 0 to {len(class_names) - 1}',
     )
     return report.write_report(
         workdir,
-        class_names=source.class_names,
-        title=config.report.title or f'Classifier-free guidance on {source.name}',
+        class_names=class_names,
+        title=config.report.title or f'Classifier-free guidance on {name}',
         grid_w=tuple(config.report.w),
         grid_shape=tuple(config.report.grid_shape),
         one_class=config.report.one_class,

@@ -164,7 +164,7 @@ def _position(source: Source, step: int, batch_size: int) -> dict[str, Any]:
     return {
         'name': source.name,
         'fingerprint': source.fingerprint,
-        'num_classes': source.num_classes,
+        'class_names': list(source.class_names),
         'image_shape': source.image_shape,
         'num_examples': len(source),
         'examples_read': step * batch_size,
