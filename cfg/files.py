@@ -10,7 +10,7 @@ from pathlib import Path
 
 from etils import epath
 
-from cfg.errors import UserError
+from cfg.errors import UserError, first_line
 
 log = logging.getLogger('cfg')
 
@@ -18,6 +18,26 @@ log = logging.getLogger('cfg')
 def is_remote(path: epath.PathLike) -> bool:
     """Whether a path is in a bucket (gs://, s3://) instead of a file system."""
     return '://' in os.fspath(path)
+
+
+@contextlib.contextmanager
+def reaching(path: epath.PathLike) -> Iterator[None]:
+    """Turns what a bucket's client raises into a sentence.
+
+    Raises:
+      UserError: when it cannot be reached.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # each client has kinds of its own
+        if not is_remote(path):
+            raise
+        raise UserError(
+            f'{path} cannot be reached ({type(error).__name__}: {first_line(error)}): check the address, and that this '
+            'machine may read it.'
+        ) from error
 
 
 def check_writable(folder: Path, what: str) -> None:

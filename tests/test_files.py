@@ -4,7 +4,7 @@ import pytest
 
 from cfg.errors import UserError
 from cfg.evaluation.sweep import append, repair
-from cfg.files import lock, write_whole
+from cfg.files import lock, reaching, write_whole
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
@@ -50,3 +50,13 @@ def test_results_survive_a_cut_at_every_byte(tmp_path):
         assert kept == rows[: 2 if end >= len(content) - 1 else 1]
         append(path, {'step': 3})
         assert [json.loads(line) for line in path.read_text().splitlines()] == [*kept, {'step': 3}]
+
+
+def test_a_bucket_that_does_not_answer_is_one_sentence(tmp_path):
+    expected = r'gs://b/x cannot be reached \(RuntimeError: HTTP 403\): check'
+    with pytest.raises(UserError, match=expected), reaching('gs://b/x'):
+        raise RuntimeError('HTTP 403\nmore')
+    with pytest.raises(UserError, match='as it is'), reaching('gs://b/x'):
+        raise UserError('as it is')
+    with pytest.raises(RuntimeError), reaching(tmp_path):  # a disk has kinds of its own, which others know
+        raise RuntimeError('HTTP 403')

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 from etils import epath
 
 from cfg.errors import UserError, first_line
-from cfg.files import is_remote
+from cfg.files import is_remote, reaching
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.gif', '.webp', '.bmp')
 SPLIT_FOLDERS = {
@@ -268,9 +268,10 @@ def scan_folder(root: epath.Path) -> FolderInput:
     Raises:
       UserError: when there is no such folder, it is laid out in neither way, or classes of the splits differ.
     """
-    if not root.is_dir():
-        raise UserError(f'{root} is not a folder: give the folder of the images, --config.data.name=folder:PATH.')
-    folders, files = _walk(root)
+    with reaching(root):
+        if not root.is_dir():
+            raise UserError(f'{root} is not a folder: give the folder of the images, --config.data.name=folder:PATH.')
+        folders, files = _walk(root)
     found = {
         split: _by_class(root / prefix, prefix, folders, files) for split, prefix in _splits(root, folders).items()
     }

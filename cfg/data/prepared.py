@@ -18,6 +18,7 @@ from etils import epath
 
 from cfg.data.crop import from_png
 from cfg.errors import UserError, first_line
+from cfg.files import reaching
 
 BUILDER, VERSION = 'prepared_images', '1.0.0'
 MANIFEST = 'manifest.json'
@@ -69,10 +70,12 @@ def read_manifest(folder: epath.Path) -> dict[str, Any] | None:
       UserError: when it is damaged.
     """
     path = folder / MANIFEST
-    if not path.exists():
-        return None
+    with reaching(path):
+        if not path.exists():
+            return None
+        content = path.read_bytes()
     try:
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(content)
         missing = {'source', 'splits', 'files', 'class_names', 'image_shape'} - manifest.keys()
         if missing:
             raise ValueError(f'no {missing}')
@@ -131,7 +134,8 @@ def check_sizes(folder: epath.Path, manifest: dict[str, Any]) -> None:
     """
     for name, expected in manifest['files'].items():
         path = folder / name
-        size = path.stat().length if path.exists() else None
+        with reaching(path):
+            size = path.stat().length if path.exists() else None
         if size != expected['bytes']:
             found = 'is missing' if size is None else f'has {size} bytes, not {expected["bytes"]}'
             raise UserError(f'{path} {found}: copy it again, or delete {folder} and run --mode=prepare_data.')
