@@ -155,13 +155,12 @@ class Training(NamedTuple):
     devices: int
 
 
-def needed_rate(config: ConfigDict, training: Training) -> float:
+def needed_rate(config: ConfigDict, source, training: Training) -> float:
     """Images/s that training takes: FLOP/s that devices reach over those of an image (three forward passes)."""
     from cfg import setup
     from cfg.models.flops import forward_flops
 
-    spec = setup.spec_of(config)
-    flops = 3 * forward_flops(setup.build_network(config, spec), spec.image_shape)
+    flops = 3 * forward_flops(setup.build_network(config, source), source.image_shape)
     return training.devices * training.tflops * 1e12 * training.utilisation / flops
 
 
@@ -190,7 +189,6 @@ def describe(
     """Everything that is measured, a line a number."""
     from cfg.data.parts import cores
 
-    needed = needed_rate(config, training)
     what = images or f'made of noise, {PHOTO[0]}x{PHOTO[1]}'
     lines = [f'{cores()} cores', '', f'preparation, images/s of one core (JPEG photographs: {what}):']
     rows = prepare_rates(photographs(images, 32), config, seconds)
@@ -198,6 +196,7 @@ def describe(
     whole = 1_331_167 / (rows[-1][1] * cores()) / 3600
     lines.append(f'  ImageNet (1,331,167 images) on these cores: {whole:.2g} h, reading and writing not counted')
     with open_data(config) as (source, name):
+        needed = needed_rate(config, source, training)
         lines += ['', f'training pipeline to host memory, batches of {config.train.batch_size}, {name}:']
         lines.append(f'  {"workers":<10}{"images/s":>10}{"of needed":>11}{"first batch":>13}')
         for workers in counts:

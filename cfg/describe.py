@@ -1,4 +1,4 @@
-"""`--mode=describe`: what a config means, before anything is run: no data, no accelerator."""
+"""`--mode=describe`: what a config means, before anything is run: no pixel is read, no accelerator is needed."""
 
 import math
 from typing import Any

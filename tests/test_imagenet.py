@@ -13,6 +13,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from cfg.data.crop import area
+from cfg.evaluation import loading
+from configs import imagenet64
 from tests.command_line import ROOT, command, main
 from tests.miniature import CLASSES, CMYK_NAME, PNG_NAME, TRUNCATED, picture, write_tars
 
@@ -104,6 +106,7 @@ def data_fixture(tmp_path_factory):
     parts = folder / '.preparing' / 'imagenet2012_8_area'
     wait_for(lambda: (parts / 'train-00000.npz').exists(), 'no part was written')
     kill(process)
+    assert not (folder / 'prepared_images/imagenet2012_8_area/1.0.0/manifest.json').exists()
     report = ok(*prepare, '--config.prepare.on_error=skip')
     assert 'train: 25 images (24 JPEG RGB, 1 JPEG L; 1 enlarged)' in report
     assert 'validation: 20 images' in report
@@ -119,6 +122,7 @@ def trained_fixture(data, tmp_path_factory):
     process = start(f'--config.data.dir={data}', f'--workdir={killed}')
     wait_for(lambda: (killed / 'checkpoints' / '5').exists(), 'no checkpoint')
     kill(process)
+    assert not (killed / 'checkpoints' / '20').exists()  # in the middle of the run
     # Another number of workers: what is read depends on none of them.
     ok(f'--config.data.dir={data}', f'--workdir={killed}', '--config.data.workers=0')
     return unbroken, killed
@@ -127,7 +131,7 @@ def trained_fixture(data, tmp_path_factory):
 def test_the_manifest_says_what_became_of_every_image(data):
     manifest = json.loads((data / 'prepared_images/imagenet2012_8_area/1.0.0/manifest.json').read_text())
     assert manifest['source'] == 'tfds:imagenet2012'
-    assert manifest['input'] == 'imagenet2012/5.1.0'
+    assert manifest['input'].startswith('imagenet2012/5.1.0, files ')
     (skipped,) = manifest['skipped']
     assert (skipped['split'], skipped['file']) == ('train', TRUNCATED)
     assert len(manifest['class_names']) == 1000
@@ -156,7 +160,7 @@ def test_killed_and_resumed_is_the_same_bit_for_bit(trained):
         lines = dict(line.split(': ', 1) for line in ok(f'--workdir={workdir}', '--mode=status').splitlines())
         assert lines['step'] == '20'
         assert lines['epoch'] == '6, 10 of 25 images read'
-        assert lines['data'].startswith('imagenet2012/train, fingerprint ')
+        assert lines['data'].startswith('imagenet2012_8_area/train, fingerprint ')
         digests.append((lines['params_sha256'], lines['ema_params_sha256']))
     assert digests[0] == digests[1]
 
@@ -184,7 +188,7 @@ def test_an_evaluation_and_its_report(data, trained, tmp_path):
     workdir, _ = trained
     table = ok(f'--config.data.dir={data}', f'--workdir={workdir}', '--mode=eval')
     assert 'not Inception' in table
-    assert 'imagenet2012/validation (20)' in table
+    assert 'imagenet2012_8_area/validation (20)' in table
     again = run(f'--config.data.dir={data}', f'--workdir={workdir}', '--mode=eval')
     assert again.stdout == table
     assert 'real images' not in again.stderr  # nothing is to be done, so nothing is measured
@@ -203,14 +207,26 @@ def test_samples_need_no_data(trained, tmp_path):
     assert len(written.split()) == 2
 
 
+def test_the_checkpoint_knows_its_data(trained):
+    config = imagenet64.get_config()
+    config.data.name = 'folder:/nowhere/imagenet2012'  # nothing but the checkpoint can say what that is
+    spec = loading.spec_of_run(config, trained[0])
+    assert (spec.num_classes, spec.image_shape) == (1000, (8, 8, 3))
+    name, classes = loading.names_of_run(config, trained[0])
+    assert (name, classes[59]) == ('imagenet2012_8_area/train', 'n01739381')
+
+
 def test_other_images_of_the_same_name_are_refused(data, trained, tmp_path):
     shutil.copytree(data / 'prepared_images', tmp_path / 'prepared_images')
     path = tmp_path / 'prepared_images/imagenet2012_8_area/1.0.0/manifest.json'
     manifest = json.loads(path.read_text())
     manifest['splits']['train']['content_sha256'] = '0' * 64
     path.write_text(json.dumps(manifest))
-    message = refused(f'--config.data.dir={tmp_path}', f'--workdir={trained[1]}', '--config.train.num_steps=21')
-    assert 'other images' in message
+    for mode in ('--config.train.num_steps=21', '--mode=eval'):
+        message = refused(f'--config.data.dir={tmp_path}', f'--workdir={trained[1]}', mode)
+        assert 'other images' in message
+    message = refused(f'--workdir={trained[1]}', '--mode=sample', '--config.data.crop=adm')
+    assert "was trained with config.data.crop='area', not 'adm'" in message
 
 
 def test_what_is_missing_is_named(data, tmp_path):

@@ -12,6 +12,7 @@ from PIL import Image
 from cfg.errors import first_line
 
 CROPS = ('area', 'adm')
+ORIENTATION = 0x0112  # tag of EXIF
 
 
 def decode(content: bytes, channels: int) -> tuple[Image.Image, str]:
@@ -37,7 +38,12 @@ def decode(content: bytes, channels: int) -> tuple[Image.Image, str]:
         raise ValueError(reason) from error
     if image.mode[0] in 'IF':
         raise ValueError(f'mode {image.mode}: more than 8 bits a channel')
-    return image.convert('RGB' if channels == 3 else 'L'), f'{image.format} {image.mode}'
+    kind = f'{image.format} {image.mode}'
+    with contextlib.suppress(Exception):  # odd metadata are no reason to lose an image
+        # Not applied, as in no data loader of the published models; but to be seen in the manifest.
+        if image.getexif().get(ORIENTATION, 1) != 1:
+            kind += ' with EXIF rotation'
+    return image.convert('RGB' if channels == 3 else 'L'), kind
 
 
 def square(image: Image.Image, size: int, crop: str) -> np.ndarray:

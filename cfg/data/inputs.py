@@ -7,9 +7,11 @@ import functools
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from etils import epath
@@ -17,7 +19,7 @@ from etils import epath
 from cfg.errors import UserError, first_line
 from cfg.files import is_remote, reaching
 
-EXTENSIONS = ('.jpg', '.jpeg', '.png', '.gif', '.webp', '.bmp')
+EXTENSIONS = ('.jpg', '.jpeg', '.jfif', '.png', '.gif', '.webp', '.bmp', '.tif', '.tiff', '.avif')
 SPLIT_FOLDERS = {
     'train': 'train',
     'training': 'train',
@@ -55,6 +57,7 @@ class Input(Protocol):
       channels: 3, or 1 where all images are grey.
       splits: {name: number of images}.
       empty_classes: names that were found without any image and are not among the classes.
+      passed_over: number of files that are no images by their ending, by that.
     """
 
     version: str
@@ -62,6 +65,7 @@ class Input(Protocol):
     channels: int
     splits: Mapping[str, int]
     empty_classes: Sequence[str]
+    passed_over: Mapping[str, int]
 
     def section(self, split: str, start: int, stop: int) -> Iterable[Record]:
         """The images number `start` to `stop` - 1 of a split, always in the same order; may be sent to a worker."""
@@ -93,6 +97,10 @@ def folder_path(name: str) -> epath.Path | None:
     return epath.Path(rest).expanduser() if kind == 'folder' and rest else None
 
 
+def _digest(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
 class TfdsInput:
     """A data set that TFDS has prepared, in any of its file formats.
 
@@ -101,12 +109,14 @@ class TfdsInput:
     """
 
     empty_classes: Sequence[str] = ()
+    passed_over: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, folder: epath.PathLike):
         self._folder = os.fspath(folder)
         info = _builder(self._folder).info
         self._image, self._label = _image_and_label(info, folder)
-        self.version = info.full_name
+        files = {name: [split.num_bytes, *split.shard_lengths] for name, split in info.splits.items()}
+        self.version = f'{info.full_name}, files {_digest(files)}'
         self.class_names = tuple(info.features[self._label].names)
         self.channels = 1 if info.features[self._image].shape[-1] == 1 else 3
         counts = {name: split.num_examples for name, split in info.splits.items()}
@@ -187,6 +197,9 @@ def _open_tfds(name: str, tfds_dir: epath.Path, manual_dir: epath.Path) -> TfdsI
         raise UserError(f'TFDS has no data set {name!r}: {first_line(error)}') from error
     if builder.is_prepared():
         return TfdsInput(builder.data_dir)
+    others = sorted(builder.data_path.parent.glob('*/dataset_info.json'))
+    if others and ':' not in name:  # a copy of another version is as good, and the manifest says which it was
+        return TfdsInput(others[-1].parent)
     if builder.name == 'imagenet2012':
         check_imagenet_tars(manual_dir)
     try:
@@ -210,7 +223,8 @@ def check_imagenet_tars(manual_dir: epath.Path) -> None:
         raise UserError(
             f'{manual_dir} lacks {" and ".join(missing)}: register at https://image-net.org/download-images, download '
             f'the ILSVRC2012 training and validation images (Task 1 & 2), and put both tar files there, or name '
-            'their folder with --config.prepare.manual_dir.'
+            'their folder with --config.prepare.manual_dir (or, with --config.prepare.tfds_dir, the folder that '
+            'contains an imagenet2012 of TFDS).'
         )
 
 
@@ -221,7 +235,7 @@ class FolderInput:
       root: names are relative to it.
       class_names: one a label.
       files: {split: [(name, size in bytes or -1, label)]}.
-      empty_classes: see `Input`.
+      empty_classes, passed_over: see `Input`.
     """
 
     channels = 3
@@ -232,12 +246,13 @@ class FolderInput:
         class_names: Sequence[str],
         files: Mapping[str, Sequence[tuple[str, int, int]]],
         empty_classes: Sequence[str],
+        passed_over: Mapping[str, int],
     ):
         self._root, self._files = root, files
         self.class_names, self.empty_classes = tuple(class_names), tuple(empty_classes)
+        self.passed_over = dict(passed_over)
         self.splits = {split: len(members) for split, members in files.items()}
-        listing = json.dumps([self.class_names, files], sort_keys=True).encode()
-        self.version = f'{sum(self.splits.values())} files, listing {hashlib.sha256(listing).hexdigest()[:16]}'
+        self.version = f'{sum(self.splits.values())} files, listing {_digest([self.class_names, files])}'
 
     def section(self, split: str, start: int, stop: int) -> Iterable[Record]:
         """See `Input`."""
@@ -260,7 +275,7 @@ class _FolderSection:
 def scan_folder(root: epath.Path) -> FolderInput:
     """Finds the images of a folder.
 
-    It may hold `train` and `val` (or `validation`, `test`), or else everything is the train split. Within a split,
+    It may hold `train` and `val` (or `validation`), `test`, or else everything is the train split. Within a split,
     either each subfolder is a class with its images anywhere below, or all images lie flat and their class is what
     comes before the first `_` of their names (ADM's layout). Classes are numbered in the order of their names as
     text. Files that are not images by their ending, and names that begin with a dot, are passed over.
@@ -271,7 +286,7 @@ def scan_folder(root: epath.Path) -> FolderInput:
     with reaching(root):
         if not root.is_dir():
             raise UserError(f'{root} is not a folder: give the folder of the images, --config.data.name=folder:PATH.')
-        folders, files = _walk(root)
+        folders, files, passed_over = _walk(root)
     found = {
         split: _by_class(root / prefix, prefix, folders, files) for split, prefix in _splits(root, folders).items()
     }
@@ -294,7 +309,9 @@ def scan_folder(root: epath.Path) -> FolderInput:
         for split, members in found.items()
     }
     empty = sorted(name for name in named if name not in classes)
-    return FolderInput(root, classes, {split: members for split, members in listed.items() if members}, empty)
+    return FolderInput(
+        root, classes, {split: members for split, members in listed.items() if members}, empty, passed_over
+    )
 
 
 def printable(name: str) -> str:
@@ -302,19 +319,34 @@ def printable(name: str) -> str:
     return name.encode('utf-8', 'backslashreplace').decode()
 
 
-def _walk(root: epath.Path) -> tuple[list[str], list[tuple[str, int]]]:
-    """(folders, [(image, size in bytes)]) below a folder, as paths relative to it; in a bucket sizes are -1."""
+def _walk(root: epath.Path) -> tuple[list[str], list[tuple[str, int]], Counter]:
+    """What is below a folder, as paths relative to it.
+
+    Returns:
+      (folders, [(image, size in bytes; -1 in a bucket)], number of other files by ending).
+    """
     local = not is_remote(root)
-    folders, files = [], []
+    folders, files, others = [], [], Counter()
     # One listing a folder; links to folders are followed.
     for where, names, members in os.walk(root, followlinks=True) if local else root.walk():
-        names[:] = [name for name in names if not name.startswith('.')]
+        names[:] = [name for name in names if not name.startswith('.') and not (local and _is_loop(where, name))]
         place = '' if str(where) == str(root) else f'{PurePosixPath(str(where)).relative_to(str(root))}/'
         folders += [f'{place}{name.rstrip("/")}' for name in names]
         for name in members:
-            if not name.startswith('.') and PurePosixPath(name).suffix.lower() in EXTENSIONS:
+            ending = PurePosixPath(name).suffix.lower()
+            if name.startswith('.'):
+                continue
+            if ending not in EXTENSIONS:
+                others[printable(ending) or 'none'] += 1
+            else:
                 files.append((f'{place}{name}', _size(os.path.join(where, name)) if local else -1))  # noqa: PTH118
-    return folders, files
+    return folders, files, others
+
+
+def _is_loop(where: str, name: str) -> bool:
+    """Whether a folder is a link to itself or to one above it."""
+    path = os.path.realpath(os.path.join(where, name))  # noqa: PTH118
+    return f'{os.path.realpath(where)}/'.startswith(f'{path}/')
 
 
 def _size(path: str) -> int:
@@ -365,4 +397,10 @@ def _by_class(
                     'label_name.png.'
                 )
         members.setdefault(class_name, []).append((name, size))
+    direct = [name for name, _ in files if name.startswith(below) and name[len(below) :].count('/') <= 1]
+    if members and any(members.values()) and not direct:
+        raise UserError(
+            f'{where} holds folders of folders ({", ".join(classes[:5])}): give the folder whose subfolders are the '
+            'classes, or name those above train and val.'
+        )
     return members

@@ -70,11 +70,12 @@ def prepare(
     work = data_dir / '.preparing'
     try:
         if read_manifest(folder) is not None:
-            return _check(name, folder)
+            return _check(name, folder, work / config_name(name, size, crop))
         check_writable(work, f'config.data.dir={data_dir}')
         with lock(work, 'prepare_data', part=config_name(name, size, crop)):
+            parts = work / config_name(name, size, crop)
             if read_manifest(folder) is not None:  # another process has just finished it
-                return _check(name, folder)
+                return _check(name, folder, parts)
             # One size or crop at a time has TFDS prepare the input; what it says meanwhile is not our result.
             of_tfds = folder_path(full_name(name)) is None
             with (
@@ -84,7 +85,6 @@ def prepare(
                 source = open_input(full_name(name), tfds_dir=tfds_dir, manual_dir=manual_dir)
             if source.empty_classes and not skip:
                 raise UserError(_about_empty_classes(source.empty_classes))
-            parts = work / config_name(name, size, crop)
             job = Job(full_name(name), source, parts, size, crop, skip, PART_SIZE)
             _begin(job)
             make_parts(job, workers=workers or cores())
@@ -99,13 +99,19 @@ def prepare(
     return _summary(folder, manifest, 'Prepared.')
 
 
-def _check(name: str, folder: epath.Path) -> str:
-    """Checks a finished data set against its manifest, and against its input where that is at hand."""
+def _check(name: str, folder: epath.Path, parts: epath.Path) -> str:
+    """Checks a finished data set against its manifest, and a folder of images that it came from if it is here.
+
+    Args:
+      parts: of its preparation, which was perhaps killed before it took them away.
+    """
     manifest = read_manifest(folder)
     check_source(name, manifest, folder)
     _check_same_input(full_name(name), manifest, folder)
     total = sum(file['bytes'] for file in manifest['files'].values())
     check_sums(folder, manifest, Progress('check', total, unit='byte').update)
+    if parts.exists():
+        parts.rmtree()
     return _summary(folder, manifest, 'It was prepared before; every file has its SHA-256.')
 
 
@@ -145,13 +151,12 @@ def _begin(job: Job) -> None:
             f'{job.folder} holds the parts of {before["source"]}, which ends like {job.name}: finish that first, '
             'delete them, or set another config.data.dir.'
         )
-    if before and before != plan:
-        changed = ', '.join(name for name in plan if before.get(name) != plan[name])
-        log.info('Not as it was at the last start (%s), so it begins again.', changed)
+    if before != plan:
+        if before:
+            changed = ', '.join(name for name in plan if before.get(name) != plan[name])
+            log.info('Not as it was at the last start (%s), so it begins again.', changed)
         for old in job.folder.glob('*.npz'):
             old.unlink()
-        path.unlink()
-    if not path.exists():
         write_whole(path, json.dumps(plan).encode())
 
 
@@ -166,7 +171,9 @@ def _read_plan(path: epath.Path) -> dict[str, Any]:
 
 def _versions() -> dict[str, str]:
     """Of the libraries that make the pixels and files."""
-    return {name: importlib.metadata.version(name) for name in LIBRARIES}
+    import tensorflow as tf  # one library under several names
+
+    return {'tensorflow': tf.__version__} | {name: importlib.metadata.version(name) for name in LIBRARIES}
 
 
 def _about_empty_classes(names: Any) -> str:
@@ -202,6 +209,7 @@ def _assemble(job: Job, folder: epath.Path, data_dir: epath.Path) -> dict[str, A
         'class_names': list(job.source.class_names),
         'splits': {split: splits[split] for split in counts},
         'skipped': skipped,
+        'passed_over': dict(job.source.passed_over),
         'empty_classes': [*job.source.empty_classes, *empty],
         'finished': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
         'versions': _versions(),
@@ -270,7 +278,11 @@ def _summary(folder: epath.Path, manifest: dict[str, Any], first: str) -> str:
         enlarged = f'; {facts["enlarged"]} enlarged' if facts['enlarged'] else ''
         lines.append(f'{split}: {facts["images"]} images ({kinds}{enlarged})')
         lines.append(f'{split} content sha256: {facts["content_sha256"]}')
-    lines.append(f'classes: {len(manifest["class_names"])}')
+    names = manifest['class_names']
+    lines.append(f'classes: {len(names)} ({", ".join(names[:5])}{", ..." if len(names) > 5 else ""})')
+    if manifest['passed_over']:
+        others = ', '.join(f'{count} {ending}' for ending, count in manifest['passed_over'].items())
+        lines.append(f'no images by their ending: {others}')
     if manifest['empty_classes']:
         lines.append(f'classes without training images: {len(manifest["empty_classes"])}, see {MANIFEST}')
     for entry in manifest['skipped'][:10]:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -22,6 +23,7 @@ from cfg.files import reaching
 
 BUILDER, VERSION = 'prepared_images', '1.0.0'
 MANIFEST = 'manifest.json'
+RETRY_AFTER = (0.5, 4.0)  # seconds before a read that failed is tried again
 # Short names of config.data.name.
 ALIASES = {'imagenet': 'tfds:imagenet2012'}
 
@@ -76,7 +78,7 @@ def read_manifest(folder: epath.Path) -> dict[str, Any] | None:
         content = path.read_bytes()
     try:
         manifest = json.loads(content)
-        missing = {'source', 'splits', 'files', 'class_names', 'image_shape'} - manifest.keys()
+        missing = {'source', 'splits', 'files', 'class_names', 'image_shape', 'crop'} - manifest.keys()
         if missing:
             raise ValueError(f'no {missing}')
     except (ValueError, AttributeError) as error:
@@ -185,7 +187,8 @@ class PreparedSource:
                 f'config.data.split={split!r} must be one of {", ".join(manifest["splits"])}: {folder} has no other.'
             )
         self._folder, self._split = folder, split
-        self.name = f'{short_name(name)}/{split}'
+        height, _, _ = manifest['image_shape']
+        self.name = f'{config_name(name, height, manifest["crop"])}/{split}'
         self.class_names = tuple(manifest['class_names'])
         self.num_classes = len(self.class_names)
         self.image_shape = tuple(manifest['image_shape'])
@@ -211,16 +214,22 @@ class PreparedSource:
         Raises:
           UserError: when the files cannot be read.
         """
-        try:
-            records = self._records.__getitems__([int(i) for i in indices])
-            images = np.stack([from_png(record['image']) for record in records])
-        except MemoryError:
-            raise
-        except Exception as error:  # array_record, protobuf and Pillow each raise their own kinds on damaged files
-            raise UserError(
-                f'{self._folder} cannot be read ({type(error).__name__}: {first_line(error)}): '
-                '--mode=prepare_data with the same config says which file is damaged.'
-            ) from error
+        indices = [int(i) for i in indices]
+        for delay in (*RETRY_AFTER, None):
+            try:
+                records = self._records.__getitems__(indices)
+                images = np.stack([from_png(record['image']) for record in records])
+                break
+            except MemoryError:
+                raise
+            except Exception as error:  # array_record, protobuf and Pillow each raise their own kinds
+                if delay is None:
+                    raise UserError(
+                        f'{self._folder} cannot be read ({type(error).__name__}: {first_line(error)}): see whether it '
+                        'can be reached, and whether --mode=prepare_data with the same config finds a damaged file.'
+                    ) from error
+                time.sleep(delay)  # a network may have hiccups
+                self.__dict__.pop('_records', None)
         return {'image': images, 'label': np.array([record['label'] for record in records], np.int32)}
 
 

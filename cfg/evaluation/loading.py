@@ -24,6 +24,8 @@ MEANING = {
     'diffusion': ('prediction',),
     'data': ('name',),
 }
+# How the images were made: an imported network was trained elsewhere, and nothing is known of that.
+MADE = ('image_size', 'crop')
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def load_params(config: ConfigDict, workdir: Path, steps: Sequence[int], like: A
             _check_kind(meta, 'model', workdir)
             params[step] = checkpoints.restore_params(step, like, ema=config.sampling.ema, meta=meta)
             trained = meta['config']
-            _check_same_model(setup.config_dict(config), trained, step)
+            _check_same_model(setup.config_dict(config), trained, step, imported=bool(meta.get('imported')))
     return params, trained['train']['p_uncond']
 
 
@@ -95,34 +97,44 @@ def open_uncond(config: ConfigDict, image_shape: tuple[int, int, int]) -> Uncond
 
 
 def spec_of_run(config: ConfigDict, workdir: Path) -> DataSpec:
-    """The data set of a config; where it is not prepared on this machine, what the newest checkpoint says of it.
+    """The data set of a run, as the newest checkpoint knows it, so that it need not be prepared on this machine.
 
     Raises:
-      UserError: when neither knows.
+      UserError: when there is no such checkpoint, and the data set of the config is not prepared.
     """
-    try:
-        return setup.spec_of(config)
-    except UserError:
-        meta = _meta_of_data(config, workdir)
-        if meta is None:
-            raise
-        return _spec_of_checkpoint(meta)
+    meta = _meta_of_data(config, workdir)
+    return setup.spec_of(config) if meta is None else _spec_of_checkpoint(meta)
 
 
 def names_of_run(config: ConfigDict, workdir: Path) -> tuple[str, Sequence[str]]:
     """(the name of the data set and split, those of its classes), known as in `spec_of_run`.
 
     Raises:
-      UserError: when neither knows.
+      UserError: as there.
     """
-    try:
-        source = setup.open_source(config)
-        return source.name, source.class_names
-    except UserError:
-        meta = _meta_of_data(config, workdir)
-        if meta is None:
-            raise
+    meta = _meta_of_data(config, workdir)
+    if meta is not None:
         return meta['data']['name'], meta['data']['class_names']
+    source = setup.open_source(config)
+    return source.name, source.class_names
+
+
+def check_data(config: ConfigDict, workdir: Path) -> None:
+    """Whether the real images of an evaluation are those that the run was trained on.
+
+    Raises:
+      UserError: when they were prepared from others.
+    """
+    meta = _meta_of_data(config, workdir)
+    if meta is None:
+        return
+    name, before = meta['data']['name'], meta['data']['fingerprint']
+    now = setup.open_source(config, name.rpartition('/')[2]).fingerprint
+    if now != before:
+        raise UserError(
+            f'The checkpoints in {workdir} were trained on other images than those of {name} here (fingerprint '
+            f'{before[:12]}, not {now[:12]}): set config.data.dir to those.'
+        )
 
 
 def _meta_of_data(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
@@ -187,9 +199,9 @@ def check_guidable(ws: Sequence[float], p_uncond: float, uncond: Uncond | None =
         )
 
 
-def _check_same_model(config: dict[str, Any], trained: dict[str, Any], step: int) -> None:
+def _check_same_model(config: dict[str, Any], trained: dict[str, Any], step: int, *, imported: bool) -> None:
     for part, names in MEANING.items():
-        for name in names:
+        for name in (*names, *(MADE if part == 'data' and not imported else ())):
             # A field that an older version did not have keeps that version's behaviour.
             before = trained[part].get(name, config[part][name])
             now = config[part][name]

@@ -21,7 +21,7 @@ from cfg.data.source import Source
 from cfg.errors import UserError
 from cfg.evaluation import metrics, report
 from cfg.evaluation.features import FeatureNetwork, FeatureStatistics, feature_width, measure, open_features
-from cfg.evaluation.loading import Uncond, check_guidable, load_params, open_uncond, spec_of_run
+from cfg.evaluation.loading import Uncond, check_data, check_guidable, load_params, open_uncond, spec_of_run
 from cfg.evaluation.results import Row, Samples, read_rows
 from cfg.evaluation.statistics import Moments
 from cfg.files import lock, write_whole
@@ -64,6 +64,7 @@ def _evaluate(config: ConfigDict, workdir: Path) -> None:
     )
     params, p_uncond = load_params(config, workdir, options.steps or (-1,), setup.abstract_params(network, source))
     check_guidable(options.w, p_uncond, uncond)
+    check_data(config, workdir)
     results = workdir / RESULTS_FILE
     done = repair(results)
 

@@ -197,25 +197,40 @@ def _run(
     meter = _Meter(options.batch_size)
     progress = Progress('train', options.num_steps, start=start, unit='step')
 
+    def save(step: int) -> None:
+        position = _position(source, step, options.batch_size)
+        checkpoints.save(parallel.unreplicate(replicated), meta=meta | {'data': position})
+
     replicated = parallel.replicate(state)
     pending: deque = deque()
     for step in range(start + 1, options.num_steps + 1):
-        replicated, metrics = step_fn(replicated, next(batches))
+        try:
+            batch = next(batches)
+        except Exception:
+            # Data that cannot be read cost no finished step.
+            while pending:
+                meter.add(_finite(*pending.popleft()))
+            checkpoints.wait()
+            if step - 1 not in (start, *checkpoints.steps()):
+                save(step - 1)
+                checkpoints.wait()
+                log.info('Saved step %d.', step - 1)
+            raise
+        replicated, metrics = step_fn(replicated, batch)
         pending.append((step, metrics))
         last = step == options.num_steps
         stopping = stop.received  # once a step: a signal that comes below is for the next one
-        save = last or step % options.checkpoint_every == 0 or stopping is not None
+        saving = last or step % options.checkpoint_every == 0 or stopping is not None
         write_log = last or step % options.log_every == 0
         # Two steps may be under way before their loss is looked at, so that the device never waits for the host;
         # nothing is saved before all of them were.
-        while len(pending) > (0 if save or write_log else 2):
+        while len(pending) > (0 if saving or write_log else 2):
             meter.add(_finite(*pending.popleft()))
         if write_log:
             logs.scalars(step, meter.take())
         progress.update(step, f'loss {meter.loss:.4f}' if meter.loss is not None else '')
-        if save:
-            position = _position(source, step, options.batch_size)
-            checkpoints.save(parallel.unreplicate(replicated), meta=meta | {'data': position})
+        if saving:
+            save(step)
         if stopping and not last:
             checkpoints.wait()
             log.info('Stopped by %s; saved step %d. The same command goes on from there.', stopping.name, step)

@@ -47,7 +47,7 @@ def a_manifest():
     wanted = {'data_dir': epath.Path('gs://bucket/data'), 'size': 64, 'crop': 'area'}
     assert f'{folder} has no manifest.json' in refusal(prepared.find_manifest, 'imagenet', **wanted)
     write_whole(folder / 'shard', b'1234')
-    manifest = dict.fromkeys(('splits', 'class_names', 'image_shape'), 0) | {'source': 'tfds:imagenet2012'}
+    manifest = dict.fromkeys(('splits', 'class_names', 'image_shape', 'crop'), 0) | {'source': 'tfds:imagenet2012'}
     manifest['files'] = {'shard': {'bytes': 4, 'sha256': prepared.file_sha256(folder / 'shard')}}
     write_whole(folder / 'manifest.json', json.dumps(manifest).encode())
     assert prepared.find_manifest('imagenet', **wanted) == manifest

@@ -89,6 +89,19 @@ def test_a_class_that_cannot_be_written_down(tmp_path):
         scan_folder(epath.Path(tmp_path))
 
 
+def test_a_folder_that_links_to_itself(tmp_path):
+    fill(tmp_path, 'cat/1.png')
+    (tmp_path / 'cat' / 'loop').symlink_to(tmp_path / 'cat')
+    (tmp_path / 'cat' / 'above').symlink_to(tmp_path)
+    assert scan_folder(epath.Path(tmp_path)).splits == {'train': 1}
+
+
+def test_other_files_are_counted(tmp_path):
+    source = scan_folder(fill(tmp_path, 'cat/1.png', 'cat/2.TIFF', 'cat/a.txt', 'cat/b.txt', 'cat/raw', 'cat/.x'))
+    assert source.splits == {'train': 2}
+    assert source.passed_over == {'.txt': 2, 'none': 1}
+
+
 def test_versions_tell_folders_apart(tmp_path):
     before = scan_folder(fill(tmp_path, 'a/1.png')).version
     assert scan_folder(epath.Path(tmp_path)).version == before
@@ -103,6 +116,8 @@ def test_versions_tell_folders_apart(tmp_path):
         (['a/1.png', 'b.png'], 'both subfolders'),
         (['photo.png'], 'no class in its name'),
         (['notes.txt'], 'holds no images'),
+        (['pets/cat/1.png', 'pets/dog/2.png'], r'holds folders of folders \(pets\)'),
+        (['train_images/cat/1.png', 'val/cat/2.png'], r'holds folders of folders \(train_images, val\)'),
         (['train/a/1.png', 'val/b/1.png'], "has the class 'b'"),
         (['train/a/1.png', 'extra/a/1.png'], 'holds extra, train: beside train'),
         (['train/a/1.png', 'val/a/1.png', 'validation/a/1.png'], 'holds train, val, validation: beside train'),
@@ -146,7 +161,7 @@ def test_any_data_set_of_tfds_in_any_format(tmp_path, file_format):
     source = TfdsInput(builder.data_dir)
     assert source.splits == {'train': 23, 'test': 7}
     assert (source.class_names, source.channels) == (('circle', 'square'), 1)
-    assert source.version == 'shapes/2.1.0'
+    assert source.version.startswith('shapes/2.1.0, files ')
     records = list(source.section('train', 0, 23))
     grey = [int(from_png(record.content)[0, 0, 0]) for record in records]
     assert sorted(grey) == list(range(23))

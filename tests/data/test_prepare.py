@@ -10,7 +10,7 @@ from etils import epath
 from PIL import Image
 from tensorflow_datasets.core import shuffle
 
-from cfg.data import parts, prepare
+from cfg.data import parts, prepare, prepared
 from cfg.data.crop import area, decode
 from cfg.data.prepared import folder_of, open_prepared, short_name
 from cfg.errors import UserError
@@ -60,9 +60,10 @@ def manifest_of(images, data_dir, size=16, crop='area'):
 def test_what_is_read_is_what_was_given(images, tmp_path):
     report = run(images, tmp_path / 'data')
     assert 'train: 9 images (9 JPEG RGB)' in report
+    assert 'classes: 2 (cat, dog)' in report
     source = opened(images, tmp_path / 'data')
     assert (len(source), source.num_classes, source.class_names) == (9, 2, ('cat', 'dog'))
-    assert (source.image_shape, source.name) == ((16, 16, 3), 'pets/train')
+    assert (source.image_shape, source.name) == ((16, 16, 3), 'pets_16_area/train')
     batch = source.fetch([0, 8, 3])
     assert np.array_equal(batch['label'], [0, 1, 0])
     for image, name in zip(batch['image'], ('cat/0', 'dog/3', 'cat/3'), strict=True):
@@ -203,6 +204,52 @@ def test_a_split_is_packed_in_pieces(images, tmp_path, monkeypatch):
     assert len(set(used[:9])) == 9  # of the training split
     assert used[:9] == sorted(used[:9])
     assert opened(images, tmp_path / 'data').fetch(range(9))['label'].tolist() == [0] * 5 + [1] * 4
+
+
+def test_parts_without_a_plan_are_not_used(images, tmp_path):
+    stop_before_writing(images, tmp_path / 'data')
+    work = tmp_path / 'data' / '.preparing' / 'pets_16_area'
+    (work / 'plan.json').unlink()
+    for path in work.glob('*.npz'):
+        path.write_bytes(b'of something else')
+    assert 'train: 9 images' in run(images, tmp_path / 'data')
+
+
+def test_parts_that_were_left_behind_go(images, tmp_path):
+    run(images, tmp_path / 'data')
+    left = tmp_path / 'data' / '.preparing' / 'pets_16_area'
+    left.mkdir()
+    (left / 'train-00000.npz').write_bytes(b'x')
+    run(images, tmp_path / 'data')
+    assert not left.exists()
+
+
+def test_a_read_that_fails_once_is_tried_again(images, tmp_path, monkeypatch):
+    run(images, tmp_path / 'data')
+    monkeypatch.setattr(prepared, 'RETRY_AFTER', (0.0, 0.0))
+    source = opened(images, tmp_path / 'data')
+    expected = source.fetch([4])
+    calls, from_png = [], prepared.from_png
+
+    def hiccup(content):
+        calls.append(content)
+        if len(calls) < 3:
+            raise RuntimeError('the network is away')
+        return from_png(content)
+
+    monkeypatch.setattr(prepared, 'from_png', hiccup)
+    assert np.array_equal(source.fetch([4])['image'], expected['image'])
+    calls.clear()
+    monkeypatch.setattr(prepared, 'RETRY_AFTER', (0.0,))
+    with pytest.raises(UserError, match='the network is away'):
+        source.fetch([4])
+
+
+def test_a_rotation_that_is_not_applied_is_told(images, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(0).save(images / 'train' / 'cat' / '0.jpg', exif=exif)
+    assert '8 JPEG RGB, 1 JPEG RGB with EXIF rotation' in run(images, tmp_path / 'data')
 
 
 def test_an_empty_class_stops_or_is_left_out(images, tmp_path):

@@ -71,6 +71,25 @@ def test_stopped_and_resumed_is_the_same_as_unbroken(run, tmp_path, small_config
     assert metrics(tmp_path)[2]['loss'] != 9.0
 
 
+def test_data_that_cannot_be_read_cost_no_finished_step(run, tmp_path, small_config, monkeypatch):
+    train_batches = loop.train_batches
+
+    def breaking(*args, **kwargs):
+        for number, batch in enumerate(train_batches(*args, **kwargs)):
+            if number == 5:  # two ahead of the step that needs it
+                raise UserError('the disk is away')
+            yield batch
+
+    monkeypatch.setattr(loop, 'train_batches', breaking)
+    with pytest.raises(UserError, match='the disk is away'):
+        loop.train(small_config, tmp_path)
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.steps() == [2, 3]
+    monkeypatch.undo()
+    loop.train(small_config, tmp_path)
+    assert digests(tmp_path) == digests(run)
+
+
 def test_nothing_is_trained_twice(run, small_config):
     before = digests(run)
     small_config.train.num_steps = 5
