@@ -28,6 +28,7 @@ SPLIT_FOLDERS = {
     'validation': 'validation',
     'test': 'test',
 }
+AT_ONCE = 100  # encoded images that a worker holds in memory; 11 MB of ImageNet
 # The archives of ILSVRC2012 that TFDS reads.
 IMAGENET_TARS = ('ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar')
 
@@ -179,7 +180,8 @@ class _TfdsSection:
         encoded = {self.image: tfds.decode.SkipDecoding()}
         if builder.info.file_format in tfds.core.FileFormat.with_random_access():
             source = builder.as_data_source(self.split, decoders=encoded)
-            yield from source.__getitems__(list(range(self.start, self.stop)))
+            for begin in range(self.start, self.stop, AT_ONCE):
+                yield from source.__getitems__(list(range(begin, min(begin + AT_ONCE, self.stop))))
             return
         # One file after the other, so that the order is that of the files.
         in_order = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)

@@ -69,13 +69,16 @@ def prepare(
     folder = folder_of(data_dir, name, size, crop)
     work = data_dir / '.preparing'
     try:
-        if read_manifest(folder) is not None:
-            return _check(name, folder, work / config_name(name, size, crop))
+        parts = work / config_name(name, size, crop)
+        if read_manifest(folder) is not None and not parts.exists():
+            return _check(name, folder)
         check_writable(work, f'config.data.dir={data_dir}')
         with lock(work, 'prepare_data', part=config_name(name, size, crop)):
-            parts = work / config_name(name, size, crop)
-            if read_manifest(folder) is not None:  # another process has just finished it
-                return _check(name, folder, parts)
+            if read_manifest(folder) is not None:  # by another process just now, or by one that was killed at its end
+                report = _check(name, folder)
+                if parts.exists():
+                    parts.rmtree()
+                return report
             # One size or crop at a time has TFDS prepare the input; what it says meanwhile is not our result.
             of_tfds = folder_path(full_name(name)) is None
             with (
@@ -99,19 +102,13 @@ def prepare(
     return _summary(folder, manifest, 'Prepared.')
 
 
-def _check(name: str, folder: epath.Path, parts: epath.Path) -> str:
-    """Checks a finished data set against its manifest, and a folder of images that it came from if it is here.
-
-    Args:
-      parts: of its preparation, which was perhaps killed before it took them away.
-    """
+def _check(name: str, folder: epath.Path) -> str:
+    """Checks a finished data set against its manifest, and a folder of images that it came from if it is here."""
     manifest = read_manifest(folder)
     check_source(name, manifest, folder)
     _check_same_input(full_name(name), manifest, folder)
     total = sum(file['bytes'] for file in manifest['files'].values())
     check_sums(folder, manifest, Progress('check', total, unit='byte').update)
-    if parts.exists():
-        parts.rmtree()
     return _summary(folder, manifest, 'It was prepared before; every file has its SHA-256.')
 
 
