@@ -7,7 +7,19 @@ from absl import flags
 from cfg import command_line
 from cfg.errors import UserError
 
-MODES = ('prepare_data', 'train', 'sample', 'eval', 'report', 'status', 'describe', 'import_adm')
+MODES = (
+    'prepare_data',
+    'train',
+    'sample',
+    'eval',
+    'report',
+    'status',
+    'describe',
+    'import_adm',
+    'stats',
+    'evaluate_npz',
+    'fetch_weights',
+)
 
 FLAGS = flags.FLAGS
 command_line.define_config('--config.train.num_steps=100')
@@ -34,6 +46,17 @@ def _dispatch() -> None:
         setup.check_config(config)
         print(preparing.prepare_data(config))
         return
+    if FLAGS.mode in ('stats', 'evaluate_npz', 'fetch_weights'):
+        from cfg.evaluation import npz_modes
+
+        config = command_line.read_config()
+        setup.check_config(config)
+        if FLAGS.mode == 'fetch_weights':
+            print(npz_modes.fetch(config))
+            return
+        workdir = FLAGS.workdir and setup.check_workdir(FLAGS.workdir, create=True, write=True)
+        print({'stats': npz_modes.write_stats, 'evaluate_npz': npz_modes.evaluate_npz}[FLAGS.mode](config, workdir))
+        return
     if FLAGS.workdir is None:
         raise UserError('--workdir is missing: give the folder of the run.')
     if FLAGS.mode == 'status':
@@ -54,9 +77,9 @@ def _dispatch() -> None:
 
         sweep.evaluate(config, workdir)
     elif FLAGS.mode == 'sample':
-        from cfg.evaluation import sweep
+        from cfg.evaluation import sample
 
-        sweep.sample(config, workdir)
+        sample.sample(config, workdir)
     elif FLAGS.mode == 'import_adm':
         from cfg import importing
 

@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from etils import epath
 
@@ -61,14 +62,22 @@ def check_writable(folder: Path, what: str) -> None:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Writes a file so that a reader, or a run after a crash, sees the old content or the new one, never a part."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file to write that takes the place of `path` when the block ends, and leaves it alone if it raises."""
     if is_remote(path):  # where an object appears when all of it has arrived
-        epath.Path(path).write_bytes(content)
+        with epath.Path(path).open('wb') as file:
+            yield file
         return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f'.{path.name}.', delete=False) as file:
         try:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
             Path(file.name).chmod(0o644)
@@ -79,13 +88,14 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def lock(workdir: Path, what: str, *, part: str = '') -> Iterator[None]:
+def lock(workdir: Path, what: str, *, part: str = '', wait: bool = False) -> Iterator[None]:
     """Holds `what` ('train', say) of a folder for one process; a process that dies lets go.
 
     Args:
       workdir: the folder; one in a bucket has no locks.
       what: the mode.
       part: of what it does there, where several may run beside each other.
+      wait: until another process lets go, instead of refusing.
 
     Raises:
       UserError: when another process holds it.
@@ -97,9 +107,12 @@ def lock(workdir: Path, what: str, *, part: str = '') -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
-                f'Another process runs --mode={what} on {workdir}: wait for it, stop it, or work in another folder.'
-            ) from None
+            if not wait:
+                raise UserError(
+                    f'Another process runs --mode={what} on {workdir}: wait for it, stop it, or work in another folder.'
+                ) from None
+            log.info('Another process works on %s: waiting for it.', part or what)
+            fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:  # a file system without locks
             log.warning('%s cannot be locked (%s): take care that nothing else runs there.', workdir, error.strerror)
         yield

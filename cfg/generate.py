@@ -29,6 +29,7 @@ class SamplerSettings:
       logvar_interp: the paper's v.
       clip_x: whether the estimate of x is clipped to [-1, 1] at every step.
       logsnr_min, logsnr_max: the ends of the grid.
+      rounding: to whole grey levels, see `cfg.data.images.to_uint8`.
     """
 
     num_steps: int
@@ -36,6 +37,7 @@ class SamplerSettings:
     clip_x: bool
     logsnr_min: float
     logsnr_max: float
+    rounding: str = 'round'
 
 
 class Samples(NamedTuple):
@@ -71,21 +73,20 @@ class Model:
         return eps_fn
 
 
-def sample_keys(seed: int, index: Array) -> Array:
-    """One PRNG key a sample, from (seed, sample index)."""
-    key = jax.random.key(seed)
+def sample_keys(key: Array, index: Array) -> Array:
+    """One PRNG key a sample, from the key of the seed and the sample's index."""
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
 
 class Generator:
-    """Alg. 2 with Eq. 6, compiled once for every w, number of samples and set of parameters.
+    """Alg. 2 with Eq. 6, compiled once for every w, seed, number of samples and set of parameters.
 
     Args:
       model: gives eps; with `uncond`, only the conditional one.
       uncond: a second model for the unconditional eps of Eq. 6, instead of the null label of the first.
       image_shape: (H, W, C).
       settings: of the sampler.
-      seed: of the noise.
+      seed: of the noise, unless a call gives another.
       batch_size: samples at a time over all devices.
       devices: all local ones by default.
     """
@@ -103,7 +104,7 @@ class Generator:
     ):
         parallel.per_device(batch_size, 'config.sampling.batch_size', devices)
 
-        def sample(params, index, labels, w):
+        def sample(params, key_data, index, labels, w):
             if uncond is None:
                 eps_fn = guidance.classifier_free_eps_fn(model.eps_fn(params), w, null_label=model.null_label)
             else:
@@ -115,7 +116,7 @@ class Generator:
             )
             x = sampling.ancestral(
                 eps_fn,
-                sample_keys(seed, index),
+                sample_keys(jax.random.wrap_key_data(key_data), index),
                 labels,
                 grid,
                 shape=image_shape,
@@ -123,39 +124,45 @@ class Generator:
                 clip_x=settings.clip_x,
             )
             finite = jnp.all(jnp.isfinite(x), axis=tuple(range(1, x.ndim)))
-            return to_uint8(x), finite
+            return to_uint8(x, settings.rounding), finite
 
-        self._sample = parallel.pmap(sample, num_args=4, devices=devices)
+        self._sample = parallel.pmap(sample, num_args=5, broadcast=(1,), devices=devices)
+        self._seed = seed
         self._devices = devices
         self._batch_size = batch_size
 
-    def __call__(self, params: Any, labels: np.ndarray, w: float | np.ndarray) -> Iterator[Samples]:
-        """Samples 0..n-1 in order.
+    def __call__(
+        self, params: Any, labels: np.ndarray, w: float | np.ndarray, *, seed: int | None = None, start: int = 0
+    ) -> Iterator[Samples]:
+        """Samples start..n-1 in order.
 
         Args:
           params: replicated over the devices; with a second model the pair (params, params of the second).
           labels: int32 [n], one a sample.
           w: one number for all, or float [n].
+          seed: of the noise; None = the constructor's.
+          start: index of the first sample; the ones before it are not drawn.
 
         Raises:
           UserError: when a sample is not finite; it names the sample and w.
         """
         labels = np.asarray(labels, np.int32)
         w = np.broadcast_to(np.asarray(w, np.float32), labels.shape)
-        for start in range(0, len(labels), self._batch_size):
-            index = np.arange(start, start + self._batch_size)
+        key_data = jax.random.key_data(jax.random.key(self._seed if seed is None else seed))
+        for first in range(start, len(labels), self._batch_size):
+            index = np.arange(first, first + self._batch_size)
             # The last batch is filled up with repetitions of its last sample, so that every batch compiles to the same.
             take = np.minimum(index, len(labels) - 1)
             inputs = parallel.shard((index.astype(np.uint32), labels[take], w[take]), self._devices)
-            images, finite = parallel.unshard(self._sample(params, *inputs))
-            count = min(self._batch_size, len(labels) - start)
+            images, finite = parallel.unshard(self._sample(params, key_data, *inputs))
+            count = min(self._batch_size, len(labels) - first)
             if not finite[:count].all():
-                bad = start + int(np.argmin(finite[:count]))
+                bad = first + int(np.argmin(finite[:count]))
                 raise UserError(
                     f'Sample {bad} at w={w[bad]:g} is not finite: the checkpoint has diverged, or the guidance is too '
                     'strong for a sampler that does not clip x (config.sampling.clip_x).'
                 )
-            yield Samples(start, images[:count], labels[start : start + count])
+            yield Samples(first, images[:count], labels[first : first + count])
 
 
 def draw_labels(kind: str, *, num_samples: int, num_classes: int, seed: int) -> np.ndarray:

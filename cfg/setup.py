@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from cfg.data.crop import CROPS
 from cfg.data.digits import SPLITS, digits
+from cfg.data.images import ROUNDINGS
 from cfg.data.prepared import default_dir, find_manifest, is_preparable, open_prepared
 from cfg.data.source import Source
 from cfg.data.spec import DataSpec, data_spec
@@ -25,6 +26,8 @@ from cfg.models.classifier import EncoderUNet
 from cfg.models.time import TIME_FNS, TIMES
 from cfg.models.unet import UNet
 
+FEATURES = ('inception', 'small_classifier')
+TABLES = ('table1_imagenet64', 'table2_imagenet128')  # of the paper, see cfg/evaluation/paper.py
 BUILT_IN = ('digits', 'mixture')  # data sets that need no preparation
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
@@ -89,15 +92,36 @@ def check_config(config: ConfigDict) -> None:
     require(sampling.num_steps >= 2, 'sampling.num_steps', sampling.num_steps, 'at least 2')
     require(0 <= sampling.logvar_interp <= 1, 'sampling.logvar_interp', sampling.logvar_interp, 'in [0, 1]')
     require(sampling.seed >= 0, 'sampling.seed', sampling.seed, 'at least 0')
+    rounding = sampling.rounding
+    require(rounding in ROUNDINGS, 'sampling.rounding', rounding, f'one of {", ".join(ROUNDINGS)}')
     require(sampling.step >= -1, 'sampling.step', sampling.step, 'a step, or -1 for the newest')
     for name in ('batch_size', 'num_samples'):
         require(sampling[name] >= 1, f'sampling.{name}', sampling[name], 'at least 1')
     for field, values in (('sampling.w', sampling.w), ('eval.w', evaluation.w), ('report.w', report.w)):
         require(_finite(values), field, values, 'one or more finite numbers')
     require(evaluation.labels in ('random', 'balanced'), 'eval.labels', evaluation.labels, "'random' or 'balanced'")
-    for name in ('num_samples', 'is_split_size'):
+    for name in ('is_split_size', 'batch_size', 'kid_subsets'):
         require(evaluation[name] >= 1, f'eval.{name}', evaluation[name], 'at least 1')
-    require(evaluation.keep_samples >= 0, 'eval.keep_samples', evaluation.keep_samples, 'at least 0')
+    for name in ('num_samples', 'kid_subset_size'):
+        require(evaluation[name] >= 2, f'eval.{name}', evaluation[name], 'at least 2')
+    for name in ('keep_samples', 'save_seconds'):
+        require(evaluation[name] >= 0, f'eval.{name}', evaluation[name], 'at least 0')
+    require(_integers(evaluation.num_steps, 2), 'eval.num_steps', evaluation.num_steps, 'whole numbers of at least 2')
+    require(_integers(evaluation.seeds, 0), 'eval.seeds', evaluation.seeds, 'whole numbers of at least 0')
+    booleans = all(isinstance(value, bool) for value in evaluation.ema)
+    require(booleans, 'eval.ema', evaluation.ema, 'made of True and False')
+    parse_job(evaluation.job)
+    require(evaluation.features in FEATURES, 'eval.features', evaluation.features, f'one of {", ".join(FEATURES)}')
+    dtype = evaluation.neighbours_dtype
+    require(dtype in ('float32', 'float16'), 'eval.neighbours_dtype', dtype, "'float32' or 'float16'")
+    require(config.stats.num_images >= 0, 'stats.num_images', config.stats.num_images, 'at least 0')
+    require(
+        not isinstance(report.workdirs, str) and all(isinstance(path, str) and path for path in report.workdirs),
+        'report.workdirs',
+        report.workdirs,
+        "a tuple of folders, such as ('runs/p02',)",
+    )
+    require(report.paper in ('', *TABLES), 'report.paper', report.paper, f"'' or one of {', '.join(TABLES)}")
     require(len(report.grid_shape) == 2, 'report.grid_shape', report.grid_shape, '(rows, columns)')
 
     mixture = config.mixture
@@ -106,6 +130,19 @@ def check_config(config: ConfigDict) -> None:
     require(_finite(mixture.w), 'mixture.w', mixture.w, 'one or more finite numbers')
     for name in ('stddev', 'extent', 'num_samples'):
         require(mixture[name] > 0, f'mixture.{name}', mixture[name], 'positive')
+
+
+def parse_job(job: str) -> tuple[int, int]:
+    """'i/n' -> (i, n), the i-th of n jobs, counted from 1.
+
+    Raises:
+      UserError: when it is not that.
+    """
+    parts = str(job).split('/')
+    whole = len(parts) == 2 and all(part.isascii() and part.isdigit() for part in parts)
+    right = whole and 1 <= int(parts[0]) <= int(parts[1])
+    require(right, 'eval.job', job, "'i/n', the i-th of n jobs, from '1/n' to 'n/n'")
+    return int(parts[0]), int(parts[1])
 
 
 def _check_architecture(part: str, options: ConfigDict, *, heads: str) -> None:
@@ -294,26 +331,33 @@ def make_generator(
     *,
     batch_size: int,
     uncond: Model | None = None,
+    num_steps: int | None = None,
 ) -> Generator:
-    """The sampler of a config over all devices; `uncond` is a second model for the unconditional eps."""
+    """The sampler of a config over all devices.
+
+    Args:
+      uncond: a second model for the unconditional eps.
+      num_steps: T, in the place of `config.sampling.num_steps`.
+    """
     return Generator(
         make_model(config, network),
         uncond=uncond,
         image_shape=source.image_shape,
-        settings=sampler_settings(config),
+        settings=sampler_settings(config, num_steps),
         seed=config.sampling.seed,
         batch_size=batch_size,
     )
 
 
-def sampler_settings(config: ConfigDict) -> SamplerSettings:
-    """The sampler of a config."""
+def sampler_settings(config: ConfigDict, num_steps: int | None = None) -> SamplerSettings:
+    """The sampler of a config; `num_steps` takes the place of `config.sampling.num_steps`."""
     return SamplerSettings(
-        num_steps=config.sampling.num_steps,
+        num_steps=num_steps or config.sampling.num_steps,
         logvar_interp=config.sampling.logvar_interp,
         clip_x=config.sampling.clip_x,
         logsnr_min=config.diffusion.logsnr_min,
         logsnr_max=config.diffusion.logsnr_max,
+        rounding=config.sampling.rounding,
     )
 
 

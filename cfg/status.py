@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 
 from cfg.errors import UserError
-from cfg.evaluation.results import read_rows
-from cfg.evaluation.sweep import RESULTS_FILE
+from cfg.evaluation.results import read_results
 from cfg.training.checkpoints import FOLDER, Checkpoints
 from cfg.training.loop import CONFIG_FILE
 from cfg.training.state import sha256
@@ -37,6 +36,5 @@ def describe(workdir: Path) -> str:
             for name, ema in (('ema_params', True),) if imported else (('params', False), ('ema_params', True)):
                 digest = sha256(checkpoints.restore_params(steps[-1], ema=ema))
                 lines.append(f'{name}_sha256: {digest}')
-    results = workdir / RESULTS_FILE
-    lines.append(f'result_rows: {len(read_rows(results)) if results.exists() else 0}')
+    lines.append(f'result_rows: {len(read_results(workdir))}')
     return '\n'.join(lines)

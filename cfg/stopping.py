@@ -1,8 +1,12 @@
 """SIGTERM and Ctrl-C as a wish to stop at the next good moment."""
 
+import logging
 import signal
 import threading
+from collections.abc import Callable
 from typing import Any
+
+log = logging.getLogger('cfg')
 
 
 class StopSignal:
@@ -26,6 +30,17 @@ class StopSignal:
     def __exit__(self, *_):
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def leave(self, save: Callable[[], None]) -> None:
+        """Ends the process if a signal came, after `save`; otherwise does nothing.
+
+        Raises:
+          SystemExit: with 128 + the signal's number.
+        """
+        if self.received is not None:
+            save()
+            log.info('Stopped by %s; what is done is saved, and the same command goes on.', self.received.name)
+            raise SystemExit(128 + self.received)
 
     def _handle(self, number: int, frame: Any) -> None:
         self.received = signal.Signals(number)

@@ -81,6 +81,7 @@ def get_config() -> ConfigDict:
     config.sampling.seed = 1  # of the noise; sample i at every w starts from the same noise
     config.sampling.batch_size = 256  # over all devices
     config.sampling.ema = True  # sample from the averaged parameters
+    config.sampling.rounding = 'round'  # of grey levels: 'round' (EDM, DiT, SiT) or 'truncate' (ADM)
     config.sampling.step = -1  # checkpoint of --mode=sample; -1 = the newest
     config.sampling.uncond_workdir = ''  # run of a second model for the unconditional eps of Eq. 6; '' = the null label
     config.sampling.w = (0.0, 1.0, 3.0)  # guidance strengths of --mode=sample (Eq. 6); w = s - 1
@@ -90,17 +91,41 @@ def get_config() -> ConfigDict:
     config.eval = ConfigDict()
     config.eval.w = (*(i / 10 for i in range(10)), 1.0, 2.0, 3.0, 4.0)  # the rows of the paper's tables
     config.eval.num_samples = 50_000  # for each w
+    # The sweep is the product of w and the next four.
     config.eval.steps = ()  # checkpoints to evaluate; () = the newest
+    config.eval.ema = ()  # averaged parameters or not: (True, False) = both; () = sampling.ema
+    config.eval.num_steps = ()  # values of T; () = sampling.num_steps
+    config.eval.seeds = ()  # of noise and random labels; () = sampling.seed
+    config.eval.job = '1/1'  # this command's share of the rows: 'i/n' of n jobs that work on one workdir
     config.eval.labels = 'random'  # how labels are drawn: 'random' (uniform) or 'balanced'
     config.eval.is_split_size = 5000  # samples a split of the inception score (ADM's evaluator)
-    config.eval.features = 'small_classifier'  # the feature network of FID and IS
-    config.eval.keep_samples = 1000  # samples of each row that are kept for the report, at most
+    # The feature network: 'inception' (of published numbers), or 'small_classifier', trained on the data set itself.
+    config.eval.features = 'inception'
+    config.eval.weights = ''  # of Inception: one of its three public files; '' = what is in cache_dir
+    config.eval.cache_dir = ''  # of weights and statistics of real images; '' = ~/.cache/cfg_diffusion
+    config.eval.batch_size = 64  # images at a time in the feature network, over all devices
+    # What samples are compared with: an npz (ADM's files, or of --mode=stats); '' = the images of data.split.
+    config.eval.reference = ''
+    config.eval.samples = ''  # of --mode=evaluate_npz: an npz of images in ADM's layout
+    config.eval.neighbours_dtype = 'float32'  # of precision and recall; 'float16' is how ADM's evaluator computes them
+    config.eval.kid_subsets = 100
+    config.eval.kid_subset_size = 1000
+    config.eval.classifier_workdir = ''  # of an imported ADM classifier, for accuracy; '' = none
+    config.eval.keep_samples = 1000  # samples of each row that are kept in an npz, at most
+    config.eval.save_seconds = 60.0  # between two savings of a row that is being measured
+
+    # --mode=stats
+    config.stats = ConfigDict()
+    config.stats.path = ''  # of the npz; '' = in eval.cache_dir
+    config.stats.num_images = 10_000  # images in it, for precision, recall and KID (ADM's number)
 
     config.report = ConfigDict()
     config.report.title = ''  # '' = made from the data's name
     config.report.w = (0.0, 0.5, 1.0, 3.0)  # panels of the grids
     config.report.grid_shape = (6, 6)  # rows and columns of a panel
     config.report.one_class = 0  # the class of the single-class grid
+    config.report.workdirs = ()  # more runs to draw beside this one, e.g. of another p_uncond
+    config.report.paper = ''  # the paper's numbers beside ours: 'table1_imagenet64' or 'table2_imagenet128'; '' = none
 
     # What --mode=import_adm reads.
     config.adm = ConfigDict()

@@ -42,6 +42,10 @@ def get_config():
     config.eval.steps = (300, 1200)
     config.eval.num_samples = 1000
     config.eval.labels = 'balanced'
+    config.eval.features = 'small_classifier'  # Inception says little of 8x8 grey images
+    config.eval.batch_size = 200
+    config.eval.kid_subsets = 50
+    config.eval.kid_subset_size = 500
 
     config.report.w = (0.0, 0.3, 1.0, 4.0)
     config.report.grid_shape = (8, 8)

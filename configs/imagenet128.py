@@ -26,6 +26,8 @@ def get_config():
     config.sampling.logvar_interp = 0.2
     config.sampling.batch_size = 128
 
+    config.report.paper = 'table2_imagenet128'
+
     config.classifier.num_res_blocks = 2
     config.classifier.channel_mult = (1, 1, 2, 3, 4)
 

@@ -11,4 +11,5 @@ def get_config():
     config = default.get_config()
     config.data.name = 'imagenet'
     config.model.dtype = 'bfloat16'  # of computation; ADM trained in float16
+    config.report.paper = 'table1_imagenet64'
     return config

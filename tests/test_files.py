@@ -3,7 +3,7 @@ import json
 import pytest
 
 from cfg.errors import UserError
-from cfg.evaluation.sweep import append, repair
+from cfg.evaluation.rows import append, repair
 from cfg.files import lock, reaching, write_whole
 
 

@@ -39,6 +39,7 @@ NETWORK = [
     '--config.sampling.batch_size=40',
     '--config.eval.num_samples=80',
     '--config.eval.w=(0.0, 2.0)',
+    '--config.eval.features=small_classifier',
 ]
 
 
@@ -191,7 +192,7 @@ def test_an_evaluation_and_its_report(data, trained, tmp_path):
     assert 'imagenet2012_8_area/validation (20)' in table
     again = run(f'--config.data.dir={data}', f'--workdir={workdir}', '--mode=eval')
     assert again.stdout == table
-    assert 'real images' not in again.stderr  # nothing is to be done, so nothing is measured
+    assert 'real images of' not in again.stderr  # nothing is to be done, so nothing is measured
     rows = [json.loads(line) for line in (workdir / 'results.jsonl').read_text().splitlines()]
     assert [row['w'] for row in rows] == [0.0, 2.0]
     assert np.isfinite([row['fid'] for row in rows]).all()

@@ -12,7 +12,7 @@ import torch
 
 from cfg import importing, setup
 from cfg.errors import UserError
-from cfg.evaluation import loading, sweep
+from cfg.evaluation import loading, sample, sweep
 from cfg.models.time import adm_logsnrs
 from cfg.training import loop
 from cfg.training.checkpoints import Checkpoints
@@ -73,7 +73,7 @@ def uncond_fixture(tmp_path_factory):
 
 
 def images_of(config, workdir):
-    sweep.sample(config, workdir)
+    sample.sample(config, workdir)
     files = sorted((workdir / 'samples').glob('sample_*.npz'), key=lambda path: path.stat().st_mtime_ns)
     with np.load(files[-1], allow_pickle=False) as file:
         return file['arr_0']
@@ -95,7 +95,7 @@ def test_without_a_null_label_guidance_needs_a_second_model(cond):
     config = config.copy_and_resolve_references()
     config.sampling.w = (0.0, 1.0)
     with pytest.raises(UserError, match=r'only w=0 can be used, or a second model .*sampling\.uncond_workdir'):
-        sweep.sample(config, workdir)
+        sample.sample(config, workdir)
 
 
 def test_the_unconditional_eps_comes_from_the_second_model(cond, uncond):
@@ -134,21 +134,21 @@ def test_results_with_a_second_model_are_other_results(cond, uncond):
 def test_a_network_without_classes_is_only_the_unconditional_prediction(uncond):
     config, workdir = uncond
     with pytest.raises(UserError, match='only w=-1 can be used'):
-        sweep.sample(config, workdir)
+        sample.sample(config, workdir)
 
 
 def test_a_second_model_without_unconditional_prediction_is_refused(cond):
     config = cond[0].copy_and_resolve_references()
     config.sampling.uncond_workdir = str(cond[1])
     with pytest.raises(UserError, match=r'uncond_workdir was trained with config\.train\.p_uncond=0'):
-        sweep.sample(config, cond[1])
+        sample.sample(config, cond[1])
 
 
 def test_a_second_model_must_exist(cond):
     config = cond[0].copy_and_resolve_references()
     config.sampling.uncond_workdir = '/nowhere'
     with pytest.raises(UserError, match='/nowhere does not exist'):
-        sweep.sample(config, cond[1])
+        sample.sample(config, cond[1])
 
 
 def test_an_imported_network_is_not_trained_and_has_one_set_of_parameters(cond):
@@ -157,7 +157,7 @@ def test_an_imported_network_is_not_trained_and_has_one_set_of_parameters(cond):
         loop.train(config, cond[1])
     config.sampling.ema = False
     with pytest.raises(UserError, match=r'was imported and has one set of parameters: use config\.sampling\.ema=True'):
-        sweep.sample(config, cond[1])
+        sample.sample(config, cond[1])
 
 
 def test_an_imported_network_without_variances_has_no_optimizer_to_go_on_with(tmp_path):
@@ -175,7 +175,7 @@ def test_another_meaning_of_the_parameters_is_refused(cond):
     config = cond[0].copy_and_resolve_references()
     config.model.time = 'continuous'
     with pytest.raises(UserError, match=r"config\.model\.time='adm_linear', not 'continuous'"):
-        sweep.sample(config, cond[1])
+        sample.sample(config, cond[1])
 
 
 def test_a_file_of_another_architecture_leaves_no_checkpoint(cond, tmp_path):
@@ -217,5 +217,5 @@ def test_a_classifier_is_imported_and_its_logits_agree(tmp_path):
     assert np.linalg.norm(got - expected) < 1e-4 * np.linalg.norm(expected)
 
     with pytest.raises(UserError, match='classifier'):
-        sweep.sample(config, tmp_path / 'run')
+        sample.sample(config, tmp_path / 'run')
     assert Path(tmp_path / 'run' / 'checkpoints').is_dir()

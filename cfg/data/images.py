@@ -11,6 +11,14 @@ def to_float(images: Array) -> Array:
     return images.astype(jnp.float32) / 127.5 - 1.0
 
 
-def to_uint8(images: Array) -> Array:
-    """float [-1, 1] -> uint8 0..255, any shape: clipped, then rounded to the nearest grey level."""
-    return jnp.clip(jnp.round((images + 1.0) * 127.5), 0.0, 255.0).astype(jnp.uint8)
+# How a grey level between two whole ones becomes one of them.
+ROUNDINGS = {'round': jnp.round, 'truncate': jnp.floor}
+
+
+def to_uint8(images: Array, rounding: str = 'round') -> Array:
+    """float [-1, 1] -> uint8 0..255, any shape: to a whole grey level, then clipped.
+
+    Args:
+      rounding: 'round' to the nearest (EDM, DiT, SiT), or 'truncate' to the one below (ADM): half a grey level darker.
+    """
+    return jnp.clip(ROUNDINGS[rounding]((images + 1.0) * 127.5), 0.0, 255.0).astype(jnp.uint8)

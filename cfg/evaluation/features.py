@@ -1,204 +1,152 @@
-"""Feature networks of FID and inception score, behind one interface."""
+"""Feature networks of FID and the other metrics, behind one interface."""
 
-import contextlib
-import io
-import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import traverse_util
 
-from cfg.data.images import to_float
-from cfg.data.pipeline import train_batches
-from cfg.data.source import Source
+from cfg import parallel
 from cfg.errors import UserError
-from cfg.evaluation.statistics import Moments, Splits
-from cfg.files import write_whole
-from cfg.models.classifier import SmallClassifier, cross_entropy
-from cfg.progress import Progress
-from cfg.training.state import sha256
 
-# Width of the features of each network, by its config name.
-WIDTHS = {'small_classifier': 64}
+Array = np.ndarray
+
+INCEPTION = 'Inception (2015-12-05)'
+INCEPTION_IMAGES = (None, None, 3)
 
 
-def feature_width(name: str) -> int:
-    """The number of features of a network, without making it.
+class Features(NamedTuple):
+    """What a feature network says of N images, float32.
 
-    Raises:
-      UserError: on an unknown name.
+    Attributes:
+      pool: [N, D], for FID, KID, precision and recall.
+      spatial: [N, S], for sFID; None if the network has none.
+      log_p: log p(class of the network), [N, C], for the inception score.
+      classes: the most likely class of the data set, int32 [N]; None where no classifier of it is at hand.
     """
-    if name not in WIDTHS:
-        raise UserError(f'config.eval.features={name!r} must be one of {", ".join(WIDTHS)}.')
-    return WIDTHS[name]
+
+    pool: Array
+    spatial: Array | None
+    log_p: Array
+    classes: Array | None
 
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """What a sweep needs to know of a feature network.
+    """What an evaluation needs to know of a feature network.
 
     Attributes:
       name: for results and figures; says what the features are.
       sha256: of the weights.
-      width: number of features D.
-      extract: uint8 [N, H, W, C] -> (features [N, D], log p(class) [N, C]), float32 on the host.
-      labels_match: whether its classes are those of the data set, so that agreement with labels means something.
+      file_sha256: of the file that they came in; None if they were trained here.
+      width: number of pool features D.
+      spatial_width: number of spatial features S; 0 if it has none.
+      image_shape: (H, W, C) of the images that it takes; None where any will do.
+      extract: uint8 [N, H, W, C] -> Features on the host.
+      classifier: what gives the classes of the data set, for results; None if nothing does.
+      cache: folder for what is measured of real images.
     """
 
     name: str
     sha256: str
+    file_sha256: str | None
     width: int
-    extract: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-    labels_match: bool
+    spatial_width: int
+    image_shape: tuple[int | None, ...]
+    extract: Callable[[Array], Features]
+    classifier: str | None
+    cache: Path
+
+    def check_images(self, image_shape: tuple[int, ...], what: str) -> None:
+        """Raises a UserError that names `what` holds the images, unless it takes such images."""
+        check_images(self.image_shape, image_shape, what, self.name)
 
 
-def open_features(name: str, cache: Path, train: Source) -> FeatureNetwork:
-    """A feature network by its config name; its weights are kept in the folder `cache`.
+def check_images(expected: tuple[int | None, ...], image_shape: tuple[int, ...], what: str, name: str) -> None:
+    """Whether a network takes images.
 
     Args:
-      train: real images, for a network that must be trained.
+      expected: (H, W, C), None where any will do.
+      image_shape: (H, W, C).
+      what: holds the images.
+      name: of the network.
 
     Raises:
-      UserError: on an unknown name, or a damaged weight file.
+      UserError: when it does not.
     """
-    feature_width(name)
-    return {'small_classifier': small_classifier}[name](cache, train)
+    if len(image_shape) != 3 or any(want not in (None, have) for want, have in zip(expected, image_shape, strict=True)):
+        words = f'{expected[-1]} channels' if None in expected else 'x'.join(map(str, expected))
+        raise UserError(
+            f'{what} has images of {"x".join(map(str, image_shape))}, but {name} takes images of {words}: '
+            'give such, or set config.eval.features to the other network.'
+        )
 
 
-class FeatureStatistics:
-    """What FID, inception score and agreement with labels need of a stream of images.
+def default_cache(folder: str) -> Path:
+    """`config.eval.cache_dir` as a path; '' is a folder in the user's cache."""
+    if folder:
+        return Path(folder).expanduser()
+    root = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
+    return Path(root) / 'cfg_diffusion'
+
+
+def on_devices(fn: Callable[[Any, Array], Any], params: Any, *, batch_size: int) -> Callable[[Array], Any]:
+    """Runs a network over all devices, whatever the number of images.
 
     Args:
-      network: the features.
-      is_split_size: samples a split of the inception score.
-
-    Attributes:
-      moments: of the features.
-      splits: the sums of the inception score.
-      count: number of images.
+      fn: (params, images of one device) -> arrays of one entry an image.
+      params: on the host.
+      batch_size: images at a time over all devices; the last batch is filled up.
     """
+    parallel.per_device(batch_size, 'config.eval.batch_size')
+    run = parallel.pmap(fn, num_args=2)
+    params = parallel.replicate(params)
 
-    def __init__(self, network: FeatureNetwork, *, is_split_size: int):
-        self._extract = network.extract
-        self.moments, self.splits, self.count = Moments.empty(network.width), Splits(is_split_size), 0
+    def extract(images: Array) -> Features:
+        started = []
+        for start in range(0, len(images), batch_size):
+            take = np.minimum(np.arange(start, start + batch_size), len(images) - 1)
+            started.append(run(params, parallel.shard(images[take])))
+        outputs = [parallel.unshard(output) for output in started]  # the devices go on while the host copies
+        return jax.tree.map(lambda *x: np.concatenate(x)[: len(images)], *outputs)
 
-    def add(self, images: np.ndarray) -> np.ndarray:
-        """Takes the next images, uint8 [N, H, W, C]; returns the most likely class of each, [N]."""
-        features, log_p = self._extract(images)
-        self.moments = self.moments.merge(Moments.of(features))
-        self.splits.add(log_p)
-        self.count += len(images)
-        return log_p.argmax(axis=1)
-
-
-def measure(
-    network: FeatureNetwork, source: Source, *, batch_size: int, is_split_size: int
-) -> tuple[FeatureStatistics, float]:
-    """Statistics of a data set, batch by batch, and how often the most likely class is the label."""
-    statistics, agree = FeatureStatistics(network, is_split_size=is_split_size), 0
-    progress = Progress(f'real images of {source.name}', len(source), unit='image')
-    for start in range(0, len(source), batch_size):
-        batch = source.fetch(range(start, min(start + batch_size, len(source))))
-        agree += int(np.sum(statistics.add(batch['image']) == batch['label']))
-        progress.update(statistics.count)
-    return statistics, agree / len(source)
+    return extract
 
 
-def small_classifier(cache: Path, train: Source) -> FeatureNetwork:
-    """A small convolutional classifier of the data set itself, trained on its real images; not Inception.
+def inception(weights: str, cache: Path, *, batch_size: int) -> FeatureNetwork:
+    """The Inception network of published FIDs.
 
-    Its numbers compare models of one data set with each other, and with nothing published. It is trained when `cache`
-    does not hold it yet (for the digits a minute or less on a CPU), and kept there as an npz, so that every row of a
-    sweep is measured with the same weights.
+    Args:
+      weights: path of one of its public files; '' = the one in `cache`.
+      cache: of converted weights and of what is measured of real images.
+      batch_size: images at a time over all devices.
+
+    Raises:
+      UserError: when the weights are missing or damaged.
     """
-    # Halved until 2x2 to 3x3 positions are left, as the 8x8 digits are.
-    halvings = max(int(math.log2(min(train.image_shape[:2]))) - 1, 1)
-    network = SmallClassifier(
-        num_classes=train.num_classes,
-        width=WIDTHS['small_classifier'],
-        channels=(32, *[64] * (halvings - 1)),
-    )
-    what = train.name.partition('/')[0]
-    path = cache / f'{what}_classifier.npz'
-    if not path.exists():
-        _train(network, path, train)
-    params = _load(path, network, train.image_shape)
+    from cfg.evaluation.weights import load_inception
+    from cfg.models.inception import Inception
 
-    @jax.jit
-    def run(images):
-        # Scores must not move with the hardware's idea of a float32 product.
+    loaded = load_inception(weights, cache)
+    network = Inception()
+
+    def features(params, images):
+        # Published numbers are float32 throughout.
         with jax.default_matmul_precision('highest'):
-            features, logits = network.apply({'params': params}, to_float(images))
-        return features, jax.nn.log_softmax(logits)
-
-    def extract(images):
-        return tuple(np.asarray(x) for x in run(images))
+            output = network.apply({'params': params}, images)
+        return Features(output.pool, output.spatial, jax.nn.log_softmax(output.logits), None)
 
     return FeatureNetwork(
-        name=f'{what} classifier ({network.width} features; not Inception)',
-        sha256=sha256(params),
-        width=network.width,
-        extract=extract,
-        labels_match=True,
+        name=INCEPTION,
+        sha256=loaded.params_sha256,
+        file_sha256=loaded.file_sha256,
+        width=2048,
+        spatial_width=2023,
+        image_shape=INCEPTION_IMAGES,
+        extract=on_devices(features, loaded.params, batch_size=batch_size),
+        classifier=None,
+        cache=cache,
     )
-
-
-def _train(network: SmallClassifier, path: Path, source: Source, *, num_steps: int = 600, batch_size: int = 64) -> None:
-    """Trains the classifier, images shifted by up to a pixel, and writes it."""
-    schedule = optax.cosine_decay_schedule(3e-3, num_steps)
-    tx = optax.adamw(schedule, weight_decay=1e-2)
-
-    def shift(image, key):
-        padded = jnp.pad(image, ((1, 1), (1, 1), (0, 0)), constant_values=-1.0)
-        top, left = jax.random.randint(key, (2,), 0, 3)
-        return jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
-
-    @jax.jit
-    def step(params, opt_state, batch, index):
-        key = jax.random.fold_in(jax.random.key(0), index)
-        images = jax.vmap(shift)(to_float(batch['image']), jax.random.split(key, batch_size))
-
-        def loss_fn(params):
-            _, logits = network.apply({'params': params}, images, train=True, rngs={'dropout': key})
-            return jnp.mean(cross_entropy(logits, batch['label']))
-
-        grads = jax.grad(loss_fn)(params)
-        updates, opt_state = tx.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
-
-    params = network.init(jax.random.key(0), jnp.zeros((1, *source.image_shape)))['params']
-    opt_state = tx.init(params)
-    progress = Progress(f'classifier of {source.name}', num_steps, unit='step')
-    with contextlib.closing(train_batches(source, batch_size=batch_size, seed=0, start_step=0)) as batches:
-        for index in range(num_steps):
-            params, opt_state = step(params, opt_state, next(batches), index)
-            progress.update(index + 1)
-    _write(path, jax.tree.map(np.asarray, params))
-
-
-def _write(path: Path, params: Any) -> None:
-    """Writes arrays as npz, whole or not at all."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **traverse_util.flatten_dict(params, sep='/'))
-    write_whole(path, buffer.getvalue())
-
-
-def _load(path: Path, network: SmallClassifier, image_shape: tuple[int, int, int]) -> Any:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            flat = {name: file[name] for name in file.files}
-    except Exception as error:  # zipfile, zlib and numpy each raise their own kinds on a damaged file
-        raise UserError(
-            f'{path} cannot be read ({type(error).__name__}): delete it, and it is trained again.'
-        ) from error
-    params = traverse_util.unflatten_dict(flat, sep='/')
-    expected = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, *image_shape)))['params'])
-    if jax.tree.map(lambda x: x.shape, params) != jax.tree.map(lambda x: x.shape, expected):
-        raise UserError(f'{path} holds another network than this needs: delete it, and it is trained again.')
-    return params

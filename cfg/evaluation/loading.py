@@ -1,5 +1,6 @@
 """The networks and parameters that sampling and evaluation read from workdirs."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,10 +11,21 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from cfg import setup
+from cfg import parallel, setup
+from cfg.data.images import to_float
 from cfg.data.prepared import short_name
 from cfg.data.spec import DataSpec, data_spec
 from cfg.errors import UserError
+from cfg.evaluation.features import (
+    INCEPTION,
+    INCEPTION_IMAGES,
+    FeatureNetwork,
+    check_images,
+    default_cache,
+    inception,
+    on_devices,
+)
+from cfg.evaluation.small_classifier import small_classifier
 from cfg.generate import Model
 from cfg.training.checkpoints import FOLDER, Checkpoints
 from cfg.training.state import sha256
@@ -48,22 +60,37 @@ class Uncond:
         return sha256(self.params)
 
 
-def load_params(config: ConfigDict, workdir: Path, steps: Sequence[int], like: Any) -> tuple[dict[int, Any], float]:
-    """({step: parameters} of the checkpoints asked for, in that order; the p_uncond that they were trained with).
+def on_devices_with(params: Any, uncond: Uncond | None) -> Any:
+    """The parameters that the generator takes, on every device."""
+    return parallel.replicate(params if uncond is None else (params, uncond.params))
+
+
+def find_checkpoints(config: ConfigDict, workdir: Path, steps: Sequence[int]) -> dict[int, float]:
+    """{step: the p_uncond that it was trained with} of the checkpoints asked for, in that order; reads no parameters.
 
     Raises:
       UserError: when a checkpoint is missing, or was trained with another network or prediction than the config's.
     """
+    found = {}
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        params = {}
         for wanted in steps:
             step = checkpoints.find(wanted, 'The checkpoint of step')
             meta = checkpoints.meta(step)
             _check_kind(meta, 'model', workdir)
-            params[step] = checkpoints.restore_params(step, like, ema=config.sampling.ema, meta=meta)
             trained = meta['config']
             _check_same_model(setup.config_dict(config), trained, step, imported=bool(meta.get('imported')))
-    return params, trained['train']['p_uncond']
+            found[step] = trained['train']['p_uncond']
+    return found
+
+
+def load_params(workdir: Path, step: int, like: Any, *, ema: bool) -> Any:
+    """The parameters of a checkpoint, or their average.
+
+    Raises:
+      UserError: when it is of another architecture than `like`, or damaged.
+    """
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        return checkpoints.restore_params(step, like, ema=ema)
 
 
 def open_uncond(config: ConfigDict, image_shape: tuple[int, int, int]) -> Uncond | None:
@@ -153,6 +180,53 @@ def _spec_of_checkpoint(meta: dict[str, Any]) -> DataSpec:
     if seen is not None:
         return DataSpec(data['name'], tuple(seen['image_shape']), len(seen['class_names']))
     return data_spec(data['name'], data['image_size'], data_dir=data.get('dir', ''), crop=data.get('crop', 'area'))
+
+
+def open_features(
+    config: ConfigDict, workdir: Path | None, image_shape: tuple[int, int, int], what: str
+) -> FeatureNetwork:
+    """The feature network of a config, with the classifier of `config.eval.classifier_workdir` if there is one.
+
+    Args:
+      workdir: where the small classifier is kept.
+      image_shape: (H, W, C) of the images to come.
+      what: holds them, for the user.
+
+    Raises:
+      UserError: when it does not fit the images, or its weights are missing or damaged.
+    """
+    options = config.eval
+    if options.features == 'inception':
+        check_images(INCEPTION_IMAGES, image_shape, what, INCEPTION)
+        network = inception(options.weights, default_cache(options.cache_dir), batch_size=options.batch_size)
+    elif workdir is None:
+        raise UserError('config.eval.features=small_classifier is trained and kept in a workdir: give --workdir.')
+    else:
+        train = setup.open_source(config, 'train')
+        check_images(train.image_shape, image_shape, what, f'the small classifier of {train.name}')
+        network = small_classifier(workdir / 'features', train, batch_size=options.batch_size)
+    return _with_classifier(config, network, image_shape) if options.classifier_workdir else network
+
+
+def _with_classifier(config: ConfigDict, network: FeatureNetwork, image_shape: tuple[int, int, int]) -> FeatureNetwork:
+    """The same features, and classes of an imported noise-aware classifier, which is told that there is no noise."""
+    folder = config.eval.classifier_workdir
+    if not Path(folder).is_dir():
+        raise UserError(f'config.eval.classifier_workdir={folder} does not exist: give the workdir of a classifier.')
+    spec = DataSpec(config.data.name, image_shape, setup.spec_of(config).num_classes)
+    params = load_classifier(config, Path(folder), spec)
+    classifier = setup.build_classifier(config, spec)
+
+    def classes(params, images):
+        logsnr = jnp.full(len(images), config.diffusion.logsnr_max)
+        return jnp.argmax(classifier.apply({'params': params}, to_float(images), logsnr), axis=1)
+
+    run = on_devices(classes, params, batch_size=config.eval.batch_size)
+    return dataclasses.replace(
+        network,
+        extract=lambda images: network.extract(images)._replace(classes=run(images)),
+        classifier=f'imported classifier {sha256(params)[:16]}',
+    )
 
 
 def load_classifier(config: ConfigDict, workdir: Path, spec: DataSpec) -> Any:

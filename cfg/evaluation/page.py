@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cfg.evaluation.results import Curve, Row, Samples, floors, number
+from cfg.evaluation import comparison as side_by_side
+from cfg.evaluation.columns import Metric, percent, present, score_text
+from cfg.evaluation.comparison import Comparison
+from cfg.evaluation.results import Curve, Row, Samples, finite_sample_floors, floors, number
 
 SPRITE_COLUMNS = 10
 
@@ -30,6 +33,7 @@ def write_page(
     class_names: Sequence[str],
     plots: Sequence[Path],
     notices: Sequence[str],
+    comparison: Comparison | None = None,
 ) -> Path:
     """Writes the page.
 
@@ -41,6 +45,7 @@ def write_page(
         class_names: name of each label.
         plots: the PNG files of FID and IS against w, and of FID against IS.
         notices: sentences on what is missing.
+        comparison: our numbers beside the paper's; None leaves them out.
 
     Returns:
         `path`.
@@ -52,7 +57,10 @@ def write_page(
         'plot_against_w': _data_uri(plots[0].read_bytes()),
         'plot_fid_against_is': _data_uri(plots[1].read_bytes()),
         'curve_options': ''.join(f'<option value="{c.key}">{html.escape(c.label)}</option>' for c in curves),
+        'paper': side_by_side.to_html(comparison) if comparison else '',
+        'table_head': _table_head(curves),
         'table': _table(curves),
+        'table_hint': html.escape(_table_hint(curves)),
         'provenance': _provenance(curves),
         'data': _script_json(_viewer_data(curves, samples, class_names)),
     }
@@ -78,19 +86,13 @@ def sprite(images: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def score_text(value: float) -> str:
-    """A FID or inception score as the report writes it everywhere."""
-    if not math.isfinite(value):
-        return 'n/a'
-    return f'{value:.2f}' if abs(value) >= 1 else f'{value:.3g}'
-
-
 def _viewer_data(curves: Sequence[Curve], samples: Mapping[str, Samples], class_names: Sequence[str]) -> dict[str, Any]:
     """What the page's script needs: the points of each curve, and a sprite for each sample file."""
     sprites = {path: place for place, path in enumerate(samples)}
     labels = sorted({int(label) for shown in samples.values() for label in shown.labels})
     return {
         'columns': SPRITE_COLUMNS,
+        'accuracy': any(metric.key == 'accuracy' for metric in present(curves)),
         'classes': [{'label': label, 'name': _class_name(label, class_names)} for label in labels],
         'sprites': [
             {
@@ -110,7 +112,7 @@ def _viewer_data(curves: Sequence[Curve], samples: Mapping[str, Samples], class_
                         'w': row['w'],
                         'fid': score_text(number(row, 'fid')),
                         'inceptionScore': score_text(number(row, 'inception_score')),
-                        'accuracy': _percent(number(row, 'accuracy')),
+                        'accuracy': percent(number(row, 'accuracy')),
                         'count': f'{row["num_samples"]:,}',
                         'best': _marks(curve, place),
                         'sprite': sprites.get(row.get('samples')),
@@ -144,28 +146,56 @@ def _listed(items: Sequence[str]) -> str:
     return f'{", ".join(head)} and {last}' if head else last
 
 
+def _table_head(curves: Sequence[Curve]) -> str:
+    heads = ['step', 'w', *(metric.head for metric in present(curves)), 'samples']
+    return ''.join(f'<th scope="col">{html.escape(head)}</th>' for head in heads)
+
+
 def _table(curves: Sequence[Curve]) -> str:
-    """The rows of the table's body, and below them the floors of real data."""
-    lines = [_table_line(curve, place, row) for curve in curves for place, row in enumerate(curve.rows)]
-    lines += [
-        f'<tr class="floor"><th scope="row" colspan="2">Floor: {html.escape(label)}</th>'
-        f'<td>{score_text(number(row, "floor_fid"))}</td><td>{score_text(number(row, "floor_inception_score"))}</td>'
-        '<td></td><td></td></tr>'
-        for label, row in floors(curves).items()
-    ]
+    """The rows of the table's body, and below them the floors: of real data, and of so many samples."""
+    metrics = present(curves)
+    lines = [_table_line(curve, place, row, metrics) for curve in curves for place, row in enumerate(curve.rows)]
+    for label, row in floors(curves).items():
+        values = {metric.key: number(row, f'floor_{metric.key}') for metric in metrics}
+        lines.append(_floor_line(f'Floor: {label}', values))
+    for count, value in finite_sample_floors(curves):
+        label = f"Floor of {count:,} samples: as many draws of a Gaussian with the reference's own moments"
+        lines.append(_floor_line(label, {metric.key: math.nan for metric in metrics} | {'fid': value}))
     return '\n'.join(lines)
 
 
-def _table_line(curve: Curve, place: int, row: Row) -> str:
+def _floor_line(label: str, values: Mapping[str, float]) -> str:
+    """A line of the table; a value that does not exist is an empty cell."""
+    texts = {'accuracy': percent}
+    cells = [texts.get(key, score_text)(value) if math.isfinite(value) else '' for key, value in values.items()]
+    return (
+        f'<tr class="floor"><th scope="row" colspan="2">{html.escape(label)}</th>'
+        + ''.join(f'<td>{cell}</td>' for cell in [*cells, ''])
+        + '</tr>'
+    )
+
+
+def _table_hint(curves: Sequence[Curve]) -> str:
+    keys = {metric.key for metric in present(curves)}
+    parts = ['Best (a star on narrow screens): the lowest FID and the highest IS of each curve.']
+    if 'precision' in keys:
+        parts.append('Precision: the share of samples within the manifold of real images; recall: the reverse (k = 3).')
+    if 'kid' in keys:
+        parts.append('KID: with the standard error of its mean over subsets.')
+    if 'accuracy' in keys:
+        parts.append('Accuracy: the share of samples that a classifier assigns to their intended class.')
+    return ' '.join(parts)
+
+
+def _table_line(curve: Curve, place: int, row: Row, metrics: Sequence[Metric]) -> str:
     marks = _marks(curve, place)
     classes = ['best'] * bool(marks) + ['group'] * (place == 0)
     label = html.escape(curve.label.removeprefix('step '))
     link = f'<a href="#step={curve.key}&amp;w={row["w"]:g}" title="Show these samples">{row["w"]:g}</a>'
+    names = {'fid': 'FID', 'inception_score': 'IS'}
     cells = [
         link,
-        _BADGE * ('FID' in marks) + score_text(number(row, 'fid')),
-        _BADGE * ('IS' in marks) + score_text(number(row, 'inception_score')),
-        _percent(number(row, 'accuracy')),
+        *(_BADGE * (names.get(metric.key) in marks) + html.escape(metric.show(row)) for metric in metrics),
         f'{row["num_samples"]:,}',
     ]
     return (
@@ -186,12 +216,16 @@ def _provenance(curves: Sequence[Curve]) -> str:
     getters = {
         'Features': lambda row: row['features'],
         'Features SHA-256': lambda row: row.get('features_sha256'),
+        'Weight file SHA-256': lambda row: row.get('features_file_sha256'),
         'Reference': lambda row: row.get('reference'),
+        'Reference SHA-256': lambda row: row.get('reference_sha256'),
         'Floor': lambda row: row.get('floor'),
         'Sampling': lambda row: _pairs(row.get('sampling')),
         'Seed': lambda row: row.get('seed'),
         'Labels': lambda row: row.get('labels'),
         'EMA parameters': lambda row: row.get('ema'),
+        'p_uncond of training': lambda row: row.get('p_uncond'),
+        'Config SHA-256': lambda row: row.get('config_sha256'),
         'Parameters SHA-256': lambda row: row.get('params_sha256'),
         'Versions': lambda row: _pairs(row.get('versions')),
         'Last evaluated': lambda row: None,
@@ -226,10 +260,6 @@ def _word(value: Any) -> str:
 
 def _pairs(values: Mapping[str, Any] | None) -> str | None:
     return ', '.join(f'{name} {_word(value)}' for name, value in values.items()) if values else None
-
-
-def _percent(value: float) -> str:
-    return f'{100 * value:.1f}%' if math.isfinite(value) else 'n/a'
 
 
 def _data_uri(png: bytes) -> str:

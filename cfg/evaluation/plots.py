@@ -13,7 +13,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
-from cfg.evaluation import page
+from cfg.evaluation.columns import score_text
+from cfg.evaluation.paper import PaperCurve, PaperTable
 from cfg.evaluation.results import Curve, floors, number
 
 # The last curve (the final checkpoint) always takes the first of these.
@@ -32,10 +33,15 @@ _LOG_RATIO = 8.0
 _LEGEND_CHARACTERS = 78  # a line of the legend, in the width of a plot
 
 
-def plot_against_w(path: Path, curves: Sequence[Curve]) -> None:
-    """Draws FID and inception score against w, one above the other."""
+def plot_against_w(path: Path, curves: Sequence[Curve], paper: PaperTable | None = None) -> None:
+    """Draws FID and inception score against w, one above the other; the paper's curves too, if there are any."""
+    save(figure_against_w(curves, paper), path)
+
+
+def figure_against_w(curves: Sequence[Curve], paper: PaperTable | None) -> Figure:
+    """The figure of `plot_against_w`."""
     floor_style = {'color': MUTED, 'linestyle': '--', 'linewidth': 1.1}
-    figure = _figure(_legend_entries(curves, Line2D([], [], **floor_style)))
+    figure = _figure(_legend_entries(curves, Line2D([], [], **floor_style), paper))
     upper, lower = figure.subplots(2, 1, sharex=True)
     for axes, name in ((upper, 'fid'), (lower, 'inception_score')):
         for curve, style in zip(curves, _styles(len(curves)), strict=True):
@@ -43,6 +49,8 @@ def plot_against_w(path: Path, curves: Sequence[Curve]) -> None:
             axes.plot(w, values, **style)
             if curve.best_fid is not None:
                 _mark_best(axes, w[curve.best_fid], values[curve.best_fid], style['color'])
+        for theirs, style in _paper_styles(curves, paper):
+            axes.plot(theirs.w, getattr(theirs, name), **style)
         for floor in floors(curves).values():
             axes.axhline(number(floor, f'floor_{name}'), zorder=1, **floor_style)
         _tidy(axes)
@@ -51,14 +59,20 @@ def plot_against_w(path: Path, curves: Sequence[Curve]) -> None:
     upper.set_ylabel('FID (lower is better)', color=INK)
     lower.set_ylabel('inception score (higher is better)', color=INK)
     lower.set_xlabel('guidance strength w (asinh scale; 0 is not guided)', color=INK)
-    _scale_fid(upper, curves)
-    _scale_w(lower, sorted({w for curve in curves for w in curve.values('w')}))
-    save(figure, path)
+    _scale_fid(upper, curves, paper)
+    theirs = paper.curves if paper else ()
+    _scale_w(lower, sorted({w for curve in curves for w in curve.values('w')} | {w for c in theirs for w in c.w}))
+    return figure
 
 
-def plot_fid_against_is(path: Path, curves: Sequence[Curve]) -> None:
-    """Draws FID against inception score, a point for each w."""
-    figure = _figure(_legend_entries(curves, Line2D([], [], **_FLOOR_POINT)))
+def plot_fid_against_is(path: Path, curves: Sequence[Curve], paper: PaperTable | None = None) -> None:
+    """Draws FID against inception score, a point for each w (Fig. 4 and 5); the paper's curves too, if any."""
+    save(figure_fid_against_is(curves, paper), path)
+
+
+def figure_fid_against_is(curves: Sequence[Curve], paper: PaperTable | None) -> Figure:
+    """The figure of `plot_fid_against_is`."""
+    figure = _figure(_legend_entries(curves, Line2D([], [], **_FLOOR_POINT), paper))
     axes = figure.subplots()
     styles = _styles(len(curves))
     for curve, style in zip(curves, styles, strict=True):
@@ -66,18 +80,20 @@ def plot_fid_against_is(path: Path, curves: Sequence[Curve]) -> None:
         axes.plot(scores, fids, **style)
         if curve.best_fid is not None:
             _mark_best(axes, scores[curve.best_fid], fids[curve.best_fid], style['color'])
+    for theirs, style in _paper_styles(curves, paper):
+        axes.plot(theirs.inception_score, theirs.fid, **style)
     for floor in floors(curves).values():
         axes.plot(number(floor, 'floor_inception_score'), number(floor, 'floor_fid'), **_FLOOR_POINT)
     _tidy(axes)
     axes.margins(0.09)
     axes.set_xlabel('inception score (higher is better)', color=INK)
     axes.set_ylabel('FID (lower is better)', color=INK)
-    _scale_fid(axes, curves)
+    _scale_fid(axes, curves, paper)
     # The labels are placed in pixels, so the layout has to be final before.
     FigureCanvasAgg(figure).draw()
     figure.set_layout_engine('none')
-    _annotate_w(axes, curves, [style['color'] for style in styles])
-    save(figure, path)
+    _annotate_w(axes, curves, [style['color'] for style in styles], paper)
+    return figure
 
 
 _FLOOR_POINT = {'marker': 'X', 'markersize': 8, 'color': MUTED, 'linestyle': 'none', 'markeredgecolor': 'white'}
@@ -97,6 +113,38 @@ def _styles(count: int) -> list[dict]:
     ]
 
 
+# Of the paper's curves: one that has a curve of ours beside it takes its colour, the others these.
+_PAPER_COLOURS = ('#8a939c', '#b9a27a', '#93b0a0')
+_PAPER_MARKERS = ('o', 's', '^')
+
+
+def _paper_styles(curves: Sequence[Curve], paper: PaperTable | None) -> list[tuple[PaperCurve, dict]]:
+    """The paper's curves, thin and with hollow points, behind ours."""
+    if paper is None:
+        return []
+    colours = {}
+    for curve, style in zip(curves, _styles(len(curves)), strict=True):
+        match = paper.match(curve)
+        if match is not None:
+            colours[match.setting] = style['color']  # the last one is the final checkpoint
+    return [
+        (
+            theirs,
+            {
+                'color': colours.get(theirs.setting, _PAPER_COLOURS[place % len(_PAPER_COLOURS)]),
+                'marker': _PAPER_MARKERS[place % len(_PAPER_MARKERS)],
+                'markersize': 4.5,
+                'markerfacecolor': 'white',
+                'linestyle': (0, (4, 2)),
+                'linewidth': 1.0,
+                'zorder': 1.8,
+                'label': f'paper, {theirs.label}',
+            },
+        )
+        for place, theirs in enumerate(paper.curves)
+    ]
+
+
 def _mark_best(axes: Axes, x: float, y: float, colour: str) -> None:
     axes.plot(x, y, marker='*', markersize=15, color=colour, markeredgecolor='white', markeredgewidth=1.0, zorder=4)
 
@@ -109,10 +157,11 @@ def _tidy(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def _scale_fid(axes: Axes, curves: Sequence[Curve]) -> None:
+def _scale_fid(axes: Axes, curves: Sequence[Curve], paper: PaperTable | None) -> None:
     """Makes the y axis logarithmic where FID spans so much that a linear one would hide the small values."""
     fids = np.concatenate([curve.values('fid') for curve in curves])
     fids = np.append(fids, [number(floor, 'floor_fid') for floor in floors(curves).values()])
+    fids = np.concatenate([fids, *(curve.fid for curve in (paper.curves if paper else ()))])
     fids = fids[np.isfinite(fids)]
     if not len(fids) or fids.min() <= 0 or fids.max() / fids.min() < _LOG_RATIO:
         axes.yaxis.set_major_locator(MaxNLocator(6))
@@ -139,15 +188,19 @@ def _scale_w(axes: Axes, ws: Sequence[float]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
 
 
-def _legend_entries(curves: Sequence[Curve], floor: Line2D) -> list[tuple[Line2D, str]]:
+def _legend_entries(curves: Sequence[Curve], floor: Line2D, paper: PaperTable | None) -> list[tuple[Line2D, str]]:
     """The handles and labels of the legend; `floor` is how the plot draws the floors of real data."""
     entries = []
     for curve, style in zip(curves, _styles(len(curves)), strict=True):
         best = curve.rows[curve.best_fid] if curve.best_fid is not None else None
-        note = f' (best FID {page.score_text(best["fid"])} at w = {best["w"]:g})' if best else ''
+        note = f' (best FID {score_text(best["fid"])} at w = {best["w"]:g})' if best else ''
         entries.append((Line2D([], [], **style), curve.label + note))
     star = Line2D([], [], marker='*', markersize=12, color=INK, markeredgecolor='white', linestyle='none')
     entries.append((star, 'best FID of the curve'))
+    for theirs, style in _paper_styles(curves, paper):
+        best_fid, w = theirs.fid[theirs.best_fid], theirs.w[theirs.best_fid]
+        note = f' (best FID {score_text(best_fid)} at w = {w:g})'
+        entries.append((Line2D([], [], **style), style['label'] + note))
     entries += [(floor, f'floor: {label}') for label in floors(curves)]
     return [
         (handle, textwrap.fill(label, _LEGEND_CHARACTERS, break_on_hyphens=False, break_long_words=False))
@@ -164,12 +217,13 @@ def _figure(legend: Sequence[tuple[Line2D, str]]) -> Figure:
     return figure
 
 
-def _annotate_w(axes: Axes, curves: Sequence[Curve], colours: Sequence[str]) -> None:
+def _annotate_w(axes: Axes, curves: Sequence[Curve], colours: Sequence[str], paper: PaperTable | None) -> None:
     """Writes w beside the points where there is room: the ends first, then the best, then the others."""
     canvas = FigureCanvasAgg(axes.figure)
     renderer = canvas.get_renderer()
-    tracks = [_pixels(axes, curve) for curve in curves]
-    taken = [_around(point, 5 if at_point else 2) for track in tracks for point, at_point in _along(track)]
+    tracks = [_pixels(axes, curve.values('inception_score'), curve.values('fid')) for curve in curves]
+    theirs = [_pixels(axes, curve.inception_score, curve.fid) for curve in (paper.curves if paper else ())]
+    taken = [_around(point, 5 if at_point else 2) for track in tracks + theirs for point, at_point in _along(track)]
     unit = axes.figure.dpi / 72
     jobs = []
     for curve, track, colour in zip(curves, tracks, colours, strict=True):
@@ -210,9 +264,9 @@ _SIDES = (
 )
 
 
-def _pixels(axes: Axes, curve: Curve) -> np.ndarray:
-    """The curve's points in pixels of the figure, [len(rows), 2]."""
-    return axes.transData.transform(np.stack([curve.values('inception_score'), curve.values('fid')], axis=1))
+def _pixels(axes: Axes, scores: np.ndarray, fids: np.ndarray) -> np.ndarray:
+    """A curve's points in pixels of the figure, [N, 2]."""
+    return axes.transData.transform(np.stack([scores, fids], axis=1))
 
 
 def _along(track: np.ndarray) -> list[tuple[np.ndarray, bool]]:

@@ -13,8 +13,13 @@ from matplotlib.figure import Figure
 
 from cfg.data.grids import mosaic
 from cfg.errors import UserError
+from cfg.evaluation import comparison as side_by_side
 from cfg.evaluation import page, plots
+from cfg.evaluation.columns import present, score_text
+from cfg.evaluation.latex import Cell, tabular
+from cfg.evaluation.paper import paper_table
 from cfg.evaluation.results import (
+    RESULTS_FILE,
     Curve,
     Row,
     Samples,
@@ -23,7 +28,7 @@ from cfg.evaluation.results import (
     load_samples,
     mixed_order,
     number,
-    read_rows,
+    read_results,
 )
 
 _MAX_PANELS = 6
@@ -51,12 +56,14 @@ def write_report(
     grid_w: Sequence[float],
     grid_shape: tuple[int, int],
     one_class: int,
+    paper: str = '',
+    others: Sequence[str | Path] = (),
 ) -> Path:
-    """Writes the report of `workdir`/results.jsonl to `workdir`/report.
+    """Writes the report of a workdir's results to `workdir`/report.
 
-    The folder then holds fid_is_vs_w.png, fid_vs_is.png, table.csv, index.html and, where sample files are
-    left, grid_random_classes.png and grid_one_class.png of the last step; the grids of each earlier step
-    have the step in their name (..._step000300.png).
+    The folder then holds fid_is_vs_w.png, fid_vs_is.png, table.csv, table.tex, index.html and, where sample files
+    are left, grid_random_classes.png and grid_one_class.png of the last step; the grids of each earlier step
+    have the step in their name (..._step000300.png). With `paper`, paper_table.csv and paper_table.tex too.
 
     Args:
         workdir: folder of results.jsonl; the paths of sample files in it are relative to this folder.
@@ -66,30 +73,37 @@ def write_report(
             has samples, the panels are of up to six of those that have.
         grid_shape: rows and columns of a panel.
         one_class: label of the samples of grid_one_class.png.
+        paper: name of the paper's table to set beside our numbers; '' = none.
+        others: workdirs whose results are in this report too, e.g. of models of another p_uncond.
 
     Returns:
         The path of index.html.
 
     Raises:
-        UserError: there are no results, results.jsonl is damaged, or `one_class` is not a label.
+        UserError: there are no results, a file of them is damaged, `one_class` is not a label, or there is no such
+            table.
     """
     workdir = Path(workdir)
     if not 0 <= one_class < len(class_names):
         raise UserError(f'one_class is {one_class}, which is not a label: give one from 0 to {len(class_names) - 1}.')
-    rows = read_rows(workdir / 'results.jsonl')
+    table = paper_table(paper) if paper else None
+    rows = [row for folder in (*others, workdir) for row in _rows_of(Path(folder), own=folder is workdir)]
     complete = [row for row in rows if is_complete(row)]
-    if not complete:
-        raise UserError(f'{workdir / "results.jsonl"} has no complete row: run --mode=eval first.')
     curves = group_curves(complete)
+    compared = side_by_side.compare(table, curves) if table else None
     output = workdir / 'report'
     output.mkdir(exist_ok=True)
 
     write_table(output / 'table.csv', curves)
-    plots.plot_against_w(output / 'fid_is_vs_w.png', curves)
-    plots.plot_fid_against_is(output / 'fid_vs_is.png', curves)
+    write_tex(output / 'table.tex', curves)
+    plots.plot_against_w(output / 'fid_is_vs_w.png', curves, table)
+    plots.plot_fid_against_is(output / 'fid_vs_is.png', curves, table)
+    if compared:
+        side_by_side.write_csv(output / 'paper_table.csv', compared)
+        side_by_side.write_tex(output / 'paper_table.tex', compared)
 
     picked = _pick_all(workdir, curves, grid_shape=grid_shape, one_class=one_class)
-    notices = _incomplete_notice(len(rows) - len(complete)) + _missing_notice(curves, picked)
+    notices = _incomplete_notice(len(rows) - len(complete)) + _missing_notice(curves, picked) + _warnings(curves)
     for curve in _curve_of_each_step(curves, picked):
         suffix = '' if curve.step == curves[-1].step else f'_step{curve.step:06d}'
         panels = _panel_rows(curve, picked, grid_w)
@@ -112,7 +126,40 @@ def write_report(
         class_names=class_names,
         plots=(output / 'fid_is_vs_w.png', output / 'fid_vs_is.png'),
         notices=notices,
+        comparison=compared,
     )
+
+
+def _rows_of(workdir: Path, *, own: bool) -> list[Row]:
+    """The rows of a workdir; the sample files of another one get their whole path."""
+    rows = read_results(workdir)
+    if not any(is_complete(row) for row in rows):
+        raise UserError(f'{workdir / RESULTS_FILE} has no complete row: run --mode=eval first.')
+    if own:
+        return rows
+    return [row | {'samples': str(workdir.resolve() / row['samples'])} if row.get('samples') else row for row in rows]
+
+
+def write_tex(path: Path, curves: Sequence[Curve]) -> None:
+    """Writes the metrics of all rows for LaTeX; the lowest FID and the highest inception score of a curve are bold."""
+    metrics = present(curves)
+    heads = [[Cell(''), Cell('w'), *(Cell(metric.head) for metric in metrics), Cell('samples')]]
+    groups = []
+    for curve in curves:
+        best = {'fid': curve.best_fid, 'inception_score': curve.best_inception_score}
+        groups.append(
+            [
+                [
+                    Cell(curve.label if place == 0 else ''),
+                    Cell(f'{row["w"]:g}'),
+                    *(Cell(metric.show(row), bold=best.get(metric.key) == place) for metric in metrics),
+                    Cell(f'{row["num_samples"]:,}'),
+                ]
+                for place, row in enumerate(curve.rows)
+            ]
+        )
+    notes = dict.fromkeys(f'{row["features"]}; {row.get("reference")}.' for curve in curves for row in curve.rows)
+    path.write_text(tabular('lr' + 'r' * (len(metrics) + 1), heads, groups, [*notes]), encoding='utf-8')
 
 
 def write_table(path: Path, curves: Sequence[Curve]) -> None:
@@ -154,7 +201,7 @@ def draw_grid(path: Path, panels: Sequence[tuple[Row, Samples]], shape: tuple[in
         place = (y + height) / total[1]
         name = f'w = {row["w"]:g}' + (' (not guided)' if row['w'] == 0 else '')
         scores = '   '.join(
-            f'{short} {page.score_text(number(row, key))}'
+            f'{short} {score_text(number(row, key))}'
             for short, key in (('FID', 'fid'), ('IS', 'inception_score'))
             if key in row
         )
@@ -211,6 +258,21 @@ def _sampled(curve: Curve, picked: Mapping[str, _Picked]) -> int:
 
 def _incomplete_notice(count: int) -> list[str]:
     return [f'Rows of results.jsonl that lack a score are left out: {count}.'] if count else []
+
+
+def _warnings(curves: Sequence[Curve]) -> list[str]:
+    """The warnings of the rows, each once, with the rows that it is of where it is not of all."""
+    rows = [(curve, row) for curve in curves for row in curve.rows]
+    notices = []
+    for text in dict.fromkeys(text for _, row in rows for text in row.get('warnings') or ()):
+        ws: dict[str, list[str]] = {}
+        for curve, row in rows:
+            if text in (row.get('warnings') or ()):
+                ws.setdefault(curve.label, []).append(f'{row["w"]:g}')
+        everywhere = sum(map(len, ws.values())) == len(rows)
+        where = '; '.join(f'{label}: w = {", ".join(values)}' for label, values in ws.items())
+        notices.append(text if everywhere else f'{text} ({where})')
+    return notices
 
 
 def _missing_notice(curves: Sequence[Curve], picked: Mapping[str, _Picked]) -> list[str]:

@@ -31,6 +31,8 @@ def write(config: ConfigDict, workdir: Path) -> Path:
         grid_w=tuple(config.report.w),
         grid_shape=tuple(config.report.grid_shape),
         one_class=config.report.one_class,
+        paper=config.report.paper,
+        others=tuple(config.report.workdirs),
     )
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +15,12 @@ from cfg.errors import UserError
 
 Row = dict[str, Any]
 
+RESULTS_FILE = 'results.jsonl'
+
 REQUIRED_KEYS = ('step', 'w', 'fid', 'inception_score', 'num_samples', 'features')
 
 # What tells one curve from another, apart from the step and the entries of 'sampling'.
-_SETTING_KEYS = ('features', 'reference', 'labels', 'ema', 'seed', 'num_samples', 'is_split_size')
+_SETTING_KEYS = ('p_uncond', 'features', 'reference', 'labels', 'ema', 'seed', 'num_samples', 'is_split_size')
 # These differ between steps by nature, so a label names them only where it would be ambiguous without.
 _HASH_KEYS = ('params_sha256', 'features_sha256', 'reference_sha256')
 
@@ -93,6 +96,32 @@ def read_rows(path: str | Path) -> list[Row]:
     return rows
 
 
+def read_results(workdir: str | Path) -> list[Row]:
+    """The rows of `results.jsonl` and of every `results.job*.jsonl` beside it, in that order, each measurement once.
+
+    Rows that agree under 'identity' are one measurement, and the first of them counts; a row without is one of its own.
+
+    Returns:
+        [] where there is no such file.
+
+    Raises:
+        UserError: as in `read_rows`.
+    """
+    workdir = Path(workdir)
+    main = workdir / RESULTS_FILE
+    paths = [main] * main.exists() + sorted(workdir.glob('results.job*.jsonl'), key=_by_numbers)
+    found: dict[Any, Row] = {}
+    for path in paths:
+        for row in read_rows(path):
+            found.setdefault(row.get('identity', len(found)), row)
+    return list(found.values())
+
+
+def _by_numbers(path: Path) -> list[int]:
+    """job2of10 before job10of10."""
+    return [int(number) for number in re.findall(r'\d+', path.name)]
+
+
 def is_complete(row: Row) -> bool:
     """Whether the row has all that a report cannot do without."""
     return all(key in row for key in REQUIRED_KEYS)
@@ -132,6 +161,12 @@ def floors(curves: Sequence[Curve]) -> dict[str, Row]:
         label = row.get('floor') or 'real data'
         found[f'{label}, {row["features"]}' if several else label] = row
     return found
+
+
+def finite_sample_floors(curves: Sequence[Curve]) -> list[tuple[int, float]]:
+    """(number of samples, the FID that so many draws of a Gaussian with the reference's own moments would score)."""
+    rows = [row for curve in curves for row in curve.rows if math.isfinite(number(row, 'finite_sample_fid'))]
+    return list(dict.fromkeys((int(row['num_samples']), number(row, 'finite_sample_fid')) for row in rows))
 
 
 def load_samples(path: Path) -> Samples | None:
@@ -219,8 +254,10 @@ def _phrase(name: str, value: Any) -> str:
         return str(value)
     if name == 'num_samples':
         return f'{value:,} samples'
+    if name == 'p_uncond':
+        return f'p_uncond = {value:g}' if value is not None else 'p_uncond unknown'
     if name == 'num_steps':
-        return f'{value} sampling steps'
+        return f'T = {value}'
     if isinstance(value, bool):
         return name if value else f'no {name}'
     return f'{name} {value}'

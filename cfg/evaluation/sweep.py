@@ -1,324 +1,274 @@
-"""The sweep of `--mode=eval` over checkpoints and w, and the samples of `--mode=sample`."""
+"""The sweep of `--mode=eval`: every metric of any product of checkpoints, T, seeds and w, each row measured once.
 
+A row is measured in a folder of its own under `unfinished/`, from where a process that died goes on in the middle of
+it. A finished row is one line of the results file of the job that measured it.
+"""
+
+import contextlib
+import copy
 import datetime
 import hashlib
-import importlib.metadata
-import io
+import itertools
 import json
 import logging
-import os
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
-from cfg import parallel, setup
+from cfg import setup
 from cfg.data.source import Source
+from cfg.data.spec import DataSpec
 from cfg.errors import UserError
-from cfg.evaluation import metrics, report
-from cfg.evaluation.features import FeatureNetwork, FeatureStatistics, feature_width, measure, open_features
-from cfg.evaluation.loading import Uncond, check_data, check_guidable, load_params, open_uncond, spec_of_run
-from cfg.evaluation.results import Row, Samples, read_rows
-from cfg.evaluation.statistics import Moments
-from cfg.files import lock, write_whole
-from cfg.generate import draw_labels
+from cfg.evaluation import loading, references
+from cfg.evaluation.measurement import Measurement
+from cfg.evaluation.results import Row, read_results
+from cfg.evaluation.rows import append, digest, repair, results_path, table, versions
+from cfg.evaluation.sample_files import write_samples
+from cfg.evaluation.scoring import score, warnings
+from cfg.files import lock
+from cfg.generate import Generator, draw_labels
 from cfg.progress import Progress
-from cfg.training.state import sha256
+from cfg.stopping import StopSignal
 
 log = logging.getLogger('cfg')
 
-RESULTS_FILE = 'results.jsonl'
-SAMPLES_FOLDER = 'samples'
-LIBRARIES = ('jax', 'jaxlib', 'flax', 'numpy')
+UNFINISHED = 'unfinished'
+
+# Fields that say how the work is divided, and not what is measured.
+DIVISION = ('job', 'save_seconds')
+
+
+class Point(NamedTuple):
+    """One point of the product that a sweep is."""
+
+    step: int
+    ema: bool
+    num_steps: int
+    seed: int
+    w: float
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> None:
-    """FID and inception score of every (checkpoint, w) that results.jsonl does not hold yet.
-
-    Prints the table of the rows asked for.
+    """All metrics of every row of the sweep that no results file holds yet; prints the table of the rows asked for.
 
     Raises:
       UserError: on input that does not fit, before any sample is drawn.
+      SystemExit: on SIGTERM or Ctrl-C, after what is measured was saved.
     """
-    with lock(workdir, 'eval'):
-        _evaluate(config, workdir)
+    job = setup.parse_job(config.eval.job)
+    part = results_path(workdir, job).stem
+    with lock(workdir, 'eval', part=part), StopSignal() as stop:
+        _Sweep(config, workdir, job, stop).run()
 
 
-def _evaluate(config: ConfigDict, workdir: Path) -> None:
-    options = config.eval
-    source = setup.open_source(config)
-    network = setup.build_network(config, source)
-    width = feature_width(options.features)
-    if options.num_samples <= width:
-        raise UserError(
-            f'config.eval.num_samples={options.num_samples} must be more than the {width} features of '
-            f'{options.features!r}: with fewer samples their covariance is singular and FID means nothing.'
+class _Sweep:
+    """What all rows share, opened and checked before the first one is measured."""
+
+    def __init__(self, config: ConfigDict, workdir: Path, job: tuple[int, int], stop: StopSignal):
+        self._config, self._workdir, self._stop = config, workdir, stop
+        options = config.eval
+        source = setup.open_source(config) if not options.reference else None
+        self._spec: DataSpec | Source = source or loading.spec_of_run(config, workdir)
+        self._network = setup.build_network(config, self._spec)
+        self._uncond = loading.open_uncond(config, self._spec.image_shape)
+        self._generators: dict[int, Generator] = {}
+        self._params: tuple[tuple[int, bool] | None, Any] = (None, None)
+        self.p_uncond = loading.find_checkpoints(config, workdir, options.steps or (-1,))
+        for p_uncond in self.p_uncond.values():
+            loading.check_guidable(options.w, p_uncond, self._uncond)
+        if source is not None:
+            loading.check_data(config, workdir)
+        self._generator(config.sampling.num_steps)  # says whether the batch fits the devices
+        self._results = results_path(workdir, job)
+        repair(self._results)
+        self._features = loading.open_features(
+            config, workdir, self._spec.image_shape, f'The data set {self._spec.name}'
         )
-    uncond = open_uncond(config, source.image_shape)
-    generator = setup.make_generator(
-        config, source, network, batch_size=config.sampling.batch_size, uncond=uncond and uncond.model
-    )
-    params, p_uncond = load_params(config, workdir, options.steps or (-1,), setup.abstract_params(network, source))
-    check_guidable(options.w, p_uncond, uncond)
-    check_data(config, workdir)
-    results = workdir / RESULTS_FILE
-    done = repair(results)
-
-    features = open_features(options.features, workdir / 'features', setup.open_source(config, 'train'))
-    digests = {step: sha256(tree) for step, tree in params.items()}
-    asked = [
-        _identity(config, features, source, uncond, step=step, w=w, params_sha256=digests[step])
-        for step in params
-        for w in dict.fromkeys(float(w) for w in options.w)
-    ]
-    todo = [row for row in asked if not any(row.items() <= old.items() for old in done)]
-    log.info('%d of the %d rows of the sweep are to be done.', len(todo), len(asked))
-
-    if todo:
-        reference, facts = _reference(config, source, features)
-    labels = draw_labels(
-        options.labels, num_samples=options.num_samples, num_classes=source.num_classes, seed=config.sampling.seed
-    )
-    progress = Progress('eval', len(todo) * len(labels), unit='sample')
-    on_device, step_on_device, failures = None, None, []
-    for number, identity in enumerate(todo):
-        if step_on_device != identity['step']:
-            step_on_device = identity['step']
-            on_device = _on_devices(params[step_on_device], uncond)
-        begin = time.monotonic()
-        try:
-            measured, kept = _measure_row(
-                generator(on_device, labels, identity['w']),
-                features,
-                reference,
-                is_split_size=options.is_split_size,
-                keep=options.keep_samples,
-                report_done=lambda n, number=number, row=identity: progress.update(
-                    number * len(labels) + n, f'step {row["step"]}, w = {row["w"]:g}'
-                ),
-            )
-        except UserError as error:  # one bad row is no reason to lose the others
-            failures.append(f'step {identity["step"]}: {error}')
-            log.warning('%s', failures[-1])
-            continue
-        row = identity | measured | facts | {'p_uncond': p_uncond, 'device': jax.devices()[0].device_kind}
-        row['samples'] = _write_samples(workdir, _file_name(identity), kept, labels[: len(kept)])
-        row['versions'] = {name: importlib.metadata.version(name) for name in LIBRARIES}
-        row['seconds'] = round(time.monotonic() - begin, 3)
-        row['finished'] = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
-        append(results, row)
-    print(table([old for old in repair(results) if any(row.items() <= old.items() for row in asked)]))
-    if failures:
-        raise UserError(f'{len(failures)} of {len(asked)} rows could not be measured; the first: {failures[0]}')
-
-
-def sample(config: ConfigDict, workdir: Path) -> None:
-    """Samples of one checkpoint at each w of `config.sampling.w`: an npz for each, and one PNG of all.
-
-    Raises:
-      UserError: on input that does not fit, before any sample is drawn.
-    """
-    options = config.sampling
-    source = spec_of_run(config, workdir)
-    network = setup.build_network(config, source)
-    classes = tuple(options.labels) or tuple(range(source.num_classes))
-    for label in classes:
-        if not 0 <= label < source.num_classes:
-            raise UserError(
-                f'config.sampling.labels holds {label}, but the classes of {source.name} are '
-                f'0 to {source.num_classes - 1}: choose among them.'
-            )
-    labels = np.resize(np.array(classes, np.int32), options.num_samples)
-    uncond = open_uncond(config, source.image_shape)
-    generator = setup.make_generator(
-        config, source, network, batch_size=options.batch_size, uncond=uncond and uncond.model
-    )
-    loaded, p_uncond = load_params(config, workdir, (options.step,), setup.abstract_params(network, source))
-    check_guidable(options.w, p_uncond, uncond)
-    ((step, params),) = loaded.items()
-    params = _on_devices(params, uncond)
-    settings = json.dumps([setup.config_dict(config)[part] for part in ('sampling', 'diffusion', 'model')])
-    digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
-    progress = Progress('sample', len(options.w) * len(labels), unit='sample')
-    panels = []
-    for number, w in enumerate(options.w):
-        images = []
-        for batch in generator(params, labels, w):
-            images.append(batch.images)
-            progress.update(number * len(labels) + batch.start + len(batch.images), f'w = {w:g}')
-        images = np.concatenate(images)
-        print(workdir / _write_samples(workdir, f'sample_step{step:08d}_w{w:g}_{digest}.npz', images, labels))
-        panels.append(({'w': float(w)}, Samples(images, labels)))
-    columns = min(len(labels), max(len(classes), 8), 10)
-    rows = min(-(-len(labels) // columns), 10)
-    path = workdir / SAMPLES_FOLDER / f'sample_step{step:08d}_{digest}.png'
-    report.draw_grid(path, panels, (rows, columns), f'step {step}: a cell has the same seed and class in every panel')
-    print(path)
-
-
-def _on_devices(params: Any, uncond: Uncond | None) -> Any:
-    """The parameters that the generator takes, on every device."""
-    return parallel.replicate(params if uncond is None else (params, uncond.params))
-
-
-def _reference(config: ConfigDict, source: Source, features: FeatureNetwork) -> tuple[Moments, Row]:
-    """The moments of the real data, and what every row says of the real data.
-
-    The floor is what real images that were not trained on would score: those held out against those trained on.
-    """
-
-    def real(data: Source):
-        return measure(features, data, batch_size=1000, is_split_size=config.eval.is_split_size)
-
-    of_source, _ = real(source)
-    facts = {
-        'reference': f'{source.name} ({len(source)} real images)',
-        'reference_sha256': source.fingerprint,
-    }
-    held_out = setup.open_held_out(config)
-    if held_out is None:
-        return of_source.moments, facts
-    train = setup.open_source(config, 'train')
-    of_train = of_source if train.fingerprint == source.fingerprint else real(train)[0]
-    of_held_out, accuracy = real(held_out)
-    floor_score, _ = metrics.inception_score(of_held_out.splits.sums)
-    return of_source.moments, facts | {
-        'floor': f'{setup.describe_split(held_out)} against {setup.describe_split(train)}',
-        'floor_fid': metrics.fid(of_held_out.moments, of_train.moments),
-        'floor_inception_score': floor_score,
-        'floor_accuracy': accuracy if features.labels_match else None,
-    }
-
-
-def _identity(
-    config: ConfigDict,
-    features: FeatureNetwork,
-    source: Source,
-    uncond: Uncond | None,
-    *,
-    step: int,
-    w: float,
-    params_sha256: str,
-) -> Row:
-    """What makes a row the measurement that it is: two rows that agree here are the same one."""
-    second = {} if uncond is None else {'uncond_params_sha256': uncond.sha256}
-    return second | {
-        'step': step,
-        'w': w,
-        'num_samples': config.eval.num_samples,
-        'labels': config.eval.labels,
-        'is_split_size': config.eval.is_split_size,
-        'seed': config.sampling.seed,
-        'ema': config.sampling.ema,
-        'sampling': {
-            'sampler': 'ancestral',
-            'num_steps': config.sampling.num_steps,
-            'logvar_interp': config.sampling.logvar_interp,
-            'clip_x': config.sampling.clip_x,
-            'logsnr_min': config.diffusion.logsnr_min,
-            'logsnr_max': config.diffusion.logsnr_max,
-            'prediction': config.diffusion.prediction,
-            'dtype': config.model.dtype,
-        },
-        'features': features.name,
-        'features_sha256': features.sha256,
-        'reference_sha256': source.fingerprint,
-        'params_sha256': params_sha256,
-    }
-
-
-def _measure_row(
-    batches: Any,
-    features: FeatureNetwork,
-    reference: Moments,
-    *,
-    is_split_size: int,
-    keep: int,
-    report_done: Callable[[int], None],
-) -> tuple[Row, np.ndarray]:
-    """Streams samples into statistics.
-
-    Returns:
-      (the metrics, the first `keep` images uint8 [n, H, W, C]).
-    """
-    statistics, agree = FeatureStatistics(features, is_split_size=is_split_size), 0
-    kept = [np.zeros((0, 1, 1, 1), np.uint8)] if keep == 0 else []
-    for batch in batches:
-        agree += int(np.sum(statistics.add(batch.images) == batch.labels))
-        if batch.start < keep:
-            kept.append(batch.images[: keep - batch.start].copy())  # a view would keep the whole batch in memory
-        report_done(statistics.count)
-    score, spread = metrics.inception_score(statistics.splits.sums)
-    row = {
-        'fid': metrics.fid(statistics.moments, reference),
-        'inception_score': score,
-        'inception_score_std': spread,
-        'accuracy': agree / statistics.count if features.labels_match else None,
-    }
-    return row, np.concatenate(kept)
-
-
-def _file_name(identity: Row) -> str:
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-    return f'step{identity["step"]:08d}_w{identity["w"]:g}_{digest}.npz'
-
-
-def _write_samples(workdir: Path, name: str, images: np.ndarray, labels: np.ndarray) -> str:
-    """Writes `arr_0` uint8 [N, H, W, C] and `arr_1` int32 [N], whole or not at all; returns the path in the workdir."""
-    path = workdir / SAMPLES_FOLDER / name
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, images, labels)
-    write_whole(path, buffer.getvalue())
-    return str(path.relative_to(workdir))
-
-
-def repair(path: Path) -> list[Row]:
-    """The rows of a results file (none: []); a last line that is not JSON, as it was cut off, is removed from it."""
-    if not path.exists():
-        return []
-    content = path.read_bytes()
-    lines = [line for line in content.split(b'\n') if line.strip()]
-    if lines and not _is_json(lines[-1]):
-        lines.pop()
-    mended = b''.join(line + b'\n' for line in lines)
-    if mended != content:
-        write_whole(path, mended)
-    return read_rows(path)
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
-
-
-def append(path: Path, row: Row) -> None:
-    """Adds one line and waits until it is on disk."""
-    with path.open('ab') as file:
-        file.write(json.dumps(row).encode() + b'\n')
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def table(rows: list[Row]) -> str:
-    """Rows as text, one a line, with the features and the floor below."""
-    lines = [f'{"step":>9} {"w":>5} {"FID":>9} {"IS":>8} {"accuracy":>9} {"samples":>8}']
-    for row in rows:
-        accuracy = '' if row['accuracy'] is None else f'{row["accuracy"]:.4f}'
-        lines.append(
-            f'{row["step"]:9d} {row["w"]:5g} {row["fid"]:9.4f} {row["inception_score"]:8.4f} '
-            f'{accuracy:>9} {row["num_samples"]:8d}'
+        self._reference = references.open_reference(config, self._features, stop)
+        self._source, self._facts = source, {}
+        self._warnings = warnings(
+            options,
+            self._features,
+            self._reference,
+            num_samples=options.num_samples,
+            image_shape=self._spec.image_shape,
         )
-    if rows:
-        last = rows[-1]
-        lines.append(f'features: {last["features"]}; reference: {last["reference"]}')
-        if 'floor' in last:
-            floor = f'FID {last["floor_fid"]:.4f}, IS {last["floor_inception_score"]:.4f}'
-            lines.append(f'floor: {floor} ({last["floor"]})')
-    return '\n'.join(lines)
+        for text in self._warnings:
+            log.warning('%s', text)
+        shared = self._shared_identity()
+        points = list(self._points())
+        digests = {pair: loading.sha256(self._load(*pair)) for pair in dict.fromkeys((p.step, p.ema) for p in points)}
+        number, count = job
+        self._asked = [
+            self._identity(point, shared, digests[point.step, point.ema]) for point in points[number - 1 :: count]
+        ]
+
+    def _points(self) -> Iterator[Point]:
+        """The product; parameters change as rarely as they can."""
+        options, sampling = self._config.eval, self._config.sampling
+        return (
+            Point(*values)
+            for values in itertools.product(
+                self.p_uncond,
+                dict.fromkeys(options.ema or (sampling.ema,)),
+                dict.fromkeys(options.num_steps or (sampling.num_steps,)),
+                dict.fromkeys(options.seeds or (sampling.seed,)),
+                dict.fromkeys(float(w) for w in options.w),
+            )
+        )
+
+    def run(self) -> None:
+        """Measures what is missing and prints the table."""
+        done = self._done()
+        todo = [(point, row) for point, row in self._asked if row['identity'] not in done]
+        log.info('%d of the %d rows of the sweep are to be done.', len(todo), len(self._asked))
+        for _, row in self._asked:  # finished, by a process that died before it could tidy up
+            if row['identity'] in done:
+                shutil.rmtree(self._workdir / UNFINISHED / row['identity'], ignore_errors=True)
+        if todo:
+            self._facts = self._reference.facts(self._config.eval.num_samples)
+            if self._source is not None:
+                self._facts |= references.floor(self._config, self._source, self._features, self._stop)
+        progress = Progress('eval', len(todo) * self._config.eval.num_samples, unit='sample')
+        failures, elsewhere = [], 0
+        for number, (point, identity) in enumerate(todo):
+            folder = self._workdir / UNFINISHED / identity['identity']
+            with contextlib.ExitStack() as held:
+                folder.parent.mkdir(exist_ok=True)
+                try:
+                    held.enter_context(lock(folder.parent, 'eval', part=folder.name))
+                except UserError:
+                    elsewhere += 1
+                    continue
+                try:
+                    if identity['identity'] not in self._done():  # by another job, meanwhile
+                        self._measure(point, identity, folder, progress, number)
+                except UserError as error:  # one bad row is no reason to lose the others
+                    failures.append(f'step {point.step}: {error}')
+                    log.warning('%s', failures[-1])
+                    continue
+                shutil.rmtree(folder, ignore_errors=True)
+        done = self._done()
+        print(table([done[row['identity']] for _, row in self._asked if row['identity'] in done]))
+        if elsewhere:
+            log.warning('%d rows are left to another process that measures them.', elsewhere)
+        if failures:
+            count = len(self._asked)
+            raise UserError(f'{len(failures)} of {count} rows could not be measured; the first: {failures[0]}')
+
+    def _done(self) -> dict[str, Row]:
+        """The rows of every job, by identity."""
+        return {row['identity']: row for row in read_results(self._workdir) if 'identity' in row}
+
+    def _measure(self, point: Point, identity: Row, folder: Path, progress: Progress, number: int) -> None:
+        """Draws the samples that are missing, scores all, and writes the row."""
+        options, begin = self._config.eval, time.monotonic()
+        labels = draw_labels(
+            options.labels, num_samples=options.num_samples, num_classes=self._spec.num_classes, seed=point.seed
+        )
+        params = self._on_devices(point)
+        with Measurement(
+            folder,
+            self._features,
+            is_split_size=options.is_split_size,
+            image_shape=self._spec.image_shape,
+            save_seconds=options.save_seconds,
+        ) as measured:
+            if measured.count:
+                log.info('%d of %d samples of w=%g are there.', measured.count, len(labels), point.w)
+            batches = self._generator(point.num_steps)(params, labels, point.w, seed=point.seed, start=measured.count)
+            for batch in batches:
+                measured.add(batch.images, batch.labels, keep_images=max(options.keep_samples - batch.start, 0))
+                progress.update(
+                    number * len(labels) + measured.count, f'step {point.step}, T = {point.num_steps}, w = {point.w:g}'
+                )
+                self._stop.leave(measured.save)
+            measured.save()
+            row = identity | score(measured, self._reference, options) | self._facts
+            kept = measured.images
+            name = f'step{point.step:08d}_w{point.w:g}_{identity["identity"][:8]}.npz'
+            row['samples'] = write_samples(self._workdir, name, kept, labels[: len(kept)])
+        row |= {
+            'warnings': self._warnings,
+            'p_uncond': self.p_uncond[point.step],
+            'features_file_sha256': self._features.file_sha256,
+            'config_sha256': config_sha256(self._config),
+            'device': jax.devices()[0].device_kind,
+            'versions': versions(),
+            'seconds': round(time.monotonic() - begin, 3),
+            'finished': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+        }
+        append(self._results, row)
+
+    def _generator(self, num_steps: int) -> Generator:
+        if num_steps not in self._generators:
+            self._generators[num_steps] = setup.make_generator(
+                self._config,
+                self._spec,
+                self._network,
+                batch_size=self._config.sampling.batch_size,
+                uncond=self._uncond and self._uncond.model,
+                num_steps=num_steps,
+            )
+        return self._generators[num_steps]
+
+    def _load(self, step: int, ema: bool) -> Any:
+        like = setup.abstract_params(self._network, self._spec)
+        return loading.load_params(self._workdir, step, like, ema=ema)
+
+    def _on_devices(self, point: Point) -> Any:
+        """The parameters of a point; those of one checkpoint at a time are in memory."""
+        key = (point.step, point.ema)
+        if self._params[0] != key:
+            self._params = (None, None)
+            self._params = (key, loading.on_devices_with(self._load(*key), self._uncond))
+        return self._params[1]
+
+    def _shared_identity(self) -> Row:
+        options = self._config.eval
+        second = {} if self._uncond is None else {'uncond_params_sha256': self._uncond.sha256}
+        return second | {
+            'num_samples': options.num_samples,
+            'labels': options.labels,
+            'is_split_size': options.is_split_size,
+            'neighbours_dtype': options.neighbours_dtype,
+            'kid_subsets': options.kid_subsets,
+            'kid_subset_size': options.kid_subset_size,
+            'num_reference_features': self._reference.num_features,
+            'features': self._features.name,
+            'features_sha256': self._features.sha256,
+            'classifier': self._features.classifier,
+            'reference_sha256': self._reference.sha256,
+        }
+
+    def _identity(self, point: Point, shared: Row, params_sha256: str) -> tuple[Point, Row]:
+        """What makes a row the measurement that it is, with its digest under 'identity'."""
+        settings = setup.sampler_settings(self._config, point.num_steps)
+        row = {
+            'step': point.step,
+            'w': point.w,
+            'ema': point.ema,
+            'seed': point.seed,
+            'sampling': {
+                'sampler': 'ancestral',
+                **{name: getattr(settings, name) for name in settings.__dataclass_fields__},
+                'prediction': self._config.diffusion.prediction,
+                'dtype': self._config.model.dtype,
+            },
+            'params_sha256': params_sha256,
+            **shared,
+        }
+        return point, {'identity': digest(row)} | row
+
+
+def config_sha256(config: ConfigDict) -> str:
+    """Of the whole config, but for how the work is divided."""
+    values = copy.deepcopy(setup.config_dict(config))
+    for name in DIVISION:
+        del values['eval'][name]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -5,8 +5,12 @@ from cfg.data.digits import digits
 from cfg.data.source import ArraySource
 from cfg.errors import UserError
 from cfg.evaluation import metrics
-from cfg.evaluation.features import feature_width, measure, open_features
+from cfg.evaluation.features import INCEPTION, INCEPTION_IMAGES, check_images, default_cache
+from cfg.evaluation.loading import open_features
+from cfg.evaluation.references import BATCH, chosen, measure, stream_of_source
+from cfg.evaluation.small_classifier import WIDTH, small_classifier
 from cfg.evaluation.statistics import Moments
+from cfg.stopping import StopSignal
 
 
 @pytest.fixture(scope='module', name='cache')
@@ -14,38 +18,77 @@ def cache_fixture(tmp_path_factory):
     return tmp_path_factory.mktemp('features')
 
 
+def opened(cache, batch_size=100):
+    return small_classifier(cache, digits('train'), batch_size=batch_size)
+
+
 @pytest.fixture(scope='module', name='network')
 def network_fixture(cache):
-    return open_features('small_classifier', cache, digits('train'))
+    return opened(cache)
+
+
+def measured(network, source, num_images=10_000):
+    stream = stream_of_source(source, num_images)
+    return measure(stream, network, is_split_size=60, save_seconds=0, stop=StopSignal())
 
 
 def test_the_classifier_knows_digits_that_it_was_not_trained_on(network):
     test = digits('test')
-    _, log_p = network.extract(test.images)
-    np.testing.assert_allclose(np.exp(log_p).sum(axis=1), 1.0, rtol=1e-5)
-    assert np.mean(log_p.argmax(axis=1) == test.labels) > 0.98
+    features = network.extract(test.images)
+    np.testing.assert_allclose(np.exp(features.log_p).sum(axis=1), 1.0, rtol=1e-5)
+    assert np.mean(features.classes == test.labels) > 0.98
+    assert features.spatial is None
+    assert features.pool.shape == (len(test), WIDTH)
     assert 'not Inception' in network.name
-    assert network.width == feature_width('small_classifier')
 
 
 def test_a_second_sweep_measures_with_the_same_weights(network, cache):
-    again = open_features('small_classifier', cache, digits('train'))
+    again = opened(cache)
     assert again.sha256 == network.sha256
     images = digits('test').images[:5]
-    assert np.array_equal(again.extract(images)[0], network.extract(images)[0])
+    assert np.array_equal(again.extract(images).pool, network.extract(images).pool)
 
 
-def test_statistics_do_not_depend_on_the_batch_size(network):
-    images = digits('test').images[:100]
-    features, log_p = network.extract(images)
-    source = ArraySource('some', images, log_p.argmax(axis=1).astype(np.int32), [str(i) for i in range(10)])
-    for batch_size in (7, 100):
-        statistics, agreement = measure(network, source, batch_size=batch_size, is_split_size=60)
-        moments, splits = statistics.moments, statistics.splits
-        np.testing.assert_allclose(moments.mean, features.mean(axis=0), atol=1e-5)
-        np.testing.assert_allclose(moments.covariance(), np.cov(features.T.astype(np.float64)), atol=1e-4)
-        assert [s.count for s in splits.sums] == [60, 40]
-        assert agreement == 1.0
+def test_features_do_not_depend_on_the_batch_size(network, cache):
+    images = digits('test').images[:30]
+    np.testing.assert_allclose(opened(cache, 8).extract(images).pool, network.extract(images).pool, atol=1e-5)
+    one_by_one = np.concatenate([network.extract(images[i : i + 1]).pool for i in range(5)])
+    np.testing.assert_allclose(one_by_one, network.extract(images).pool[:5], atol=1e-5)
+
+
+def test_a_batch_that_does_not_divide_over_the_devices_is_refused(cache):
+    with pytest.raises(UserError, match=r'config\.eval\.batch_size=10 does not divide over 4 devices'):
+        opened(cache, 10)
+
+
+def test_a_data_set_is_measured_once(network):
+    test = digits('test')
+    count = BATCH + 50
+    images, labels = test.images[:count], network.extract(test.images[:count]).classes
+    source = ArraySource('some', images, labels, [str(i) for i in range(10)])
+    first = measured(network, source, 50)
+    features = network.extract(images).pool
+    np.testing.assert_allclose(first.moments.mean, features.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(first.moments.covariance(), np.cov(features.T.astype(np.float64)), atol=1e-4)
+    assert [s.count for s in first.splits.sums] == [60] * 9 + [10]
+    assert first.accuracy == 1.0
+    np.testing.assert_allclose(first.features, features[chosen(count, 50)], atol=1e-5)
+
+    class Unreadable(ArraySource):
+        def fetch(self, indices):
+            raise AssertionError('measured again')
+
+    second = measured(network, Unreadable('some', images, labels, source.class_names), 50)
+    assert np.array_equal(second.moments.scatter, first.moments.scatter)
+    assert np.array_equal(second.features, first.features)
+
+
+def test_images_that_stand_for_all_are_distinct_and_the_same_every_time():
+    some = chosen(1000, 100)
+    assert len(np.unique(some)) == 100
+    assert np.array_equal(some, np.sort(some))
+    assert np.array_equal(some, chosen(1000, 100))
+    assert np.array_equal(chosen(7, 100), np.arange(7))
 
 
 def test_fid_tells_noise_and_wrong_classes_from_digits(network):
@@ -54,15 +97,13 @@ def test_fid_tells_noise_and_wrong_classes_from_digits(network):
     noise = np.random.default_rng(0).integers(0, 256, test.images.shape).astype(np.uint8)
 
     def moments(images):
-        source = ArraySource('x', images, np.zeros(len(images), np.int32), ['any'])
-        return measure(network, source, batch_size=500, is_split_size=5000)[0].moments
+        return Moments.of(network.extract(images).pool)
 
     reference = moments(train.images)
     some = test.images[test.labels < 5]
     same, other, half, far = (metrics.fid(moments(x), reference) for x in (train.images, test.images, some, noise))
     assert same == pytest.approx(0.0, abs=1e-6)
     assert same < other < half < far
-    assert isinstance(reference, Moments)
 
 
 def test_damaged_or_foreign_weights_are_named(network, cache, tmp_path):
@@ -70,15 +111,40 @@ def test_damaged_or_foreign_weights_are_named(network, cache, tmp_path):
     content = (cache / 'digits_classifier.npz').read_bytes()
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=r'digits_classifier\.npz cannot be read .*delete it'):
-        open_features('small_classifier', tmp_path, digits('train'))
+        opened(tmp_path)
     np.savez(path, a=np.zeros(3))
     with pytest.raises(UserError, match='another network'):
-        open_features('small_classifier', tmp_path, digits('train'))
+        opened(tmp_path)
     np.savez(path, a=np.array([{}], dtype=object))  # a pickle, which is not opened
     with pytest.raises(UserError, match='cannot be read'):
-        open_features('small_classifier', tmp_path, digits('train'))
+        opened(tmp_path)
 
 
-def test_an_unknown_network_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"config\.eval\.features='vgg' must be one of small_classifier"):
-        open_features('vgg', tmp_path, digits('train'))
+@pytest.mark.parametrize('shape', [(8, 8, 1), (3, 64, 64), (64, 64, 4), (64, 64)])
+def test_images_that_inception_does_not_take_are_named(shape):
+    with pytest.raises(
+        UserError, match=rf'^x\.npz has images of {"x".join(map(str, shape))}, but Inception .* takes images of 3 '
+    ):
+        check_images(INCEPTION_IMAGES, shape, 'x.npz', INCEPTION)
+
+
+def test_images_of_any_size_go_into_inception():
+    check_images(INCEPTION_IMAGES, (5, 900, 3), 'x.npz', INCEPTION)
+
+
+def test_grey_images_are_refused_before_weights_are_looked_for(small_config, tmp_path):
+    small_config.eval.features = 'inception'
+    small_config.eval.cache_dir = str(tmp_path / 'nothing')
+    with pytest.raises(UserError, match=r'The digits has images of 8x8x1'):
+        open_features(small_config, tmp_path, (8, 8, 1), 'The digits')
+
+
+def test_the_small_classifier_needs_a_workdir(small_config):
+    with pytest.raises(UserError, match='give --workdir'):
+        open_features(small_config, None, (8, 8, 1), 'The digits')
+
+
+def test_the_cache_is_in_the_users_cache_unless_told(monkeypatch, tmp_path):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    assert default_cache('') == tmp_path / 'cfg_diffusion'
+    assert default_cache('/somewhere/else').as_posix() == '/somewhere/else'

@@ -144,7 +144,7 @@ def test_files_and_pictures(finished):
         'grid_one_class.png',
         'grid_one_class_step000300.png',
     }
-    assert {path.name for path in output.iterdir()} == pictures | {'index.html', 'table.csv'}
+    assert {path.name for path in output.iterdir()} == pictures | {'index.html', 'table.csv', 'table.tex'}
     for name in pictures:
         with Image.open(output / name) as image:
             image.load()
@@ -257,7 +257,7 @@ def test_curves_are_told_apart_by_what_differs():
     other = _row(1200, 0.0)['sampling'] | {'num_steps': 256}
     rows = [_row(1200, 0.3), _row(1200, 0.0), _row(1200, 0.0, sampling=other), _row(1200, 0.0, fid=7.0)]
     curves = group_curves(rows)
-    assert [curve.label for curve in curves] == ['64 sampling steps', '256 sampling steps']
+    assert [curve.label for curve in curves] == ['T = 64', 'T = 256']
     assert [curve.key for curve in curves] == ['1200', '1200.2']
     assert [(row['w'], row['fid']) for row in curves[0].rows] == [(0.0, 7.0), (0.3, 4.125)]
     assert [curve.label for curve in group_curves([_row(300, 0.0), _row(1200, 0.0)])] == ['step 300', 'step 1,200']

@@ -1,0 +1,181 @@
+"""What is measured of a stream of images, kept on disk so that a process that dies loses little of it."""
+
+import logging
+import shutil
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from cfg.evaluation.features import FeatureNetwork
+from cfg.evaluation.statistics import Moments, Splits
+from cfg.files import replacing
+
+log = logging.getLogger('cfg')
+
+Array = np.ndarray
+
+_STATE, _FEATURES, _IMAGES = 'state.npz', 'features.f32', 'images.u8'
+
+
+class Measurement:
+    """Moments, inception score sums, features and images of a stream, in a folder.
+
+    Everything is saved together: `count` says how many images of the stream are in it, and the next ones give, bit for
+    bit, what an unbroken run would have given as long as the batches are cut in the same places.
+
+    Args:
+      folder: of this stream and no other; made if it is missing.
+      network: gives the features.
+      is_split_size: samples a split of the inception score.
+      image_shape: (H, W, C).
+      save_seconds: between two savings; what came since the last one is lost with the process.
+
+    Attributes:
+      moments: of the pool features.
+      spatial: moments of the spatial features; None if the network has none.
+      splits: the sums of the inception score.
+      count: images so far.
+      agree: how many of them are classified as their label.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        network: FeatureNetwork,
+        *,
+        is_split_size: int,
+        image_shape: tuple[int, ...],
+        save_seconds: float,
+    ):
+        self._folder, self._network, self._is_split_size = Path(folder), network, is_split_size
+        self._image_shape, self._save_seconds = tuple(image_shape), save_seconds
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._clear()
+        if (self._folder / _STATE).exists():
+            try:
+                self._load()
+            except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+                log.warning('%s is damaged (%s) and is measured again.', self._folder, error)
+                self._clear()
+        self._saved, self._dirty = time.monotonic(), False
+        self._files = {}
+        for name, size in self._sizes().items():
+            path = self._folder / name
+            path.touch()
+            file = self._files[name] = path.open('r+b')
+            file.truncate(size)  # what came after the last saving comes again
+            file.seek(size)
+
+    def __enter__(self) -> 'Measurement':
+        return self
+
+    def __exit__(self, *_) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def add(
+        self,
+        images: Array,
+        labels: Array | None = None,
+        *,
+        keep_features: Array | slice = slice(None),
+        keep_images: int = 0,
+    ) -> None:
+        """Takes the next images.
+
+        Args:
+          images: uint8 [N, H, W, C].
+          labels: int32 [N], for `agree`.
+          keep_features: which of them to keep the pool features of.
+          keep_images: how many of them to keep, from the first on.
+        """
+        features = self._network.extract(images)
+        self.moments = self.moments.merge(Moments.of(features.pool))
+        if self.spatial is not None:
+            self.spatial = self.spatial.merge(Moments.of(features.spatial))
+        self.splits.add(features.log_p)
+        if labels is not None and features.classes is not None:
+            self.agree += int(np.sum(features.classes == labels))
+        kept = np.ascontiguousarray(features.pool[keep_features], '<f4')
+        self._files[_FEATURES].write(kept)
+        self._num_features += len(kept)
+        self._files[_IMAGES].write(np.ascontiguousarray(images[:keep_images]))
+        self._num_images += min(keep_images, len(images))
+        self.count += len(images)
+        self._dirty = True
+        if time.monotonic() - self._saved >= self._save_seconds:
+            self.save()
+
+    def save(self) -> None:
+        """Puts everything on disk; the state comes last, so that it never speaks of what is not there."""
+        if not self._dirty:
+            return
+        for file in self._files.values():
+            file.flush()
+        arrays = {'counts': np.array([self.count, self.agree, self._num_features, self._num_images], np.int64)}
+        parts = {'moments': self.moments, 'splits': self.splits}
+        if self.spatial is not None:
+            parts['spatial'] = self.spatial
+        for name, part in parts.items():
+            arrays |= {f'{name}.{key}': value for key, value in part.state().items()}
+        with replacing(self._folder / _STATE) as file:
+            np.savez(file, **arrays)
+        self._saved, self._dirty = time.monotonic(), False
+
+    @property
+    def features(self) -> Array:
+        """The kept pool features, float32 [n, D], read from disk as they are needed."""
+        return self._mapped(_FEATURES, '<f4', (self._num_features, self._network.width))
+
+    @property
+    def images(self) -> Array:
+        """The kept images, uint8 [n, H, W, C], likewise."""
+        return self._mapped(_IMAGES, '|u1', (self._num_images, *self._image_shape))
+
+    @property
+    def accuracy(self) -> float | None:
+        """The share that is classified as its label; None if nothing classifies."""
+        return self.agree / self.count if self._network.classifier else None
+
+    def remove(self) -> None:
+        """Deletes the folder."""
+        self.__exit__()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _clear(self) -> None:
+        width = self._network.spatial_width
+        self.moments = Moments.empty(self._network.width)
+        self.spatial = Moments.empty(width) if width else None
+        self.splits = Splits(self._is_split_size)
+        self.count = self.agree = self._num_features = self._num_images = 0
+
+    def _load(self) -> None:
+        with np.load(self._folder / _STATE, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+
+        def part(name: str) -> dict[str, Array]:
+            return {key.partition('.')[2]: value for key, value in arrays.items() if key.startswith(f'{name}.')}
+
+        self.moments = Moments.from_state(part('moments'))
+        self.spatial = Moments.from_state(part('spatial')) if self._network.spatial_width else None
+        self.splits = Splits.from_state(part('splits'))
+        self.count, self.agree, self._num_features, self._num_images = (int(value) for value in arrays['counts'])
+        for name, size in self._sizes().items():
+            path = self._folder / name
+            if size and (not path.exists() or path.stat().st_size < size):
+                raise ValueError(f'{name} is shorter than it was')
+
+    def _sizes(self) -> dict[str, int]:
+        """Bytes that the files of raw values must have."""
+        return {
+            _FEATURES: self._num_features * 4 * self._network.width,
+            _IMAGES: self._num_images * int(np.prod(self._image_shape)),
+        }
+
+    def _mapped(self, name: str, dtype: str, shape: tuple[int, ...]) -> Array:
+        self._files[name].flush()
+        if not shape[0]:
+            return np.zeros(shape, dtype)
+        return np.memmap(self._folder / name, dtype, 'r', shape=shape)

@@ -1,0 +1,268 @@
+"""What samples are compared with: the moments and some features of real images, measured once and kept."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from cfg import setup
+from cfg.data.source import Source
+from cfg.errors import UserError
+from cfg.evaluation import metrics, npz
+from cfg.evaluation.features import FeatureNetwork
+from cfg.evaluation.measurement import Measurement
+from cfg.evaluation.statistics import Moments
+from cfg.files import check_writable, lock
+from cfg.progress import Progress
+from cfg.stopping import StopSignal
+
+Array = np.ndarray
+Row = dict[str, Any]
+
+BATCH = 500  # images between two looks at the clock and at signals
+
+
+class Gaussian(NamedTuple):
+    """Mean [D] and covariance [D, D], float64."""
+
+    mean: Array
+    cov: Array
+
+    @classmethod
+    def of(cls, moments: Moments | None) -> 'Gaussian | None':
+        """Of features; None of none."""
+        return None if moments is None else cls(moments.mean, moments.covariance())
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What samples are compared with.
+
+    Attributes:
+      name: for results and figures.
+      sha256: of the images (their fingerprint), or of the file.
+      file_sha256: of the file; None if the images of a data set were measured.
+      image_shape: (H, W, C) of the images; None if there are none.
+      pool: of the pool features.
+      spatial: of the spatial features; None without.
+      features: float32 [M, D], pool features of some of the images, for precision, recall and KID; None without.
+    """
+
+    name: str
+    sha256: str
+    file_sha256: str | None
+    image_shape: tuple[int, ...] | None
+    pool: Gaussian
+    spatial: Gaussian | None
+    features: Array | None
+
+    @property
+    def num_features(self) -> int:
+        """How many images have features."""
+        return 0 if self.features is None else len(self.features)
+
+    def facts(self, num_samples: int) -> Row:
+        """What every row of `num_samples` samples says of it."""
+        return {
+            'reference': self.name,
+            'reference_sha256': self.sha256,
+            'reference_file_sha256': self.file_sha256,
+            'finite_sample_fid': metrics.expected_fid_of_finite_sample(*self.pool, num_samples, seed=0),
+        }
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Images in a fixed order.
+
+    Attributes:
+      name: for the user.
+      sha256: two streams that agree here hold the same images and labels.
+      count: how many.
+      image_shape: (H, W, C).
+      kept: indices of those whose features are kept, ascending.
+      batches: index of the first image, a multiple of BATCH -> batches of BATCH (images, labels or None) from there on.
+    """
+
+    name: str
+    sha256: str
+    count: int
+    image_shape: tuple[int, ...]
+    kept: Array
+    batches: Callable[[int], Iterator[tuple[Array, Array | None]]]
+
+
+def chosen(count: int, num_images: int) -> Array:
+    """Which of `count` images stand for all: `num_images` at random, the same every time, ascending."""
+    if num_images >= count:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).choice(count, num_images, replace=False))
+
+
+def stream_of_source(source: Source, num_images: int) -> Stream:
+    """A data set; the features of `num_images` of its images are kept."""
+
+    def batches(start: int) -> Iterator[tuple[Array, Array]]:
+        for first in range(start, len(source), BATCH):
+            batch = source.fetch(range(first, min(first + BATCH, len(source))))
+            yield batch['image'], batch['label']
+
+    kept = chosen(len(source), num_images)
+    return Stream(source.name, source.fingerprint, len(source), tuple(source.image_shape), kept, batches)
+
+
+def stream_of_file(file: npz.ImageFile) -> Stream:
+    """The images of an npz; the features of all are kept."""
+
+    def batches(start: int) -> Iterator[tuple[Array, Array | None]]:
+        labels = file.labels()
+        for number, images in enumerate(file.batches(BATCH)):
+            first = number * BATCH
+            if first >= start:
+                yield images, None if labels is None else labels[first : first + len(images)]
+
+    return Stream(file.path.name, file.sha256, file.count, file.image_shape, np.arange(file.count), batches)
+
+
+def measure(
+    stream: Stream, network: FeatureNetwork, *, is_split_size: int, save_seconds: float, stop: StopSignal
+) -> Measurement:
+    """Measures a stream, or reads what was measured of it before, from the cache of the network.
+
+    Raises:
+      UserError: when the cache cannot be written.
+      SystemExit: on a signal, after what is measured was saved.
+    """
+    identity = [network.sha256, network.classifier, stream.sha256, stream.count, len(stream.kept), is_split_size]
+    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    folder = network.cache / 'measured'
+    check_writable(folder, f'The cache folder {folder}')
+    with lock(folder, 'eval', part=digest, wait=True):
+        measured = Measurement(
+            folder / digest,
+            network,
+            is_split_size=is_split_size,
+            image_shape=stream.image_shape,
+            save_seconds=save_seconds,
+        )
+        if measured.count == stream.count:
+            return measured
+        progress = Progress(f'real images of {stream.name}', stream.count, start=measured.count, unit='image')
+        for images, labels in stream.batches(measured.count):
+            here = measured.count + np.arange(len(images))
+            measured.add(images, labels, keep_features=np.isin(here, stream.kept, assume_unique=True))
+            progress.update(measured.count)
+            stop.leave(measured.save)
+        measured.save()
+    return measured
+
+
+def open_reference(config: ConfigDict, network: FeatureNetwork, stop: StopSignal) -> Reference:
+    """The reference of `config.eval.reference`, or else the images of `config.data.split`.
+
+    Raises:
+      UserError: when the file cannot be read or is of other features than the network's.
+    """
+    if config.eval.reference:
+        return reference_of_file(config, network, stop)
+    return reference_of_source(config, setup.open_source(config), network, stop)
+
+
+def reference_of_source(config: ConfigDict, source: Source, network: FeatureNetwork, stop: StopSignal) -> Reference:
+    """All images of a data set; the features of `config.stats.num_images` of them."""
+    measured = measure_source(config, source, network, stop)
+    return Reference(
+        name=f'{source.name} ({len(source)} real images)',
+        sha256=source.fingerprint,
+        file_sha256=None,
+        image_shape=tuple(source.image_shape),
+        pool=Gaussian.of(measured.moments),
+        spatial=Gaussian.of(measured.spatial),
+        features=measured.features if len(measured.features) else None,
+    )
+
+
+def measure_source(config: ConfigDict, source: Source, network: FeatureNetwork, stop: StopSignal) -> Measurement:
+    """`measure` with the settings of a config."""
+    return measure(
+        stream_of_source(source, config.stats.num_images),
+        network,
+        is_split_size=config.eval.is_split_size,
+        save_seconds=config.eval.save_seconds,
+        stop=stop,
+    )
+
+
+def reference_of_file(config: ConfigDict, network: FeatureNetwork, stop: StopSignal) -> Reference:
+    """An npz in ADM's layout: its moments if it holds any, or else those of its images."""
+    path, what = Path(config.eval.reference), 'config.eval.reference'
+    stored = npz.read_moments(path, what)
+    measured, file = None, None
+    if stored is None or npz.has_images(path, what):
+        file = npz.open_images(path, what)
+        network.check_images(file.image_shape, f'{what}={path}')
+        measured = measure(
+            stream_of_file(file),
+            network,
+            is_split_size=config.eval.is_split_size,
+            save_seconds=config.eval.save_seconds,
+            stop=stop,
+        )
+    if stored is None:
+        pool, spatial = Gaussian.of(measured.moments), Gaussian.of(measured.spatial)
+    else:
+        check_width(path, 'mu', stored['mu'], network.width, network)
+        pool, spatial = Gaussian(stored['mu'], stored['sigma']), None
+        if 'mu_s' in stored and network.spatial_width:
+            check_width(path, 'mu_s', stored['mu_s'], network.spatial_width, network)
+            spatial = Gaussian(stored['mu_s'], stored['sigma_s'])
+    sha256 = npz.sha256_of_file(path) if file is None else file.sha256
+    parts = ([] if stored is None else ['moments']) + ([] if measured is None else [f'{measured.count} images'])
+    return Reference(
+        name=f'{path.name} ({", ".join(parts)})',
+        sha256=sha256,
+        file_sha256=sha256,
+        image_shape=None if file is None else file.image_shape,
+        pool=pool,
+        spatial=spatial,
+        features=None if measured is None else measured.features,
+    )
+
+
+def check_width(path: Path, name: str, mean: Array, width: int, network: FeatureNetwork) -> None:
+    """Whether stored moments are of as many features as the network has.
+
+    Raises:
+      UserError: when not.
+    """
+    if len(mean) != width:
+        raise UserError(
+            f'{path} holds moments of {len(mean)} features ({name}), but {network.name} has {width}: give a reference '
+            'that was made with the same network, as --mode=stats makes one.'
+        )
+
+
+def floor(config: ConfigDict, source: Source, network: FeatureNetwork, stop: StopSignal) -> Row:
+    """What real images that were not trained on would score: those held out against those trained on; {} if none are.
+
+    Args:
+      source: the images of `config.data.split`.
+    """
+    held_out = setup.open_held_out(config)
+    if held_out is None:
+        return {}
+    train = setup.open_source(config, 'train')
+    of_train = measure_source(config, train if train.fingerprint != source.fingerprint else source, network, stop)
+    of_held_out = measure_source(config, held_out, network, stop)
+    score, _ = metrics.inception_score(of_held_out.splits.sums)
+    return {
+        'floor': f'{setup.describe_split(held_out)} against {setup.describe_split(train)}',
+        'floor_fid': metrics.fid(of_held_out.moments, of_train.moments),
+        'floor_inception_score': score,
+        'floor_accuracy': of_held_out.accuracy,
+    }

@@ -1,0 +1,67 @@
+"""`--mode=sample`: samples of chosen classes at several w."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from cfg import setup
+from cfg.errors import UserError
+from cfg.evaluation import report
+from cfg.evaluation.loading import (
+    check_guidable,
+    find_checkpoints,
+    load_params,
+    on_devices_with,
+    open_uncond,
+    spec_of_run,
+)
+from cfg.evaluation.results import Samples
+from cfg.evaluation.sample_files import FOLDER, write_samples
+from cfg.progress import Progress
+
+
+def sample(config: ConfigDict, workdir: Path) -> None:
+    """Samples of one checkpoint at each w of `config.sampling.w`: an npz for each, and one PNG of all.
+
+    Raises:
+      UserError: on input that does not fit, before any sample is drawn.
+    """
+    options = config.sampling
+    source = spec_of_run(config, workdir)
+    network = setup.build_network(config, source)
+    classes = tuple(options.labels) or tuple(range(source.num_classes))
+    for label in classes:
+        if not 0 <= label < source.num_classes:
+            raise UserError(
+                f'config.sampling.labels holds {label}, but the classes of {source.name} are '
+                f'0 to {source.num_classes - 1}: choose among them.'
+            )
+    labels = np.resize(np.array(classes, np.int32), options.num_samples)
+    uncond = open_uncond(config, source.image_shape)
+    generator = setup.make_generator(
+        config, source, network, batch_size=options.batch_size, uncond=uncond and uncond.model
+    )
+    ((step, p_uncond),) = find_checkpoints(config, workdir, (options.step,)).items()
+    check_guidable(options.w, p_uncond, uncond)
+    params = load_params(workdir, step, setup.abstract_params(network, source), ema=options.ema)
+    params = on_devices_with(params, uncond)
+    settings = json.dumps([setup.config_dict(config)[part] for part in ('sampling', 'diffusion', 'model')])
+    digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
+    progress = Progress('sample', len(options.w) * len(labels), unit='sample')
+    panels = []
+    for number, w in enumerate(options.w):
+        images = []
+        for batch in generator(params, labels, w):
+            images.append(batch.images)
+            progress.update(number * len(labels) + batch.start + len(batch.images), f'w = {w:g}')
+        images = np.concatenate(images)
+        print(workdir / write_samples(workdir, f'sample_step{step:08d}_w{w:g}_{digest}.npz', images, labels))
+        panels.append(({'w': float(w)}, Samples(images, labels)))
+    columns = min(len(labels), max(len(classes), 8), 10)
+    rows = min(-(-len(labels) // columns), 10)
+    path = workdir / FOLDER / f'sample_step{step:08d}_{digest}.png'
+    report.draw_grid(path, panels, (rows, columns), f'step {step}: a cell has the same seed and class in every panel')
+    print(path)

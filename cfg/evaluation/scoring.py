@@ -1,0 +1,94 @@
+"""From what was measured of samples, and a reference, to the numbers of a row."""
+
+import math
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cfg.evaluation import metrics
+from cfg.evaluation.features import FeatureNetwork
+from cfg.evaluation.measurement import Measurement
+from cfg.evaluation.neighbours import precision_recall
+from cfg.evaluation.references import Reference
+
+Row = dict[str, Any]
+
+NEAREST = 3  # k of precision and recall
+KID_SEED = 2020  # of the subsets (torch-fidelity's default)
+
+
+def score(measured: Measurement, reference: Reference, options: ConfigDict) -> Row:
+    """FID, sFID, inception score, precision, recall, KID and accuracy; None for what cannot be measured.
+
+    Args:
+      measured: of the samples, with the features of all of them.
+      reference: of the same features.
+      options: `config.eval`.
+    """
+    pool, spatial = measured.moments, measured.spatial
+    score, spread = metrics.inception_score(measured.splits.sums)
+    row = {
+        'fid': metrics.frechet_distance(pool.mean, pool.covariance(), *reference.pool),
+        'sfid': None,
+        'inception_score': score,
+        'inception_score_std': spread,
+        'precision': None,
+        'recall': None,
+        'kid': None,
+        'kid_std': None,
+        'kid_standard_error': None,
+        'accuracy': measured.accuracy,
+    }
+    if spatial is not None and reference.spatial is not None:
+        row['sfid'] = metrics.frechet_distance(spatial.mean, spatial.covariance(), *reference.spatial)
+    if reference.features is not None:
+        features, real = measured.features, reference.features
+        if min(len(features), len(real)) > NEAREST:
+            row['precision'], row['recall'] = precision_recall(
+                real, features, k=NEAREST, dtype=options.neighbours_dtype
+            )
+        kid = metrics.kid(
+            features,
+            real,
+            num_subsets=options.kid_subsets,
+            subset_size=kid_subset_size(options, len(features), len(real)),
+            seed=KID_SEED,
+        )
+        error = None if math.isnan(kid.standard_error) else kid.standard_error
+        row |= {'kid': kid.value, 'kid_std': kid.std, 'kid_standard_error': error}
+    return row
+
+
+def kid_subset_size(options: ConfigDict, num_samples: int, num_real: int) -> int:
+    """`config.eval.kid_subset_size`, or as many as there are."""
+    return min(options.kid_subset_size, num_samples, num_real)
+
+
+def warnings(
+    options: ConfigDict,
+    network: FeatureNetwork,
+    reference: Reference,
+    *,
+    num_samples: int,
+    image_shape: tuple[int, ...],
+) -> list[str]:
+    """What a reader of the numbers must know, one sentence each; it stays in the row."""
+    found = []
+    if num_samples <= network.width:
+        found.append(
+            f'{num_samples} samples are no more than the {network.width} features, so their covariance is singular and '
+            'FID is far too high: compare it only with FIDs of as many samples.'
+        )
+    if reference.features is None:
+        found.append('The reference holds no images, so there are no precision, recall and KID.')
+    else:
+        num_real = len(reference.features)
+        size = kid_subset_size(options, num_samples, num_real)
+        if size < options.kid_subset_size:
+            found.append(f'KID is of subsets of {size}, as there are {num_samples} samples and {num_real} real images.')
+    if network.spatial_width and reference.spatial is None:
+        found.append('The reference holds no spatial moments (mu_s, sigma_s), so there is no sFID.')
+    if reference.image_shape is not None and reference.image_shape != tuple(image_shape):
+        shapes = ['x'.join(map(str, shape)) for shape in (image_shape, reference.image_shape)]
+        found.append(f'The samples are {shapes[0]}, the images of the reference {shapes[1]}.')
+    return found

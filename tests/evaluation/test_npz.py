@@ -1,0 +1,127 @@
+"""Files of samples and references: read as a stream, written in ADM's layout, refused with a sentence."""
+
+import numpy as np
+import pytest
+
+from cfg.errors import UserError
+from cfg.evaluation import npz
+from cfg.evaluation.npz import open_images, read_moments, write_reference
+from cfg.evaluation.statistics import Moments
+
+WHAT = 'config.eval.samples'
+
+
+def images(count=11, shape=(4, 5, 3)):
+    return np.random.default_rng(0).integers(0, 256, (count, *shape)).astype(np.uint8)
+
+
+@pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
+@pytest.mark.parametrize('batch_size', [1, 4, 100])
+def test_images_stream_in_order(tmp_path, save, batch_size):
+    path, x, labels = tmp_path / 'x.npz', images(), np.arange(11)
+    save(path, x, labels)
+    file = open_images(path, WHAT)
+    assert (file.count, file.image_shape) == (11, (4, 5, 3))
+    batches = list(file.batches(batch_size))
+    assert np.array_equal(np.concatenate(batches), x)
+    assert {len(batch) for batch in batches[:-1]} <= {batch_size}
+    assert np.array_equal(file.labels(), labels)
+    assert len(file.sha256) == 64
+
+
+def test_a_plain_npy_and_a_file_without_labels(tmp_path):
+    np.save(tmp_path / 'x.npy', images())
+    file = open_images(tmp_path / 'x.npy', WHAT)
+    assert file.labels() is None
+    assert np.array_equal(next(file.batches(20)), images())
+    assert read_moments(tmp_path / 'x.npy', WHAT) is None
+    np.savez(tmp_path / 'x.npz', images())
+    assert open_images(tmp_path / 'x.npz', WHAT).labels() is None
+
+
+@pytest.mark.parametrize(
+    ('array', 'expected'),
+    [
+        (np.zeros((3, 4, 4, 3), np.float32), 'holds float32, not uint8 images: convert'),
+        (np.zeros((3, 3, 8, 8), np.uint8), 'channels first'),
+        (np.zeros((3, 8, 8), np.uint8), r'shape \(3, 8, 8\), not images'),
+        (np.zeros((0, 8, 8, 3), np.uint8), r'shape \(0, 8, 8, 3\)'),
+        (np.array([{}], dtype=object), 'pickled objects'),
+    ],
+)
+def test_what_is_no_images_is_named(tmp_path, array, expected):
+    path = tmp_path / 'x.npz'
+    np.savez(path, array)
+    with pytest.raises(UserError, match=rf'config\.eval\.samples=.*x\.npz.* {expected}'):
+        open_images(path, WHAT)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    path = tmp_path / 'x.npz'
+    with pytest.raises(UserError, match=r'x\.npz does not exist'):
+        open_images(path, WHAT)
+    path.write_bytes(b'not a zip')
+    for read in (open_images, read_moments, npz.check, npz.has_images):
+        with pytest.raises(UserError, match=r'x\.npz cannot be read as an npz'):
+            read(path, WHAT)
+    np.savez(path, other=images())
+    with pytest.raises(UserError, match=r'holds no images \(arr_0\) but other'):
+        open_images(path, WHAT)
+    np.savez(path, images(), np.zeros(3))
+    with pytest.raises(UserError, match=r'labels \(arr_1\) are float64 \(3,\)'):
+        open_images(path, WHAT).labels()
+
+
+def test_a_file_that_is_cut_off_is_named(tmp_path):
+    path = tmp_path / 'x.npy'
+    np.save(path, images())
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match='ends before image 11'):
+        list(open_images(path, WHAT).batches(4))
+    path = tmp_path / 'x.npz'
+    np.savez(path, images())
+    content = bytearray(path.read_bytes())
+    content[300] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(UserError, match='cannot be read as an npz'):
+        list(open_images(path, WHAT).batches(4))
+
+
+def test_a_reference_is_read_as_it_was_written(tmp_path):
+    rng = np.random.default_rng(0)
+    pool, spatial = Moments.of(rng.normal(size=(50, 6))), Moments.of(rng.normal(size=(50, 4)))
+    path = tmp_path / 'folder' / 'reference.npz'
+    write_reference(path, moments=pool, spatial=spatial, images=images())
+    with np.load(path, allow_pickle=False) as file:
+        assert set(file.files) == {'arr_0', 'mu', 'sigma', 'mu_s', 'sigma_s'}
+    found = read_moments(path, WHAT)
+    assert np.array_equal(found['mu'], pool.mean)
+    assert np.array_equal(found['sigma'], pool.covariance())
+    assert np.array_equal(found['sigma_s'], spatial.covariance())
+    assert np.array_equal(next(open_images(path, WHAT).batches(11)), images())
+    write_reference(path, moments=pool, spatial=None, images=images())
+    assert set(read_moments(path, WHAT)) == {'mu', 'sigma'}
+    np.savez(path, images())
+    assert read_moments(path, WHAT) is None
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'sigma': np.eye(4)},
+        {'mu': np.zeros((5, 1))},
+        {'mu': np.full(5, np.nan)},
+        {'sigma': np.triu(np.ones((5, 5)))},
+        {'mu': np.zeros(5, np.int64)},
+    ],
+)
+def test_moments_that_are_none_are_named(tmp_path, changes):
+    np.savez(tmp_path / 'x.npz', **{'mu': np.zeros(5), 'sigma': np.eye(5)} | changes)
+    with pytest.raises(UserError, match=r'x\.npz: mu .* and sigma .* are not the mean and the symmetric covariance'):
+        read_moments(tmp_path / 'x.npz', WHAT)
+
+
+def test_half_of_the_moments_is_named(tmp_path):
+    np.savez(tmp_path / 'x.npz', mu=np.zeros(5))
+    with pytest.raises(UserError, match='holds mu but no sigma'):
+        read_moments(tmp_path / 'x.npz', WHAT)
