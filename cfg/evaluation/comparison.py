@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cfg.evaluation.latex import Cell, tabular
-from cfg.evaluation.paper import NUM_SAMPLES, PaperCurve, PaperTable
+from cfg.evaluation.paper import NUM_SAMPLES, PaperTable
 from cfg.evaluation.results import Curve
 
 _METRICS = (('fid', 'FID'), ('inception_score', 'IS'))
@@ -71,8 +71,7 @@ def compare(paper: PaperTable, curves: Sequence[Curve]) -> Comparison:
         for curve, values in zip(curves, ours, strict=True):
             match = paper.match(curve)
             if match is not None:
-                label = f'{curve.label} minus paper, {match.label}'
-                columns.append(Column(metric, 'difference', label, values - theirs[match.setting], None))
+                columns.append(Column(metric, 'difference', curve.label, values - theirs[match.setting], None))
     return Comparison(paper.title, w, tuple(columns), tuple(_notes(paper, curves)))
 
 
@@ -175,7 +174,10 @@ def _notes(paper: PaperTable, curves: Sequence[Curve]) -> list[str]:
     if reasons:
         why = ', and '.join(f'{reason} ({"; ".join(labels)})' for reason, labels in reasons.items())
         notes.append(f'Our numbers cannot be compared with those of the paper: {why}.')
-    if not any(isinstance(paper.match(curve), PaperCurve) for curve in curves):
+    pairs = [(curve.label, match.label) for curve in curves if (match := paper.match(curve))]
+    if pairs:
+        notes.append(f'Differences: {"; ".join(f"{ours} minus the paper at {theirs}" for ours, theirs in pairs)}.')
+    else:
         name = {'p_uncond': 'p_uncond', 'num_steps': 'T'}[paper.key]
         notes.append(f'No curve of ours has the {name} of one of the paper, so there are no differences.')
     return notes

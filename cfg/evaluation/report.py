@@ -34,7 +34,10 @@ from cfg.evaluation.results import (
 _MAX_PANELS = 6
 _PANEL_PIXELS = 480  # about the width of a panel of a static grid
 _PAGE_SAMPLES = 200
-_PAGE_SAMPLE_PIXELS = 100 * 64 * 64  # of one (step, w) on the page: bounds the page's size
+# Pixels of one (step, w) on the page, and of all: they bound the page's size.
+_PAGE_SAMPLE_PIXELS = 100 * 64 * 64
+_PAGE_PIXELS = 30 * _PAGE_SAMPLE_PIXELS
+_WIDE = 2000  # pixels of a grid; wider ones have their panels in two lines
 
 _CSV_KEYS = ('step', 'w', 'fid', 'inception_score', 'accuracy', 'num_samples', 'features', 'seed')
 
@@ -112,11 +115,15 @@ def write_report(
         if panels:
             caption = f'{curve.label}: samples of all classes; a cell has the same seed and class in every panel'
             draw_grid(output / f'grid_random_classes{suffix}.png', mixed, grid_shape, caption)
-        if any(len(samples.labels) for _, samples in single):
+        most = max((len(samples.labels) for _, samples in single), default=0)
+        if 4 * most >= grid_shape[0] * grid_shape[1]:
             caption = f'{curve.label}: samples of class "{class_names[one_class]}"; a cell has the same seed throughout'
             draw_grid(output / f'grid_one_class{suffix}.png', single, grid_shape, caption)
         elif panels:
-            notices.append(f'No sample at step {curve.step:,} is of class "{class_names[one_class]}".')
+            notices.append(
+                f'Samples at step {curve.step:,} that are of class "{class_names[one_class]}": {most}, too few for a '
+                f'grid; --mode=sample --config.sampling.labels="({one_class},)" draws more.'
+            )
 
     return page.write_page(
         output / 'index.html',
@@ -184,7 +191,7 @@ def draw_grid(path: Path, panels: Sequence[tuple[Row, Samples]], shape: tuple[in
     """
     mosaics = [mosaic(samples.images, shape, width=_PANEL_PIXELS) for _, samples in panels]
     height, width = mosaics[0].shape[:2]
-    columns = len(panels) if len(panels) <= 4 else math.ceil(len(panels) / 2)
+    columns = len(panels) if len(panels) <= 4 and len(panels) * width <= _WIDE else math.ceil(len(panels) / 2)
     lines = math.ceil(len(panels) / columns)
     margin, head, top = 24, 58, 44
     total = (margin + columns * (width + margin), top + lines * (head + height) + margin)
@@ -215,17 +222,19 @@ def _pick_all(
 ) -> dict[str, _Picked]:
     """What the report shows of each sample file that is left, by its path; one file is in memory at a time."""
     picked = {}
-    for path in dict.fromkeys(row['samples'] for curve in curves for row in curve.rows if row.get('samples')):
+    paths = dict.fromkeys(row['samples'] for curve in curves for row in curve.rows if row.get('samples'))
+    pixels = min(_PAGE_SAMPLE_PIXELS, _PAGE_PIXELS // max(len(paths), 1))
+    for path in paths:
         samples = load_samples(workdir / path)
         if samples is not None and len(samples.labels):
-            picked[path] = _pick(samples, cells=grid_shape[0] * grid_shape[1], one_class=one_class)
+            picked[path] = _pick(samples, cells=grid_shape[0] * grid_shape[1], one_class=one_class, pixels=pixels)
     return picked
 
 
-def _pick(samples: Samples, *, cells: int, one_class: int) -> _Picked:
+def _pick(samples: Samples, *, cells: int, one_class: int, pixels: int) -> _Picked:
     order = mixed_order(samples.labels)
     height, width = samples.images.shape[1:3]
-    page_count = max(1, min(_PAGE_SAMPLES, _PAGE_SAMPLE_PIXELS // (height * width)))
+    page_count = max(1, min(_PAGE_SAMPLES, pixels // (height * width)))
     return _Picked(
         page=samples.take(order[:page_count]),
         mixed=samples.take(order[:cells]),
