@@ -1,0 +1,93 @@
+"""kill -9 at random moments of a sweep, twenty times, and what it has measured in the end."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import ROOT, command, main
+
+KILLS = 20
+SWEEP = (
+    '--mode=eval',
+    '--config.eval.num_samples=400',
+    '--config.eval.w=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0, 2.0)',
+    '--config.eval.keep_samples=50',
+    '--config.eval.is_split_size=150',
+    '--config.eval.kid_subset_size=100',
+    '--config.eval.kid_subsets=5',
+    '--config.eval.save_seconds=0',
+)
+VARYING = ('seconds', 'finished')
+
+
+def ok(*arguments):
+    done = main(*arguments)
+    assert done.returncode == 0, done.stderr
+
+
+def rows_of(workdir):
+    """Every line of the results file, without what may differ between two runs, in any order."""
+    rows = [json.loads(line) for line in (workdir / 'results.jsonl').read_text().splitlines()]
+    return sorted(json.dumps({k: v for k, v in row.items() if k not in VARYING}, sort_keys=True) for row in rows)
+
+
+def state_of(workdir: Path) -> set:
+    """Changes whenever the sweep has put something on disk."""
+    found = set()
+    for pattern in ('results.jsonl', 'unfinished/*/state.npz', 'samples/*'):
+        for path in workdir.glob(pattern):
+            try:
+                stat = path.stat()
+            except FileNotFoundError:
+                continue
+            found.add((str(path), stat.st_size, stat.st_mtime_ns))
+    return found
+
+
+@pytest.fixture(scope='module', name='undisturbed')
+def undisturbed_fixture(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('sweep') / 'undisturbed'
+    ok(f'--workdir={workdir}', '--mode=train')
+    ok(f'--workdir={workdir}', *SWEEP)
+    return workdir
+
+
+def fresh(undisturbed, workdir):
+    """The run without its sweep; the real images need not be measured again."""
+    shutil.rmtree(workdir, ignore_errors=True)
+    shutil.copytree(undisturbed, workdir, ignore=shutil.ignore_patterns('results.jsonl', 'samples', 'unfinished'))
+
+
+def test_a_sweep_killed_twenty_times_is_the_undisturbed_one(undisturbed, tmp_path):
+    workdir, chance = tmp_path / 'killed', random.Random(0)
+    expected = rows_of(undisturbed)
+    assert len(expected) == len(set(expected)) == 16
+    fresh(undisturbed, workdir)
+    kills = in_a_row = 0
+    while kills < KILLS:
+        before = state_of(workdir)
+        process = subprocess.Popen(command(f'--workdir={workdir}', *SWEEP), cwd=ROOT, stderr=subprocess.DEVNULL)
+        while state_of(workdir) == before and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.9))
+        process.send_signal(signal.SIGKILL)
+        if process.wait() == 0:  # too fast for us: compare, and begin another sweep
+            assert rows_of(workdir) == expected
+            fresh(undisturbed, workdir)
+            continue
+        assert process.returncode == -signal.SIGKILL
+        kills += 1
+        in_a_row += any((workdir / 'unfinished').glob('[!.]*/state.npz'))
+    assert in_a_row > KILLS / 4  # in the middle of a row, mostly
+    ok(f'--workdir={workdir}', *SWEEP)
+    assert rows_of(workdir) == expected
+    names = {path.name for path in (workdir / 'samples').iterdir()}
+    assert names == {path.name for path in (undisturbed / 'samples').iterdir()}
+    for name in names:
+        assert (workdir / 'samples' / name).read_bytes() == (undisturbed / 'samples' / name).read_bytes()
