@@ -19,7 +19,7 @@ from configs import digits
 
 def pytest_collection_modifyitems(items):
     """The longest files first, so that two workers end at about the same time."""
-    longest = ('test_main.py', 'test_imagenet.py')
+    longest = ('test_main.py', 'test_imagenet.py', 'test_killed_sweep.py')
     items.sort(key=lambda item: not any(name in item.nodeid for name in longest))
 
 

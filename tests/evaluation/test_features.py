@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -5,12 +9,14 @@ from cfg.data.digits import digits
 from cfg.data.source import ArraySource
 from cfg.errors import UserError
 from cfg.evaluation import metrics
-from cfg.evaluation.features import INCEPTION, INCEPTION_IMAGES, check_images, default_cache
+from cfg.evaluation.features import INCEPTION, INCEPTION_IMAGES, Features, check_images, default_cache
 from cfg.evaluation.loading import open_features
+from cfg.evaluation.neighbours import precision_recall
 from cfg.evaluation.references import BATCH, chosen, measure, stream_of_source
 from cfg.evaluation.small_classifier import WIDTH, small_classifier
-from cfg.evaluation.statistics import Moments
+from cfg.evaluation.statistics import Moments, Splits
 from cfg.stopping import StopSignal
+from tests.command_line import ROOT
 
 
 @pytest.fixture(scope='module', name='cache')
@@ -54,6 +60,50 @@ def test_features_do_not_depend_on_the_batch_size(network, cache):
     np.testing.assert_allclose(opened(cache, 8).extract(images).pool, network.extract(images).pool, atol=1e-5)
     one_by_one = np.concatenate([network.extract(images[i : i + 1]).pool for i in range(5)])
     np.testing.assert_allclose(one_by_one, network.extract(images).pool[:5], atol=1e-5)
+
+
+ONE_DEVICE = """
+import sys
+from pathlib import Path
+import jax, numpy as np
+from cfg.data.digits import digits
+from cfg.evaluation.small_classifier import small_classifier
+
+assert jax.device_count() == 1
+network = small_classifier(Path(sys.argv[1]), digits('train'), batch_size=35)
+features = network.extract(digits('test').images)
+np.savez(sys.argv[2], pool=features.pool, log_p=features.log_p, classes=features.classes)
+"""
+
+
+def test_the_number_of_devices_changes_nothing(network, cache, tmp_path):
+    """Features, and the metrics of them, from one device and from the suite's four."""
+    path = tmp_path / 'one.npz'
+    flags = os.environ['XLA_FLAGS'].replace('device_count=4', 'device_count=1')
+    subprocess.run(
+        [sys.executable, '-c', ONE_DEVICE, str(cache), str(path)],
+        cwd=ROOT,
+        env=os.environ | {'XLA_FLAGS': flags},
+        check=True,
+    )
+    four, real = network.extract(digits('test').images), network.extract(digits('train').images).pool
+    with np.load(path, allow_pickle=False) as file:
+        one = Features(file['pool'], None, file['log_p'], file['classes'])
+    np.testing.assert_allclose(one.pool, four.pool, atol=1e-5)
+    assert np.array_equal(one.classes, four.classes)
+    scores = []
+    for features in (one, four):
+        splits = Splits(100)
+        splits.add(features.log_p)
+        scores.append(
+            [
+                metrics.fid(Moments.of(features.pool), Moments.of(real)),
+                *metrics.inception_score(splits.sums),
+                *precision_recall(real, features.pool),
+                *metrics.kid(features.pool, real, num_subsets=5, subset_size=100, seed=0),
+            ]
+        )
+    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-4)
 
 
 def test_a_batch_that_does_not_divide_over_the_devices_is_refused(cache):

@@ -29,6 +29,24 @@ def test_moments_of_pieces_are_those_of_the_whole(sizes, seed, offset):
             np.testing.assert_allclose(moments.covariance(), np.cov(whole.T), atol=1e-8)
 
 
+@PROPERTY
+@given(data=st.data(), width=st.integers(1, 4))
+def test_any_order_and_any_tree_of_merges_give_the_same_moments_and_fid(data, width):
+    vectors = np.random.default_rng(width).normal(size=(24, width)) * np.arange(1, width + 1) + 5
+    order = data.draw(st.permutations(range(24)))
+    cuts = sorted(data.draw(st.sets(st.integers(1, 23), max_size=8)))
+    parts = [Moments.of(vectors[piece]) for piece in np.split(np.array(order), cuts)]
+    while len(parts) > 1:
+        left = parts.pop(data.draw(st.integers(0, len(parts) - 1)))
+        right = data.draw(st.integers(0, len(parts) - 1))
+        parts[right] = parts[right].merge(left)
+    (merged,), whole = parts, Moments.of(vectors)
+    np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-12)
+    np.testing.assert_allclose(merged.covariance(), whole.covariance(), rtol=1e-9, atol=1e-11)
+    reference = Moments.of(np.random.default_rng(9).normal(size=(40, width)))
+    assert metrics.fid(merged, reference) == pytest.approx(metrics.fid(whole, reference), rel=1e-9)
+
+
 def test_merging_nothing_changes_nothing():
     moments = Moments.of(np.random.default_rng(0).normal(size=(5, 2)))
     for merged in (moments.merge(Moments.empty(2)), Moments.empty(2).merge(moments)):
