@@ -72,9 +72,14 @@ class Times(NamedTuple):
 def define_flags() -> None:
     """The flags of both scripts."""
     command_line.define_config('--config.train.batch_size=64')
-    flags.DEFINE_integer('warmup', 2, 'Untimed steps after the one that compiles.', lower_bound=0)
     flags.DEFINE_float('peak_tflops', None, 'What one device could do at best, for the utilisation.', lower_bound=1e-9)
     flags.DEFINE_string('peer', None, 'A clone of openai/guided-diffusion: times it side by side, in PyTorch.')
+    define_comparison_flags()
+
+
+def define_comparison_flags() -> None:
+    """The flags of timing beside a peer."""
+    flags.DEFINE_integer('warmup', 2, 'Untimed steps after the one that compiles.', lower_bound=0)
     flags.DEFINE_string('variant', '', 'With --peer: the variant of PyTorch to compare with; empty = the fastest.')
     flags.DEFINE_integer('rounds', 8, 'With --peer: rounds that count.', lower_bound=1)
     flags.DEFINE_float('round_seconds', 3.0, 'With --peer: about how long a round of each side is.', lower_bound=0.0)

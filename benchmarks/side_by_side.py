@@ -221,18 +221,33 @@ def compare(request: dict[str, Any], unit: str) -> str:
     Raises:
       UserError: when a child cannot do its work.
     """
+    peer = flags.FLAGS.peer
+    if not Path(peer, 'guided_diffusion', 'unet.py').is_file():
+        raise UserError(f'--peer={peer} is not a clone of openai/guided-diffusion.')
+    return compare_with([str(Path(__file__).with_name('peer.py')), peer, json.dumps(request)], unit)
+
+
+def compare_with(peer_script: list[str], unit: str) -> str:
+    """Runs this script's work in a child beside another script's in another.
+
+    Args:
+      peer_script: path and arguments of a script that says hello with its variants and answers try, use and go.
+      unit: what the seconds are of, for the user.
+
+    Raises:
+      UserError: when a child cannot do its work.
+    """
     options = flags.FLAGS
-    if not Path(options.peer, 'guided_diffusion', 'unet.py').is_file():
-        raise UserError(f'--peer={options.peer} is not a clone of openai/guided-diffusion.')
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # takes the children along
     # A comparison is of one device. Neither side may take all of its memory.
     one = {'CUDA_VISIBLE_DEVICES': os.environ.get('CUDA_VISIBLE_DEVICES', '0').split(',')[0]}
     half = {'XLA_PYTHON_CLIENT_MEM_FRACTION': os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION', '0.45')}
     # The same flags: the child reads the same config and does the same work.
     our_command = [sys.executable, *sys.argv, '--child']
-    peer_command = [sys.executable, str(Path(__file__).with_name('peer.py')), options.peer, json.dumps(request)]
-
-    with Child('ours', our_command, one | half) as ours, Child('PyTorch', peer_command, one) as theirs:
+    with (
+        Child('ours', our_command, one | half) as ours,
+        Child('PyTorch', [sys.executable, *peer_script], one) as theirs,
+    ):
         # Theirs does nothing before it is asked, and ours is idle after its answer.
         our_hello, their_hello = ours.answer(), theirs.answer()
         print(f'{our_hello["network"]}, batch {our_hello["images"]}')

@@ -11,6 +11,7 @@ import numpy as np
 
 from cfg import parallel
 from cfg.errors import UserError
+from cfg.models.inception import SPATIAL_WIDTH, WIDTH, Inception
 
 Array = np.ndarray
 
@@ -116,6 +117,13 @@ def on_devices(fn: Callable[[Any, Array], Any], params: Any, *, batch_size: int)
     return extract
 
 
+def inception_features(params: Any, images: jax.Array) -> Features:
+    """Of uint8 images [N, H, W, 3], in float32 throughout, as published numbers are."""
+    with jax.default_matmul_precision('highest'):
+        output = Inception().apply({'params': params}, images)
+    return Features(output.pool, output.spatial, jax.nn.log_softmax(output.logits), None)
+
+
 def inception(weights: str, cache: Path, *, batch_size: int) -> FeatureNetwork:
     """The Inception network of published FIDs.
 
@@ -128,25 +136,16 @@ def inception(weights: str, cache: Path, *, batch_size: int) -> FeatureNetwork:
       UserError: when the weights are missing or damaged.
     """
     from cfg.evaluation.weights import load_inception
-    from cfg.models.inception import Inception
 
     loaded = load_inception(weights, cache)
-    network = Inception()
-
-    def features(params, images):
-        # Published numbers are float32 throughout.
-        with jax.default_matmul_precision('highest'):
-            output = network.apply({'params': params}, images)
-        return Features(output.pool, output.spatial, jax.nn.log_softmax(output.logits), None)
-
     return FeatureNetwork(
         name=INCEPTION,
         sha256=loaded.params_sha256,
         file_sha256=loaded.file_sha256,
-        width=2048,
-        spatial_width=2023,
+        width=WIDTH,
+        spatial_width=SPATIAL_WIDTH,
         image_shape=INCEPTION_IMAGES,
-        extract=on_devices(features, loaded.params, batch_size=batch_size),
+        extract=on_devices(inception_features, loaded.params, batch_size=batch_size),
         classifier=None,
         cache=cache,
     )

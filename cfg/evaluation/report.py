@@ -285,10 +285,12 @@ def _warnings(curves: Sequence[Curve]) -> list[str]:
 
 
 def _missing_notice(curves: Sequence[Curve], picked: Mapping[str, _Picked]) -> list[str]:
-    """One sentence that names the rows without samples, or nothing."""
+    """One sentence that names the rows whose samples are gone, and one where none were kept; or nothing."""
     parts = []
+    if not any(row.get('samples') for curve in curves for row in curve.rows):
+        return ['No samples were kept (config.eval.keep_samples=0), so there are no grids.']
     for curve in curves:
-        ws = [f'{row["w"]:g}' for row in curve.rows if row.get('samples') not in picked]
+        ws = [f'{row["w"]:g}' for row in curve.rows if row.get('samples') and row['samples'] not in picked]
         if ws:
             parts.append(f'{curve.label}: w = {", ".join(ws)}')
     if not parts:

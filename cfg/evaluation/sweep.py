@@ -192,7 +192,7 @@ class _Sweep:
             row = identity | score(measured, self._reference, options) | self._facts
             kept = measured.images
             name = f'step{point.step:08d}_w{point.w:g}_{identity["identity"][:8]}.npz'
-            row['samples'] = write_samples(self._workdir, name, kept, labels[: len(kept)])
+            row['samples'] = write_samples(self._workdir, name, kept, labels[: len(kept)]) if len(kept) else None
         row |= {
             'warnings': self._warnings,
             'p_uncond': self.p_uncond[point.step],

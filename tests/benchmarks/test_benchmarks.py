@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import common, sampling, side_by_side, train_step
+from benchmarks import common, evaluation, sampling, side_by_side, train_step
 from benchmarks import config as sizes
 from benchmarks import input as input_benchmark
 from cfg import setup
@@ -74,6 +74,36 @@ def test_numbers_of_workers(text):
     assert input_benchmark.worker_counts('')[:2] == [0, 1]
     with pytest.raises(UserError, match='--workers='):
         input_benchmark.worker_counts(text)
+
+
+def test_the_evaluation_by_part(small_config):
+    small_config.eval.num_samples = 40
+    small_config.eval.batch_size = 4
+    small_config.eval.kid_subset_size = 10
+    small_config.eval.kid_subsets = 2
+    text = evaluation.describe(small_config, w=1.0, num_steps=2, batch_size=8, repeats=1, num_real=20)
+    head, _, *lines, rest, alone = text.splitlines()
+    assert head.startswith('40 samples, 20 real images, w = 1; 4 x ')
+    parts = {line[:20].strip(): [float(value) for value in line[20:].split()[:2]] for line in lines}
+    metrics = ['FID', 'sFID', 'precision, recall', 'KID', 'inception score']
+    assert [*parts] == ['sampler', 'Inception', 'moments, score sums', *metrics, 'saving']
+    assert sum(share for _, share in parts.values()) == pytest.approx(100, abs=0.1)
+    others = sum(seconds for name, (seconds, _) in parts.items() if name not in evaluation.NETWORKS)
+    assert float(rest.split(':')[1].split()[0]) == pytest.approx(others, rel=1e-2)
+    total = sum(seconds for seconds, _ in parts.values())
+    assert float(rest.split()[-8]) == pytest.approx(100 * others / total, abs=0.1)
+    assert float(alone.split()[-2]) == pytest.approx(100 * others / (total - parts['sampler'][0]), abs=1)
+
+
+def test_savings_are_scaled_to_the_length_of_the_evaluation():
+    parts = [
+        evaluation.Part('sampler', 590.0, ''),
+        evaluation.Part('FID', 10.0, ''),
+        evaluation.Part('saving', 0.5, ''),
+    ]
+    assert evaluation.table(parts, 60.0).splitlines()[3].split()[:2] == ['saving', '5']
+    assert 'networks: 15 s, 2.48 %' in evaluation.table(parts, 60.0)
+    assert 'already: 10.5 s, 100.00 %' in evaluation.table(parts, 60.0)
 
 
 def script(name, config, *arguments):

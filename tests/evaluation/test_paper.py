@@ -147,6 +147,7 @@ def test_without_a_table_nothing_speaks_of_the_paper(tmp_path):
     write(tmp_path, [row(0.0)])
     page = write_report(tmp_path)
     assert 'id="paper"' not in page
+    assert 'No samples were kept' in page
     assert not list((tmp_path / 'report').glob('paper*'))
 
 

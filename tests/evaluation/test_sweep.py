@@ -98,6 +98,14 @@ def test_the_kept_samples_are_the_measured_ones(workdir):
     assert row['fid'] == pytest.approx(metrics.frechet_distance(means[0], covs[0], means[1], covs[1]), rel=1e-4)
 
 
+def test_no_sample_needs_to_be_kept(workdir):
+    before = set((workdir / 'samples').iterdir())
+    sweep.evaluate(config_of(w=(0.5,), keep_samples=0), workdir)
+    (row,) = read_results(workdir)
+    assert row['samples'] is None
+    assert set((workdir / 'samples').iterdir()) == before
+
+
 def test_jobs_share_the_rows_and_a_merge_counts_each_once(workdir, tmp_path):
     ws = (0.0, 0.5, 1.0, 2.0, 3.0)
     alone = shutil.copytree(workdir, tmp_path / 'alone')

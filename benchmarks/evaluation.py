@@ -1,0 +1,241 @@
+"""Times the evaluation of one w by part, or Inception beside pytorch-fid (benchmarks/README.md).
+
+python benchmarks/evaluation.py --config=configs/imagenet64.py [--sampler_batch_size=4] [--num_steps=2]
+python benchmarks/evaluation.py --config=configs/imagenet64.py --beside_pytorch_fid
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from benchmarks import common, sampling, side_by_side
+from cfg import command_line
+from cfg.errors import UserError
+
+FLAGS = flags.FLAGS
+
+NETWORKS = ('sampler', 'Inception')
+
+
+class Part(NamedTuple):
+    """Something that an evaluation of one w does.
+
+    Attributes:
+      name: for the user.
+      seconds: of one w.
+      how: it was measured.
+    """
+
+    name: str
+    seconds: float
+    how: str
+
+
+def prepare_inception(config: ConfigDict) -> common.Work:
+    """A batch of random images through the network of published FIDs, all outputs, to the host."""
+    import jax
+    import numpy as np
+
+    from cfg import setup
+    from cfg.evaluation.features import inception_features, on_devices
+    from cfg.models.inception import Inception
+
+    height, width, _ = setup.spec_of(config).image_shape
+    batch_size = config.eval.batch_size
+    blank = np.zeros((1, height, width, 3), np.uint8)
+    params = jax.device_get(jax.jit(Inception().init)(jax.random.key(0), blank)['params'])
+    extract = on_devices(inception_features, params, batch_size=batch_size)
+    images = np.random.default_rng(0).integers(0, 256, (batch_size, height, width, 3), dtype=np.uint8)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return common.Work(
+        lambda: extract(images),
+        images=batch_size,
+        flops=0.0,
+        network=f'Inception, {count / 1e6:.1f}M parameters, {height}x{width} images resized to 299x299, float32',
+        ahead=0,  # features end on the host
+    )
+
+
+def seconds(do: Callable[[], object]) -> float:
+    """Of one call."""
+    start = time.perf_counter()
+    do()
+    return time.perf_counter() - start
+
+
+def network_parts(config: ConfigDict, *, w: float, num_steps: int, batch_size: int, repeats: int) -> list[Part]:
+    """The sampler, in batches of `batch_size`, and Inception, scaled to all samples."""
+    num_samples, steps = config.eval.num_samples, config.sampling.num_steps
+    smaller = config.copy_and_resolve_references()
+    smaller.sampling.batch_size = batch_size
+    drawn = sampling.prepare(smaller, w=w, num_steps=num_steps)
+    of_batch = statistics.median(common.measure(drawn, units=repeats, warmup=0).units)
+    rate = drawn.images * num_steps / steps / of_batch
+    features = prepare_inception(config)
+    of_features = statistics.median(common.measure(features, units=repeats, warmup=1).units)
+    feature_rate = features.images / of_features
+    scaled = f'{drawn.images} samples of {num_steps} of T={steps} steps'
+    return [
+        Part('sampler', num_samples / rate, f'{rate:.4g} images/s; scaled from {scaled}'),
+        Part('Inception', num_samples / feature_rate, f'{feature_rate:.4g} images/s; scaled from {features.images}'),
+    ]
+
+
+def other_parts(config: ConfigDict, *, num_real: int, folder: Path) -> list[Part]:
+    """Everything but the networks, on as many random features as an evaluation has."""
+    import numpy as np
+
+    from cfg import setup
+    from cfg.evaluation import metrics
+    from cfg.evaluation.features import INCEPTION, INCEPTION_IMAGES, FeatureNetwork, Features
+    from cfg.evaluation.measurement import Measurement
+    from cfg.evaluation.neighbours import precision_recall
+    from cfg.evaluation.scoring import KID_SEED, NEAREST, kid_subset_size
+    from cfg.models.inception import NUM_CLASSES, SPATIAL_WIDTH, WIDTH
+
+    options, rng = config.eval, np.random.default_rng(0)
+    batch = min(config.sampling.batch_size, options.num_samples)
+    log_p = np.log(rng.dirichlet(np.full(NUM_CLASSES, 0.1), batch).astype(np.float32) + 1e-12)
+
+    def random_features(images):
+        pool = rng.standard_normal((len(images), WIDTH), np.float32) ** 2
+        spatial = rng.standard_normal((len(images), SPATIAL_WIDTH), np.float32)
+        return Features(pool, spatial, log_p[: len(images)], None)
+
+    network = FeatureNetwork(INCEPTION, '', None, WIDTH, SPATIAL_WIDTH, INCEPTION_IMAGES, random_features, None, folder)
+    shape = setup.spec_of(config).image_shape
+    images = np.zeros((batch, *shape), np.uint8)
+    real = rng.standard_normal((num_real, WIDTH), np.float32) ** 2
+    parts = []
+    with Measurement(
+        folder, network, is_split_size=options.is_split_size, image_shape=shape, save_seconds=float('inf')
+    ) as measured:
+
+        def accumulate():
+            for start in range(0, options.num_samples, batch):
+                kept = max(options.keep_samples - start, 0)
+                measured.add(images[: options.num_samples - start], keep_images=kept)
+
+        drawing = seconds(lambda: [random_features(images) for _ in range(0, options.num_samples, batch)])
+        spent = seconds(accumulate) - drawing
+        parts.append(Part('moments, score sums', spent, f'batches of {batch}, features kept on disk'))
+        saving = seconds(measured.save)
+        pool, spatial = measured.moments, measured.spatial
+        covs = pool.covariance(), spatial.covariance()
+
+        size = kid_subset_size(options, options.num_samples, num_real)
+        timed = {
+            'FID': (lambda: metrics.frechet_distance(pool.mean, covs[0], pool.mean, covs[0]), f'{WIDTH} features'),
+            'sFID': (
+                lambda: metrics.frechet_distance(spatial.mean, covs[1], spatial.mean, covs[1]),
+                f'{SPATIAL_WIDTH} features',
+            ),
+            'precision, recall': (
+                lambda: precision_recall(real, measured.features, k=NEAREST, dtype=options.neighbours_dtype),
+                f'{options.num_samples} and {num_real} points, {options.neighbours_dtype}',
+            ),
+            'KID': (
+                lambda: metrics.kid(
+                    measured.features, real, num_subsets=options.kid_subsets, subset_size=size, seed=KID_SEED
+                ),
+                f'{options.kid_subsets} subsets of {size}',
+            ),
+            'inception score': (
+                lambda: metrics.inception_score(measured.splits.sums),
+                f'{len(measured.splits.sums)} splits',
+            ),
+        }
+        parts += [Part(name, seconds(do), how) for name, (do, how) in timed.items()]
+    parts.append(Part('saving', saving, f'one of {saving:.3g} s; scaled to one each {options.save_seconds:g} s'))
+    return parts
+
+
+def with_savings(parts: list[Part], save_seconds: float) -> list[Part]:
+    """The parts, with that of saving scaled from one to as many as the others take."""
+    others = sum(part.seconds for part in parts if part.name != 'saving')
+    savings = max(1, round(others / save_seconds)) if save_seconds else 1
+    return [part._replace(seconds=part.seconds * savings) if part.name == 'saving' else part for part in parts]
+
+
+def rest_of(parts: list[Part]) -> tuple[float, float]:
+    """Seconds of everything but the networks, and its share of the whole in percent."""
+    rest = sum(part.seconds for part in parts if part.name not in NETWORKS)
+    return rest, 100 * rest / sum(part.seconds for part in parts)
+
+
+def table(parts: list[Part], save_seconds: float) -> str:
+    """The parts with their shares of the whole, and the share of everything but the networks.
+
+    Args:
+      parts: that of saving is seconds of one.
+      save_seconds: between two savings.
+    """
+    scaled = with_savings(parts, save_seconds)
+    total = sum(part.seconds for part in scaled)
+    lines = [f'{"part":<20}{"seconds":>12}{"share":>10}  how']
+    lines += [
+        f'{part.name:<20}{part.seconds:>12.4g}{100 * part.seconds / total:>8.2f} %  {part.how}' for part in scaled
+    ]
+    rest, share = rest_of(scaled)
+    lines.append(f'all but the networks: {rest:.4g} s, {share:.2f} % of the evaluation of one w')
+    measured = with_savings([part for part in parts if part.name != 'sampler'], save_seconds)
+    lines.append('of samples that are there already: {:.4g} s, {:.2f} %'.format(*rest_of(measured)))
+    return '\n'.join(lines)
+
+
+def describe(config: ConfigDict, *, w: float, num_steps: int, batch_size: int, repeats: int, num_real: int) -> str:
+    """Times all parts; what came out, a line a part."""
+    import jax
+
+    devices = jax.local_devices()
+    with tempfile.TemporaryDirectory() as folder:
+        parts = [
+            *network_parts(config, w=w, num_steps=num_steps, batch_size=batch_size, repeats=repeats),
+            *other_parts(config, num_real=num_real, folder=Path(folder)),
+        ]
+    head = f'{config.eval.num_samples} samples, {num_real} real images, w = {w:g}'
+    device = f'{len(devices)} x {devices[0].device_kind} ({devices[0].platform})'
+    return f'{head}; {device}\n{table(parts, config.eval.save_seconds)}'
+
+
+def main() -> None:
+    """Prints what the flags ask for."""
+    config = common.read_config()
+    num_steps = FLAGS.num_steps or config.sampling.num_steps
+    if num_steps < 2:
+        raise UserError(f'--num_steps={num_steps} must be at least 2, or 0 for the T of the config.')
+    if FLAGS.child:
+        side_by_side.serve_work(lambda: prepare_inception(config), warmup=FLAGS.warmup)
+    elif FLAGS.beside_pytorch_fid:
+        from cfg import setup
+
+        size = setup.spec_of(config).image_shape[0]
+        script = Path(__file__).with_name('peer_fid.py')
+        print(side_by_side.compare_with([str(script), str(config.eval.batch_size), str(size)], 'batch of images'))
+    else:
+        batch_size = FLAGS.sampler_batch_size or config.sampling.batch_size
+        arguments = {'batch_size': batch_size, 'repeats': FLAGS.repeats, 'num_real': FLAGS.num_real}
+        print(describe(config, w=FLAGS.w, num_steps=num_steps, **arguments))
+
+
+if __name__ == '__main__':
+    command_line.define_config('--config.eval.batch_size=64')
+    common.define_comparison_flags()
+    flags.DEFINE_bool('beside_pytorch_fid', False, "Times Inception in turns with pytorch-fid's.")
+    flags.DEFINE_integer('repeats', 3, 'Timed batches of the networks.', lower_bound=1)
+    flags.DEFINE_integer('num_real', 10_000, 'Real images with features.', lower_bound=4)
+    flags.DEFINE_integer(
+        'sampler_batch_size', 0, 'Of the timed samples, on a slow machine; 0 = that of the config.', lower_bound=0
+    )
+    flags.DEFINE_float('w', 1.0, 'Guidance strength; 0 costs half.')
+    flags.DEFINE_integer('num_steps', 0, 'Steps of the timed samples; 0 = the T of the config.', lower_bound=0)
+    command_line.run(main, mode=lambda: 'eval')
