@@ -6,10 +6,12 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 RUN := runs/digits
-DIGITS := $(PY) main.py --config=configs/digits.py --workdir=$(RUN)
+FLAGS :=
+DIGITS := $(PY) main.py --config=configs/digits.py --workdir=$(RUN) $(FLAGS)
 MIXTURE := runs/mixture
+COMPARE := $(PY) main.py --config=configs/digits_compare.py $(FLAGS)
 
-.PHONY: install install-dev digits mixture test lint format clean
+.PHONY: install install-dev digits compare mixture test lint format clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -33,6 +35,16 @@ digits: install
 	$(DIGITS) --mode=eval
 	$(DIGITS) --mode=report
 	@echo "Open $(RUN)/report/index.html"
+
+# Every guidance rule on three training seeds, one after the other.
+compare: install
+	$(PY) main.py --config=configs/digits_classifier.py --workdir=runs/digits_classifier --mode=train
+	set -e; for seed in 0 1 2; do \
+	  $(COMPARE) --workdir=runs/compare$$seed --config.seed=$$seed --mode=train; \
+	  $(COMPARE) --workdir=runs/compare$$seed --config.seed=$$seed --mode=eval; \
+	done
+	$(COMPARE) --workdir=runs/compare0 --config.seed=0 --mode=compare --config.report.workdirs="('runs/compare1', 'runs/compare2')"
+	@echo "Open runs/compare0/compare/index.html"
 
 mixture: install
 	$(PY) main.py --config=configs/mixture.py --workdir=$(MIXTURE) --mode=report

@@ -1,8 +1,10 @@
 """Trains, samples, evaluates and reports a classifier-free guided diffusion model; see README.md."""
 
 import logging
+from pathlib import Path
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from cfg import command_line
 from cfg.errors import UserError
@@ -13,6 +15,7 @@ MODES = (
     'sample',
     'eval',
     'report',
+    'compare',
     'status',
     'describe',
     'import_adm',
@@ -21,17 +24,21 @@ MODES = (
     'fetch_weights',
 )
 
+STOPPED = 'Stopped; the same command goes on where it stopped.'
+
 FLAGS = flags.FLAGS
 command_line.define_config('--config.train.num_steps=100')
 flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, logs, samples, results, report.')
 flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
+command_line.define_processes()
 flags.DEFINE_integer('num_devices', None, 'For --mode=describe: as if on this many devices.', lower_bound=1)
 
 
 def _dispatch() -> None:
     # Imported here, after the XLA flags are set and the arguments are known to be right.
-    from cfg import setup
+    from cfg import launching, setup
 
+    launching.check_flags(FLAGS.mode)
     if FLAGS.mode == 'describe':
         from cfg import describe
 
@@ -68,18 +75,10 @@ def _dispatch() -> None:
     setup.check_config(config)
     begins = FLAGS.mode in ('train', 'import_adm') or config.data.name == 'mixture'
     workdir = setup.check_workdir(FLAGS.workdir, create=begins, write=True)
-    if FLAGS.mode == 'train':
-        from cfg.training import loop
-
-        loop.train(config, workdir)
-    elif FLAGS.mode == 'eval':
-        from cfg.evaluation import sweep
-
-        sweep.evaluate(config, workdir)
-    elif FLAGS.mode == 'sample':
-        from cfg.evaluation import sample
-
-        sample.sample(config, workdir)
+    if FLAGS.mode in launching.MODES:
+        job = '' if FLAGS.mode not in ('eval', 'compare') else '.job{}of{}'.format(*setup.parse_job(config.eval.job))
+        with launching.joined(config, workdir, FLAGS.mode + job, status_of=_exit_status):
+            _run(config, workdir)
     elif FLAGS.mode == 'import_adm':
         from cfg import importing
 
@@ -90,9 +89,32 @@ def _dispatch() -> None:
         print(reporting.write(config, workdir))
 
 
+def _exit_status(error: BaseException) -> int | None:
+    return command_line.exit_status(error, mode=FLAGS.mode, stopped=STOPPED)
+
+
+def _run(config: ConfigDict, workdir: Path) -> None:
+    if FLAGS.mode == 'train':
+        from cfg.training import loop
+
+        loop.train(config, workdir)
+    elif FLAGS.mode == 'eval':
+        from cfg.evaluation import sweep
+
+        sweep.evaluate(config, workdir)
+    elif FLAGS.mode == 'compare':
+        from cfg.evaluation import compare
+
+        compare.run(config, workdir)
+    elif FLAGS.mode == 'sample':
+        from cfg.evaluation import sample
+
+        sample.sample(config, workdir)
+
+
 if __name__ == '__main__':
     log = logging.getLogger('cfg')
     log.setLevel(logging.INFO)
     log.addHandler(logging.StreamHandler())
     log.propagate = False
-    command_line.run(_dispatch, mode=lambda: FLAGS.mode, stopped='Stopped; the same command goes on where it stopped.')
+    command_line.run(_dispatch, mode=lambda: FLAGS.mode, stopped=STOPPED)

@@ -8,7 +8,7 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
 from cfg import xla_flags
-from cfg.errors import UserError, out_of_memory
+from cfg.errors import UserError, out_of_disk, out_of_memory
 
 FLAGS = flags.FLAGS
 
@@ -16,6 +16,13 @@ FLAGS = flags.FLAGS
 def define_config(example: str) -> None:
     """Defines --config; `example` is an override to show in the help."""
     config_flags.DEFINE_config_file('config', None, f'The config; single fields as {example}.')
+
+
+def define_processes() -> None:
+    """Defines the flags of several processes, for where no launcher that JAX knows starts them."""
+    flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where all processes can reach it.')
+    flags.DEFINE_integer('num_processes', None, 'How many processes there are; 1 = alone.', lower_bound=1)
+    flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0 on.', lower_bound=0)
 
 
 def read_config() -> ConfigDict:
@@ -49,21 +56,35 @@ def run(main: Callable[[], None], *, mode: Callable[[], str], stopped: str = 'St
             if len(argv) > 1:
                 raise UserError(f'{argv[1]!r} is not a flag: fields of the config are set as --config.field=value.')
             main()
-        except UserError as error:
-            sys.exit(complain(error))
-        except (MemoryError, RuntimeError) as error:
-            remedy = out_of_memory(error, mode())
-            if remedy is None:
+        except (Exception, KeyboardInterrupt) as error:
+            status = exit_status(error, mode=mode(), stopped=stopped)
+            if status is None:
                 raise
-            sys.exit(complain(remedy))
-        except KeyboardInterrupt:
-            print(f'\n{stopped}', file=sys.stderr)
-            sys.exit(130)
+            sys.exit(status)
 
     # Our own lines are for the user; libraries speak up from warnings on.
     absl_logging.set_verbosity(absl_logging.WARNING)
     xla_flags.choose()
     app.run(guarded, flags_parser=_parse)
+
+
+def exit_status(error: BaseException, *, mode: str, stopped: str = 'Stopped.') -> int | None:
+    """Prints what the user can mend, and gives the exit status; None if it is a fault of the program.
+
+    Args:
+      error: what ended the command.
+      mode, stopped: see `run`.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        print(f'\n{stopped}', file=sys.stderr)
+        return 130
+    if isinstance(error, UserError):
+        return complain(error)
+    if isinstance(error, MemoryError | RuntimeError) and (remedy := out_of_memory(error, mode)):
+        return complain(remedy)
+    if isinstance(error, OSError) and (remedy := out_of_disk(error)):
+        return complain(remedy)
+    return None
 
 
 def complain(error: Exception | str) -> int:

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from clu import parameter_overview
@@ -10,8 +11,8 @@ from ml_collections import ConfigDict
 
 from cfg import parallel, setup
 from cfg.data.spec import DataSpec
-from cfg.models.flops import forward_flops
-from cfg.models.unet import UNet
+from cfg.models.flops import forward_flops, guided_flops
+from cfg.models.unet import LABEL_IN
 from cfg.training.build import make_loss_fn
 
 GIB = 2.0**30
@@ -27,7 +28,7 @@ def describe(config: ConfigDict, *, num_devices: int | None = None) -> str:
       UserError: when the config has no network, or a batch does not divide over the devices.
     """
     spec = setup.spec_of(config)
-    network = setup.build_network(config, spec)
+    network = setup.build_trained(config, spec)
     params = setup.abstract_params(network, spec)
     count = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
     devices = num_devices or len(parallel.local_devices())
@@ -36,14 +37,12 @@ def describe(config: ConfigDict, *, num_devices: int | None = None) -> str:
     lines = [
         parameter_overview.get_parameter_overview(params, include_stats=False),
         '',
-        f'data: {spec.name}, images {spec.image_shape}, {spec.num_classes} classes; the null label is '
-        f'{spec.num_classes}',
-        f'parameters: {count:,}, of them {network.channels * 4:,} the row of the null label',
+        *_inputs_and_parameters(config, network, spec, count),
         f'forward pass: {flops / 1e9:.4g} GFLOP an image (2 x multiply-adds of convolutions and matrix products)',
-        f'sampling: {2 * flops * config.sampling.num_steps / 1e12:.4g} TFLOP an image at w > 0 (T = '
-        f'{config.sampling.num_steps}, two predictions a step), half at w = 0',
     ]
-    if config.model.learned_variance:
+    if config.train.kind == 'model':
+        lines += _sampling(config, network, spec, flops)
+    if config.train.kind == 'model' and config.model.learned_variance:
         return '\n'.join([*lines, 'training: none, as the loss trains no variances'])
     batch = config.train.batch_size
     lines += [
@@ -56,11 +55,32 @@ def describe(config: ConfigDict, *, num_devices: int | None = None) -> str:
     return '\n'.join(lines)
 
 
+def _sampling(config: ConfigDict, network: nn.Module, spec: DataSpec, flops: float) -> list[str]:
+    guided = {where: guided_flops(network.clone(label_in=where), spec.image_shape) for where in LABEL_IN}
+    steps = config.sampling.num_steps
+    return [
+        f'sampling: {guided[config.model.label_in] * steps / 1e12:.4g} TFLOP an image at w > 0 (T = {steps}, two '
+        f'predictions a step), {flops * steps / 1e12:.4g} at w = 0',
+        'a guided step over one at w = 0: '
+        + ', '.join(f"{guided[where] / flops:.4g} with model.label_in='{where}'" for where in LABEL_IN),
+    ]
+
+
+def _inputs_and_parameters(config: ConfigDict, network: nn.Module, spec: DataSpec, count: int) -> list[str]:
+    data = f'data: {spec.name}, images {spec.image_shape}, {spec.num_classes} classes'
+    if config.train.kind == 'classifier':
+        return [f'{data}; a classifier of noisy images', f'parameters: {count:,}']
+    return [
+        f'{data}; the null label is {spec.num_classes}',
+        f'parameters: {count:,}, of them {network.channels * 4:,} the row of the null label',
+    ]
+
+
 def _bytes(tree: Any) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def activation_bytes(config: ConfigDict, network: UNet, spec: DataSpec, params: Any) -> int:
+def activation_bytes(config: ConfigDict, network: nn.Module, spec: DataSpec, params: Any) -> int:
     """What the backward pass keeps of one example: the residuals of the loss's gradient, traced without computing.
 
     XLA may keep less, by computing again what is cheap, and needs working space besides.
@@ -73,7 +93,7 @@ def activation_bytes(config: ConfigDict, network: UNet, spec: DataSpec, params: 
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), n))
 
         def kept(params, images, labels, keys, index):
-            return jax.vjp(lambda p: jnp.mean(loss_fn(p, images, labels, keys, index)), params)[1]
+            return jax.vjp(lambda p: jnp.mean(loss_fn(p, images, labels, keys, index)[0]), params)[1]
 
         return _bytes(
             [x for x in jax.tree.leaves(jax.eval_shape(kept, params, images, index, keys, index)) if _is_array(x)]
@@ -87,7 +107,7 @@ def _is_array(x: Any) -> bool:
     return not jnp.issubdtype(x.dtype, jax.dtypes.prng_key) and x.dtype != jax.dtypes.float0
 
 
-def _memory(config: ConfigDict, network: UNet, spec: DataSpec, params: Any, share: int) -> list[str]:
+def _memory(config: ConfigDict, network: nn.Module, spec: DataSpec, params: Any, share: int) -> list[str]:
     piece = share // config.train.grad_accum
     state = 4 * _bytes(params)  # parameters, average, two moments
     gradient = _bytes(params) * (2 if config.train.grad_accum > 1 else 1)

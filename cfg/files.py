@@ -116,3 +116,12 @@ def lock(workdir: Path, what: str, *, part: str = '', wait: bool = False) -> Ite
         except OSError as error:  # a file system without locks
             log.warning('%s cannot be locked (%s): take care that nothing else runs there.', workdir, error.strerror)
         yield
+
+
+def resident_bytes() -> int:
+    """What this process has in memory now; 0 where the system does not tell."""
+    try:
+        pages = int(Path('/proc/self/statm').read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+    return pages * os.sysconf('SC_PAGE_SIZE')

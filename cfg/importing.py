@@ -31,6 +31,11 @@ def import_adm(config: ConfigDict, workdir: Path) -> Path:
     """
     if not config.adm.checkpoint:
         raise UserError('config.adm.checkpoint is missing: give the .pt file, --config.adm.checkpoint=FILE.')
+    if config.adm.kind == 'model' and config.model.label_in != 'everywhere':
+        raise UserError(
+            f"config.model.label_in={config.model.label_in!r} must be 'everywhere' with --mode=import_adm: ADM's "
+            'networks are told the label in all blocks.'
+        )
     spec = setup.spec_of(config)
     folder = workdir / FOLDER
     with lock(workdir, 'train'):

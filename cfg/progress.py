@@ -1,8 +1,47 @@
-"""Progress of long work: a line that rewrites itself on a terminal, plain lines in a log."""
+"""Progress of long work: a line that rewrites itself on a terminal, plain lines in a log, and whoever listens."""
 
+import contextlib
 import sys
 import time
-from typing import TextIO
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TextIO
+
+
+class Standing(NamedTuple):
+    """How far a piece of work is.
+
+    Attributes:
+      what: is going on, 'train', say.
+      done, total: units of it.
+      unit: one of them.
+      rate: units a second; None before it is known.
+    """
+
+    what: str
+    done: int
+    total: int
+    unit: str
+    rate: float | None
+
+
+_listeners: list[Callable[[Standing], None]] = []
+_silenced = False
+
+
+@contextlib.contextmanager
+def listening(listener: Callable[[Standing], None]) -> Iterator[None]:
+    """Calls `listener` at every update of every piece of work, while entered; it must be quick."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def silence() -> None:
+    """No lines from this process from now on: of several processes only one speaks. Listeners still hear."""
+    global _silenced
+    _silenced = True
 
 
 def format_seconds(seconds: float) -> str:
@@ -49,16 +88,23 @@ class Progress:
         now = time.monotonic()
         self._done = done
         finished = done >= self._total
-        if now - self._printed >= self._interval or finished:
+        for listener in _listeners:
+            listener(Standing(self._what, done, self._total, self._unit, self._rate(now)))
+        if not _silenced and (now - self._printed >= self._interval or finished):
             self._printed = now
             self._print(now, note, finished)
         if self._since is None:
             self._since = (now, done)
 
+    def _rate(self, now: float) -> float | None:
+        if self._since is None or now <= self._since[0] or self._done <= self._since[1]:
+            return None
+        return (self._done - self._since[1]) / (now - self._since[0])
+
     def _print(self, now: float, note: str, finished: bool) -> None:
         text = f'{self._what}: {self._done}/{self._total} {self._unit}s'
-        if self._since is not None and now > self._since[0] and self._done > self._since[1]:
-            rate = (self._done - self._since[1]) / (now - self._since[0])
+        rate = self._rate(now)
+        if rate is not None:
             text += f', {rate:.3g}/s'
             if not finished:
                 text += f', {format_seconds((self._total - self._done) / rate)} left'

@@ -3,7 +3,10 @@
 A wrong value ends here, in one sentence that names the field, before anything is computed.
 """
 
+import functools
+import itertools
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +21,16 @@ from cfg.data.images import ROUNDINGS
 from cfg.data.prepared import default_dir, find_manifest, is_preparable, open_prepared
 from cfg.data.source import Source
 from cfg.data.spec import DataSpec, data_spec
+from cfg.diffusion import recipes
 from cfg.diffusion.process import PREDICTIONS
 from cfg.errors import UserError
 from cfg.files import check_writable
-from cfg.generate import Generator, Model, SamplerSettings
+from cfg.generate import Generator, Model, Networks, SamplerSettings
 from cfg.models.classifier import EncoderUNet
 from cfg.models.time import TIME_FNS, TIMES
-from cfg.models.unet import UNet
+from cfg.models.unet import LABEL_IN, UNet
 
+KINDS = ('model', 'classifier')  # of networks that are trained or imported
 FEATURES = ('inception', 'small_classifier')
 TABLES = ('table1_imagenet64', 'table2_imagenet128')  # of the paper, see cfg/evaluation/paper.py
 BUILT_IN = ('digits', 'mixture')  # data sets that need no preparation
@@ -74,7 +79,10 @@ def check_config(config: ConfigDict) -> None:
     require(0 <= model.dropout < 1, 'model.dropout', model.dropout, 'in [0, 1)')
     require(model.dtype in DTYPES, 'model.dtype', model.dtype, f'one of {", ".join(DTYPES)}')
     require(model.time in TIMES, 'model.time', model.time, f'one of {", ".join(TIMES)}')
-    require(config.adm.kind in ('model', 'classifier'), 'adm.kind', config.adm.kind, "'model' or 'classifier'")
+    require(model.label_in in LABEL_IN, 'model.label_in', model.label_in, f'one of {", ".join(LABEL_IN)}')
+    require(0 <= config.classifier.dropout < 1, 'classifier.dropout', config.classifier.dropout, 'in [0, 1)')
+    for part, kind in (('adm', config.adm.kind), ('train', train.kind)):
+        require(kind in KINDS, f'{part}.kind', kind, "'model' or 'classifier'")
     require(diffusion.prediction in PREDICTIONS, 'diffusion.prediction', diffusion.prediction, f'one of {PREDICTIONS}')
     ends = (diffusion.logsnr_min, diffusion.logsnr_max)
     require(ends[0] < ends[1], 'diffusion.logsnr_min', ends[0], f'smaller than logsnr_max={ends[1]}')
@@ -82,8 +90,10 @@ def check_config(config: ConfigDict) -> None:
 
     for name in ('num_steps', 'batch_size', 'grad_accum', 'log_every', 'checkpoint_every', 'keep_last'):
         require(train[name] >= 1, f'train.{name}', train[name], 'at least 1')
-    for name in ('warmup_steps', 'weight_decay', 'grad_clip', 'sample_every', 'keep_every'):
+    for name in ('warmup_steps', 'weight_decay', 'grad_clip', 'max_skipped', 'sample_every', 'keep_every'):
         require(train[name] >= 0, f'train.{name}', train[name], 'at least 0')
+    late_enough = train.decay_steps == 0 or train.decay_steps >= train.num_steps
+    require(late_enough, 'train.decay_steps', train.decay_steps, f'0, or at least num_steps={train.num_steps}')
     require(0 <= train.p_uncond <= 1, 'train.p_uncond', train.p_uncond, 'a probability in [0, 1]')
     require(train.learning_rate > 0, 'train.learning_rate', train.learning_rate, 'positive')
     for name in ('beta1', 'beta2', 'ema_decay'):
@@ -99,6 +109,7 @@ def check_config(config: ConfigDict) -> None:
         require(sampling[name] >= 1, f'sampling.{name}', sampling[name], 'at least 1')
     for field, values in (('sampling.w', sampling.w), ('eval.w', evaluation.w), ('report.w', report.w)):
         require(_finite(values), field, values, 'one or more finite numbers')
+    _check_recipes(config)
     require(evaluation.labels in ('random', 'balanced'), 'eval.labels', evaluation.labels, "'random' or 'balanced'")
     for name in ('is_split_size', 'batch_size', 'kid_subsets'):
         require(evaluation[name] >= 1, f'eval.{name}', evaluation[name], 'at least 1')
@@ -107,6 +118,9 @@ def check_config(config: ConfigDict) -> None:
     for name in ('keep_samples', 'save_seconds'):
         require(evaluation[name] >= 0, f'eval.{name}', evaluation[name], 'at least 0')
     require(_integers(evaluation.num_steps, 2), 'eval.num_steps', evaluation.num_steps, 'whole numbers of at least 2')
+    interps = evaluation.logvar_interp
+    in_range = not interps or (_finite(interps) and all(0 <= value <= 1 for value in interps))
+    require(in_range, 'eval.logvar_interp', interps, 'numbers in [0, 1]')
     require(_integers(evaluation.seeds, 0), 'eval.seeds', evaluation.seeds, 'whole numbers of at least 0')
     booleans = all(isinstance(value, bool) for value in evaluation.ema)
     require(booleans, 'eval.ema', evaluation.ema, 'made of True and False')
@@ -116,7 +130,7 @@ def check_config(config: ConfigDict) -> None:
     require(dtype in ('float32', 'float16'), 'eval.neighbours_dtype', dtype, "'float32' or 'float16'")
     require(config.stats.num_images >= 0, 'stats.num_images', config.stats.num_images, 'at least 0')
     require(
-        not isinstance(report.workdirs, str) and all(isinstance(path, str) and path for path in report.workdirs),
+        _texts(report.workdirs) and all(report.workdirs),
         'report.workdirs',
         report.workdirs,
         "a tuple of folders, such as ('runs/p02',)",
@@ -124,12 +138,60 @@ def check_config(config: ConfigDict) -> None:
     require(report.paper in ('', *TABLES), 'report.paper', report.paper, f"'' or one of {', '.join(TABLES)}")
     require(len(report.grid_shape) == 2, 'report.grid_shape', report.grid_shape, '(rows, columns)')
 
+    for name in ('start_seconds', 'hang_seconds'):
+        require(config.processes[name] >= 1, f'processes.{name}', config.processes[name], 'at least 1')
+
     mixture = config.mixture
     points = len(mixture.means) <= 6 and all(isinstance(m, tuple) and len(m) == 2 and _finite(m) for m in mixture.means)
     require(points and len(mixture.means) > 0, 'mixture.means', mixture.means, 'up to 6 points (x, y)')
     require(_finite(mixture.w), 'mixture.w', mixture.w, 'one or more finite numbers')
     for name in ('stddev', 'extent', 'num_samples'):
         require(mixture[name] > 0, f'mixture.{name}', mixture[name], 'positive')
+    if mixture.guidance:
+        _check_study(mixture)
+
+
+def _check_study(mixture: ConfigDict) -> None:
+    """Checks what only the study beside Fig. 2 reads."""
+    for name in ('guidance', 'rule_samplers', 'samplers'):
+        require(_texts(mixture[name]), f'mixture.{name}', mixture[name], "a tuple of texts, such as ('cfg', 'apg')")
+    rules = [recipes.parse_guidance(text, 'mixture.guidance') for text in mixture.guidance]
+    rule_samplers = [recipes.parse_sampler(text, 'mixture.rule_samplers') for text in mixture.rule_samplers]
+    samplers = [recipes.parse_sampler(text, 'mixture.samplers') for text in mixture.samplers]
+    recipes.parse_grid(mixture.grid, 'mixture.grid')
+    require(len(rule_samplers) > 0, 'mixture.rule_samplers', mixture.rule_samplers, 'at least one sampler')
+    for name, found in (('guidance', rules), ('rule_samplers', rule_samplers), ('samplers', samplers)):
+        different = len({recipe.text for recipe in found}) == len(found)
+        require(different, f'mixture.{name}', tuple(mixture[name]), 'different from each other')
+    for rule in rules:
+        for option in ('workdir', 'step'):
+            kept = rule.options.get(option) in (None, '', -1)
+            require(kept, 'mixture.guidance', rule.text, f'without {option}: here all models are exact')
+        if not any(recipes.fits(rule, sampler) for sampler in rule_samplers):
+            recipes.check_fit(rule, rule_samplers[-1])
+        _check_w(rule, 'mixture.w', mixture.w)
+    require(mixture.weaker_stddev > 0, 'mixture.weaker_stddev', mixture.weaker_stddev, 'positive')
+    require(mixture.num_steps >= 2, 'mixture.num_steps', mixture.num_steps, 'at least 2')
+    if samplers:
+        whole = len(mixture.steps) > 0 and _integers(mixture.steps, 2)
+        require(whole, 'mixture.steps', mixture.steps, 'whole numbers of at least 2')
+        require(_finite(mixture.steps_w), 'mixture.steps_w', mixture.steps_w, 'one or more finite numbers')
+    for name in ('seed_samples', 'num_seeds'):
+        require(mixture[name] >= 1, f'mixture.{name}', mixture[name], 'at least 1')
+    # Densities are integrated over [-2 extent, 2 extent]^2, in steps of extent / 100.
+    reach = max(abs(coordinate) for mean in mixture.means for coordinate in mean)
+    low, high = 0.5 * (reach + 6.0 * mixture.stddev), 40.0 * mixture.stddev
+    words = f'from {low:g} to {high:g}, so that the panels hold the classes and a cell is small beside one'
+    require(low <= mixture.extent <= high, 'mixture.extent', mixture.extent, words)
+
+
+# What a version did that did not have the field yet, where a config may now say otherwise.
+BEFORE = {'model': {'label_in': 'everywhere'}}
+
+
+def with_newer_fields(trained: dict[str, Any]) -> dict[str, Any]:
+    """The config of a checkpoint, with the fields of `BEFORE` that its version did not have."""
+    return trained | {part: fields | trained[part] for part, fields in BEFORE.items() if part in trained}
 
 
 def parse_job(job: str) -> tuple[int, int]:
@@ -158,6 +220,39 @@ def _check_architecture(part: str, options: ConfigDict, *, heads: str) -> None:
         width = int(options.channels * mult)
         for name in ('norm_groups', heads):
             require(width % options[name] == 0, f'{part}.{name}', options[name], f'a divisor of {width} channels')
+
+
+def _check_recipes(config: ConfigDict) -> None:
+    """The guidance, sampler and grid of a sample, and those of the sweep: each text, and that they fit each other."""
+    names = {'guidance': recipes.parse_guidance, 'sampler': recipes.parse_sampler, 'grid': recipes.parse_grid}
+    sampling, sweep = {}, {}
+    for name, parse in names.items():
+        one, several = config.sampling[name], config.eval[name]
+        require(isinstance(one, str), f'sampling.{name}', one, 'a text')
+        require(_texts(several), f'eval.{name}', several, f'a tuple of texts, such as ({one!r},)')
+        sampling[name] = [parse(one, f'sampling.{name}')]
+        sweep[name] = [parse(text, f'eval.{name}') for text in several] or sampling[name]
+    ends = config.diffusion.logsnr_min, config.diffusion.logsnr_max
+    for part, chosen in (('sampling', sampling), ('eval', sweep)):
+        for guidance, sampler in itertools.product(chosen['guidance'], chosen['sampler']):
+            recipes.check_fit(guidance, sampler)
+            _check_w(guidance, f'{part}.w', config[part].w)
+        for grid in chosen['grid']:
+            low, high = recipes.grid_ends(grid, logsnr_min=ends[0], logsnr_max=ends[1]).values()
+            within = ends[0] <= low < high <= ends[1]
+            limits = f'both within {ends[0]:g} and {ends[1]:g} (config.diffusion)'
+            expected = f'a grid with logsnr_min smaller than logsnr_max, {limits}'
+            require(within, f'{part}.grid', grid.text, expected)
+
+
+def _check_w(rule: recipes.Recipe, field: str, ws: Sequence[float]) -> None:
+    """The strengths of a rule, its own or else those of the field."""
+    cold = rule.name != 'temperature' or min(rule.w or ws) > -1
+    require(cold, field, rule.w or ws, "above -1 for the guidance 'temperature', which is 1 / (1 + w)")
+
+
+def _texts(values: Any) -> bool:
+    return not isinstance(values, str) and all(isinstance(value, str) for value in values)
 
 
 def _integers(values: Any, least: int) -> bool:
@@ -257,6 +352,7 @@ def build_network(config: ConfigDict, source: DataSpec | Source) -> UNet:
         norm_groups=model.norm_groups,
         dtype=DTYPES[model.dtype],
         time_fn=TIME_FNS[model.time],
+        label_in=model.label_in,
         remat=config.train.remat,
     )
 
@@ -276,10 +372,21 @@ def build_classifier(config: ConfigDict, source: DataSpec | Source) -> EncoderUN
         num_res_blocks=options.num_res_blocks,
         attention_resolutions=tuple(options.attention_resolutions),
         head_channels=options.head_channels,
+        dropout=options.dropout,
         norm_groups=options.norm_groups,
         dtype=DTYPES[config.model.dtype],
         time_fn=TIME_FNS[config.model.time],
+        remat=config.train.remat,
     )
+
+
+def build_trained(config: ConfigDict, source: DataSpec | Source) -> UNet | EncoderUNet:
+    """What `config.train.kind` trains.
+
+    Raises:
+      UserError: when the image size does not fit the number of resolutions.
+    """
+    return {'model': build_network, 'classifier': build_classifier}[config.train.kind](config, source)
 
 
 def _check_resolutions(part: str, options: ConfigDict, source: DataSpec | Source) -> None:
@@ -298,29 +405,45 @@ def _check_resolutions(part: str, options: ConfigDict, source: DataSpec | Source
         require(resolution in heights, field, options.attention_resolutions, f'among the heights {heights}')
 
 
-def init_params(network: UNet, source: DataSpec | Source, *, seed: int) -> Any:
+def init_params(network: UNet | EncoderUNet, source: DataSpec | Source, *, seed: int) -> Any:
     """The initial parameters, float32 numpy arrays."""
-    z = jnp.zeros((1, *source.image_shape))
+    inputs = _inputs(network, source.image_shape)
     # A program that runs once is not worth optimising: on the CPU this takes a third of the time.
     init = jax.jit(
-        lambda key: network.init(key, z, jnp.zeros(1), jnp.zeros(1, jnp.int32))['params'],
+        lambda key: network.init(key, *inputs)['params'],
         compiler_options={'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None,
     )
     return jax.tree.map(np.asarray, init(jax.random.key(seed)))
 
 
-def abstract_params(network: UNet, source: DataSpec | Source) -> Any:
+def abstract_params(network: UNet | EncoderUNet, source: DataSpec | Source) -> Any:
     """The shapes and types of the parameters, without computing any."""
-    z = jnp.zeros((1, *source.image_shape))
-    return jax.eval_shape(lambda: network.init(jax.random.key(0), z, jnp.zeros(1), jnp.zeros(1, jnp.int32))['params'])
+    return _abstract_params(network, tuple(source.image_shape))
+
+
+@functools.lru_cache(maxsize=8)  # a run asks at several places, and a large network takes seconds to trace
+def _abstract_params(network: UNet | EncoderUNet, image_shape: tuple[int, int, int]) -> Any:
+    inputs = _inputs(network, image_shape)
+    return jax.eval_shape(lambda: network.init(jax.random.key(0), *inputs)['params'])
+
+
+def _inputs(network: UNet | EncoderUNet, image_shape: tuple[int, int, int]) -> tuple[jax.Array, ...]:
+    """(z, logsnr) of one example, and the label if the network takes one."""
+    inputs = jnp.zeros((1, *image_shape)), jnp.zeros(1)
+    return (*inputs, jnp.zeros(1, jnp.int32)) if isinstance(network, UNet) else inputs
 
 
 def make_model(config: ConfigDict, network: UNet) -> Model:
     """A network as the sampler sees it."""
+
+    def apply_both(params, *inputs):
+        return network.apply({'params': params}, *inputs, method='both')
+
     return Model(
         lambda params, *inputs: network.apply({'params': params}, *inputs),
         prediction=config.diffusion.prediction,
         null_label=network.num_classes,
+        apply_both=apply_both if network.label_in == 'decoder' else None,
     )
 
 
@@ -330,34 +453,39 @@ def make_generator(
     network: UNet,
     *,
     batch_size: int,
-    uncond: Model | None = None,
-    num_steps: int | None = None,
+    companions: Mapping[str, Any] | None = None,
+    settings: SamplerSettings | None = None,
+    shared: bool = False,
 ) -> Generator:
     """The sampler of a config over all devices.
 
     Args:
-      uncond: a second model for the unconditional eps.
-      num_steps: T, in the place of `config.sampling.num_steps`.
+      companions: the networks beside the model that the guidance needs, by their names in `Networks`.
+      settings: in the place of those of the config.
+      shared: whether the processes share each batch.
     """
     return Generator(
-        make_model(config, network),
-        uncond=uncond,
+        Networks(make_model(config, network), source.num_classes, **(companions or {})),
         image_shape=source.image_shape,
-        settings=sampler_settings(config, num_steps),
+        settings=settings or sampler_settings(config),
         seed=config.sampling.seed,
         batch_size=batch_size,
+        shared=shared,
     )
 
 
-def sampler_settings(config: ConfigDict, num_steps: int | None = None) -> SamplerSettings:
-    """The sampler of a config; `num_steps` takes the place of `config.sampling.num_steps`."""
+def sampler_settings(config: ConfigDict) -> SamplerSettings:
+    """The sampler of a config."""
     return SamplerSettings(
-        num_steps=num_steps or config.sampling.num_steps,
+        num_steps=config.sampling.num_steps,
         logvar_interp=config.sampling.logvar_interp,
         clip_x=config.sampling.clip_x,
         logsnr_min=config.diffusion.logsnr_min,
         logsnr_max=config.diffusion.logsnr_max,
         rounding=config.sampling.rounding,
+        guidance=config.sampling.guidance,
+        sampler=config.sampling.sampler,
+        grid=config.sampling.grid,
     )
 
 

@@ -31,16 +31,22 @@ class StopSignal:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def leave(self, save: Callable[[], None]) -> None:
+    def leave(self, save: Callable[[], None], received: int | None = None) -> None:
         """Ends the process if a signal came, after `save`; otherwise does nothing.
+
+        Args:
+          save: what is left to do.
+          received: the number of the signal that counts instead, of several processes say; 0 for none.
 
         Raises:
           SystemExit: with 128 + the signal's number.
         """
-        if self.received is not None:
+        number = self.received if received is None else received
+        if number:
             save()
-            log.info('Stopped by %s; what is done is saved, and the same command goes on.', self.received.name)
-            raise SystemExit(128 + self.received)
+            name = signal.Signals(number).name
+            log.info('Stopped by %s; what is done is saved, and the same command goes on.', name)
+            raise SystemExit(128 + number)
 
     def _handle(self, number: int, frame: Any) -> None:
         self.received = signal.Signals(number)

@@ -44,6 +44,9 @@ def get_config() -> ConfigDict:
     # How the network is told of logsnr: 'continuous' (the schedule's u, times 1000), or the step numbers of a network
     # that was trained on ADM's 1000 steps, 'adm_cosine' (released at 64x64) or 'adm_linear' (at all other sizes).
     config.model.time = 'continuous'
+    # Which blocks are told the label: 'everywhere' (ADM), or 'decoder', the way up alone; then both predictions of
+    # guidance share one pass of the way down and the middle (docs/guidance.md; not in the paper).
+    config.model.label_in = 'everywhere'
     config.model.learned_variance = False  # whether it has ADM's channels for the variance, which are ignored
     # Of computation, 'float32' or 'bfloat16'; parameters, norms, softmax and output are float32. Accelerators may
     # multiply float32 matrices in fewer bits (JAX_DEFAULT_MATMUL_PRECISION).
@@ -55,6 +58,9 @@ def get_config() -> ConfigDict:
     config.diffusion.logsnr_max = 20.0  # lambda_max
 
     config.train = ConfigDict()
+    # What is trained: 'model' (the diffusion network, config.model) or 'classifier' (of noisy images, config.classifier
+    # with the dtype and time of config.model; neither p_uncond nor diffusion.prediction concerns it).
+    config.train.kind = 'model'
     config.train.num_steps = 400_000
     config.train.batch_size = 2048  # over all devices
     config.train.grad_accum = 1  # pieces of a device's share, one after the other; saves memory
@@ -63,18 +69,26 @@ def get_config() -> ConfigDict:
     config.train.stratified = False  # one u in each of batch_size equal strata; not in the paper
     config.train.learning_rate = 3e-4
     config.train.warmup_steps = 0  # linear warm-up
+    config.train.decay_steps = 0  # the learning rate falls linearly to 0 at this step (ADM's classifiers); 0 = constant
     config.train.beta1 = 0.9
     config.train.beta2 = 0.999
     config.train.weight_decay = 0.0  # decoupled (AdamW)
     config.train.grad_clip = 0.0  # largest global norm, after the mean over devices; 0 = no clipping (ADM)
+    # Steps in a row with a loss or gradient that is not finite, left out before training stops; 0 = stop at the first.
+    config.train.max_skipped = 0
     config.train.ema_decay = 0.9999  # of the average that is sampled from
     config.train.log_every = 100  # steps
-    config.train.sample_every = 10_000  # steps between sample grids in TensorBoard; 0 = none
+    # Steps between sample grids in TensorBoard, or, of a classifier, between accuracies on held-out images; 0 = none.
+    config.train.sample_every = 10_000
     config.train.checkpoint_every = 10_000  # steps
     config.train.keep_last = 3  # newest checkpoints that are kept ...
     config.train.keep_every = 100_000  # ... besides those at multiples of this; 0 = only the newest
 
     config.sampling = ConfigDict()
+    # Rules, samplers and grids by name, with options, such as 'apg(eta=0.0, interval=(-3, 5))': docs/guidance.md.
+    config.sampling.guidance = 'cfg'  # Eq. 6
+    config.sampling.sampler = 'ancestral'  # Alg. 2
+    config.sampling.grid = 'paper'  # of logsnr
     config.sampling.num_steps = 256  # T (not stated for 64x64; the authors' related work)
     config.sampling.logvar_interp = 0.3  # v of Eq. 4; 0.3 at 64x64, 0.2 at 128x128
     config.sampling.clip_x = True  # clip the estimate of x to [-1, 1] at every step (not stated in the paper)
@@ -91,10 +105,14 @@ def get_config() -> ConfigDict:
     config.eval = ConfigDict()
     config.eval.w = (*(i / 10 for i in range(10)), 1.0, 2.0, 3.0, 4.0)  # the rows of the paper's tables
     config.eval.num_samples = 50_000  # for each w
-    # The sweep is the product of w and the next four.
+    # The sweep is the product of w and the next eight. A guidance rule may bring a w of its own: 'cfg(w=(0.5, 1.0))'.
+    config.eval.guidance = ()  # rules; () = sampling.guidance
+    config.eval.sampler = ()  # () = sampling.sampler
+    config.eval.grid = ()  # () = sampling.grid
     config.eval.steps = ()  # checkpoints to evaluate; () = the newest
     config.eval.ema = ()  # averaged parameters or not: (True, False) = both; () = sampling.ema
     config.eval.num_steps = ()  # values of T; () = sampling.num_steps
+    config.eval.logvar_interp = ()  # values of v; () = sampling.logvar_interp
     config.eval.seeds = ()  # of noise and random labels; () = sampling.seed
     config.eval.job = '1/1'  # this command's share of the rows: 'i/n' of n jobs that work on one workdir
     config.eval.labels = 'random'  # how labels are drawn: 'random' (uniform) or 'balanced'
@@ -110,7 +128,7 @@ def get_config() -> ConfigDict:
     config.eval.neighbours_dtype = 'float32'  # of precision and recall; 'float16' is how ADM's evaluator computes them
     config.eval.kid_subsets = 100
     config.eval.kid_subset_size = 1000
-    config.eval.classifier_workdir = ''  # of an imported ADM classifier, for accuracy; '' = none
+    config.eval.classifier_workdir = ''  # of a noise-aware classifier, for accuracy; '' = none
     config.eval.keep_samples = 1000  # samples of each row that are kept in an npz, at most
     config.eval.save_seconds = 60.0  # between two savings of a row that is being measured
 
@@ -127,6 +145,12 @@ def get_config() -> ConfigDict:
     config.report.workdirs = ()  # more runs to draw beside this one, e.g. of another p_uncond
     config.report.paper = ''  # the paper's numbers beside ours: 'table1_imagenet64' or 'table2_imagenet128'; '' = none
 
+    # Several processes (docs/pods.md).
+    config.processes = ConfigDict()
+    config.processes.start_seconds = 300.0  # for all of them to start
+    # Without any progress, after which a run counts as hung and ends; more than compilation takes.
+    config.processes.hang_seconds = 1800.0
+
     # What --mode=import_adm reads.
     config.adm = ConfigDict()
     config.adm.checkpoint = ''  # a state dict of openai/guided-diffusion (.pt)
@@ -141,6 +165,7 @@ def get_config() -> ConfigDict:
     config.classifier.attention_resolutions = (32, 16, 8)
     config.classifier.head_channels = 64
     config.classifier.norm_groups = 32
+    config.classifier.dropout = 0.0
 
     # The paper's Fig. 2, drawn by --mode=report when data.name = 'mixture'. Values: ours, read off the figure.
     config.mixture = ConfigDict()
@@ -149,5 +174,28 @@ def get_config() -> ConfigDict:
     config.mixture.w = (0.0, 0.5, 1.0, 2.0, 4.0)
     config.mixture.num_samples = 20_000  # of each class, for each w
     config.mixture.extent = 2.5  # the panels show [-extent, extent]^2
+    # The study beside it: what each rule draws at each w, and each sampler at each T (docs/mixture.md).
+    config.mixture.guidance = (  # rules as in cfg/diffusion/recipes.py; () = Fig. 2 alone
+        'cfg',
+        'cfg(interval=(-2.1, 2.5))',
+        "cfg(schedule='cosine')",
+        'autoguidance',
+        'cfg_plus_plus(w=(-0.8, -0.6, -0.4, -0.2, 0.0))',  # its lambda is 1 + w, in [0, 1]
+        'rescale',
+        'apg',
+        'classifier',
+        "classifier(model='unconditional')",
+        'scaled_score',
+        'temperature',
+    )
+    config.mixture.weaker_stddev = 0.75  # of the components of the model that autoguidance compares with
+    config.mixture.rule_samplers = ('dpm_solver_2m', 'dpm_solver_2m(stochastic=True)')  # every rule with those it fits
+    config.mixture.num_steps = 64  # T of the rules
+    config.mixture.samplers = ('ancestral', 'ddim', 'dpm_solver_2m', 'dpm_solver_2m(stochastic=True)', 'heun')
+    config.mixture.steps = (16, 32, 64, 128, 256)  # values of T of the samplers
+    config.mixture.steps_w = (0.0, 2.0)  # strengths of Eq. 6 with them
+    config.mixture.grid = 'uniform'  # of both
+    config.mixture.seed_samples = 5000  # of each class, for each seed; for Fig. 2 it is num_samples
+    config.mixture.num_seeds = 3  # sampling.seed and those after it
 
     return config.lock()

@@ -1,6 +1,8 @@
 """Four CPU devices for the whole suite, and the small run that many tests share."""
 
+import gc
 import os
+import shutil
 from pathlib import Path
 
 # Before JAX starts. Tests of one device take the first of the four. Programs here run for moments, so that most of
@@ -10,23 +12,53 @@ os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {FLAGS}'.strip()
 os.environ['JAX_PLATFORMS'] = 'cpu'
 # Many tests, and the processes that they start, compile the same programs.
 os.environ['JAX_COMPILATION_CACHE_DIR'] = str(Path(__file__).parents[1] / '.pytest_cache' / 'jax')
-os.environ['JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
+os.environ['JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 
+import jax
 import pytest
 
+from cfg.data import digits as source
+from cfg.evaluation.small_classifier import small_classifier
 from configs import digits
+
+
+@pytest.fixture(scope='module', autouse=True)
+def programs_of_one_file():
+    """Drops what a file has compiled. Every program on the CPU is mapped into memory a few times, and a process that
+    exceeds the kernel's limit of mappings (vm.max_map_count, 65530 mostly) dies of a segmentation fault."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 def pytest_collection_modifyitems(items):
     """The longest files first, so that two workers end at about the same time."""
-    longest = ('test_main.py', 'test_imagenet.py', 'test_killed_sweep.py')
+    longest = ('test_main.py', 'test_imagenet.py', 'test_killed_sweep.py', 'test_chaos.py', 'test_pod.py')
     items.sort(key=lambda item: not any(name in item.nodeid for name in longest))
+
+
+@pytest.fixture(scope='session', name='digits_classifier')
+def digits_classifier_fixture(tmp_path_factory):
+    """The feature network of the digits, trained once for all workers; a function that puts it into a workdir."""
+    folder = tmp_path_factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ:
+        folder = folder.parent
+    folder = folder / 'digits_classifier'
+    small_classifier(folder, source.digits('train'), batch_size=100)
+    (file,) = folder.glob('*.npz')
+
+    def give(workdir):
+        (workdir / 'features').mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, workdir / 'features')
+
+    return give
 
 
 def small_config():
     """The digits config with a network that compiles in seconds and a run of a few steps."""
     config = digits.get_config()
     config.model.channels = 8
+    config.model.channel_mult = (1,)
     config.model.num_res_blocks = 1
     config.model.head_channels = 8
     config.model.norm_groups = 4

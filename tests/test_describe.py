@@ -34,6 +34,18 @@ def test_memory_falls_with_remat_and_accumulation(small_config):
     assert kept(grad_accum=4) == pytest.approx(whole / 4, rel=0.02)
 
 
+def test_the_cost_of_a_guided_step_follows_where_the_label_goes(small_config):
+    small_config.model.label_in = 'decoder'
+    text = describe.describe(small_config, num_devices=1)
+    guided, plain = map(float, re.search(r'sampling: (\S+) TFLOP.* (\S+) at w = 0', text).groups())
+    stated = re.findall(r"([\d.]+) with model\.label_in='(\w+)'", text)
+    assert {where: float(ratio) for ratio, where in stated} == {
+        'everywhere': 2,
+        'decoder': pytest.approx(guided / plain, rel=1e-3),
+    }
+    assert 1 < guided / plain < 2
+
+
 def test_what_the_backward_pass_keeps_is_counted_by_hand(small_config):
     """Halving the compute type's size halves the activations, nearly: a few stay float32."""
     sizes = []

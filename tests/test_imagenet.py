@@ -15,7 +15,8 @@ import tensorflow_datasets as tfds
 from cfg.data.crop import area
 from cfg.evaluation import loading
 from configs import imagenet64
-from tests.command_line import ROOT, command, main
+from tests import forked
+from tests.command_line import ROOT, command
 from tests.miniature import CLASSES, CMYK_NAME, PNG_NAME, TRUNCATED, picture, write_tars
 
 NETWORK = [
@@ -49,7 +50,7 @@ def imagenet(*arguments):
 
 def run(*arguments):
     kwargs, named = imagenet(*arguments)
-    return main(*named, **kwargs)
+    return forked.main(*named, **kwargs)
 
 
 def ok(*arguments):
@@ -59,10 +60,8 @@ def ok(*arguments):
 
 
 def refused(*arguments):
-    done = run(*arguments)
-    assert done.returncode == 2, done.stderr
-    assert 'Traceback' not in done.stderr
-    return done.stderr.strip().splitlines()[-1]
+    kwargs, named = imagenet(*arguments)
+    return forked.refused(*named, **kwargs)
 
 
 def start(*arguments):

@@ -36,6 +36,7 @@ SMALL = Adm(
 
 def adm_config(path, **changes):
     config = small_config()
+    config.model.channel_mult = (1, 2)
     config.model.time = 'adm_linear'
     config.model.learned_variance = True
     config.diffusion.logsnr_min, config.diffusion.logsnr_max = -10.1, 9.2
@@ -53,12 +54,13 @@ def imported(config, workdir):
 
 
 @pytest.fixture(scope='module', name='cond')
-def cond_fixture(tmp_path_factory):
+def cond_fixture(tmp_path_factory, digits_classifier):
     """(config, workdir) of an imported network with classes."""
     folder = tmp_path_factory.mktemp('cond')
     torch.save(random_state(SMALL), folder / 'cond.pt')
     config = adm_config(folder / 'cond.pt')
     imported(config, folder / 'run')
+    digits_classifier(folder / 'run')
     return config, folder / 'run'
 
 
@@ -176,6 +178,11 @@ def test_another_meaning_of_the_parameters_is_refused(cond):
     config.model.time = 'continuous'
     with pytest.raises(UserError, match=r"config\.model\.time='adm_linear', not 'continuous'"):
         sample.sample(config, cond[1])
+    config.model.time, config.model.label_in = 'adm_linear', 'decoder'
+    with pytest.raises(UserError, match=r"config\.model\.label_in='everywhere', not 'decoder'"):
+        sample.sample(config, cond[1])
+    with pytest.raises(UserError, match=r"label_in='decoder' must be 'everywhere' with --mode=import_adm"):
+        importing.import_adm(config, cond[1])
 
 
 def test_a_file_of_another_architecture_leaves_no_checkpoint(cond, tmp_path):
@@ -207,11 +214,11 @@ def test_a_classifier_is_imported_and_its_logits_agree(tmp_path):
     imported(config, tmp_path / 'run')
 
     spec = setup.spec_of(config)
-    params = loading.load_classifier(config, tmp_path / 'run', spec)
+    classifier = loading.open_classifier(config, tmp_path / 'run', spec.image_shape, spec.num_classes)
     z = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
     steps = np.array([0, 700])
     logsnr = adm_logsnrs('adm_linear')[steps].astype(np.float32)
-    got = jax.jit(setup.build_classifier(config, spec).apply)({'params': params}, z, logsnr)
+    got = jax.jit(classifier.logits_fn(classifier.params))(z, logsnr)
     x = torch.from_numpy(z.transpose(0, 3, 1, 2).copy())
     expected = classifier_forward(state, adm, x, torch.from_numpy(steps)).numpy()
     assert np.linalg.norm(got - expected) < 1e-4 * np.linalg.norm(expected)

@@ -4,13 +4,12 @@ import json
 import random
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.command_line import ROOT, command, main
+from tests.forked import Run, ok
 
 KILLS = 20
 SWEEP = (
@@ -24,11 +23,6 @@ SWEEP = (
     '--config.eval.save_seconds=0',
 )
 VARYING = ('seconds', 'finished')
-
-
-def ok(*arguments):
-    done = main(*arguments)
-    assert done.returncode == 0, done.stderr
 
 
 def rows_of(workdir):
@@ -51,10 +45,11 @@ def state_of(workdir: Path) -> set:
 
 
 @pytest.fixture(scope='module', name='undisturbed')
-def undisturbed_fixture(tmp_path_factory):
+def undisturbed_fixture(tmp_path_factory, digits_classifier):
     workdir = tmp_path_factory.mktemp('sweep') / 'undisturbed'
-    ok(f'--workdir={workdir}', '--mode=train')
-    ok(f'--workdir={workdir}', *SWEEP)
+    digits_classifier(workdir)
+    for arguments in (('--mode=train',), SWEEP):
+        ok([Run(f'--workdir={workdir}', *arguments, output=workdir.with_name('log'))])
     return workdir
 
 
@@ -72,20 +67,20 @@ def test_a_sweep_killed_twenty_times_is_the_undisturbed_one(undisturbed, tmp_pat
     kills = in_a_row = 0
     while kills < KILLS:
         before = state_of(workdir)
-        process = subprocess.Popen(command(f'--workdir={workdir}', *SWEEP), cwd=ROOT, stderr=subprocess.DEVNULL)
-        while state_of(workdir) == before and process.poll() is None:
+        run = Run(f'--workdir={workdir}', *SWEEP, output=tmp_path / 'log')
+        while state_of(workdir) == before and run.process.is_alive():
             time.sleep(0.002)
         time.sleep(chance.uniform(0, 0.9))
-        process.send_signal(signal.SIGKILL)
-        if process.wait() == 0:  # too fast for us: compare, and begin another sweep
+        run.signal(signal.SIGKILL)
+        if run.wait() == 0:  # too fast for us: compare, and begin another sweep
             assert rows_of(workdir) == expected
             fresh(undisturbed, workdir)
             continue
-        assert process.returncode == -signal.SIGKILL
+        assert run.process.exitcode == -signal.SIGKILL
         kills += 1
         in_a_row += any((workdir / 'unfinished').glob('[!.]*/state.npz'))
     assert in_a_row > KILLS / 4  # in the middle of a row, mostly
-    ok(f'--workdir={workdir}', *SWEEP)
+    ok([Run(f'--workdir={workdir}', *SWEEP, output=tmp_path / 'log')])
     assert rows_of(workdir) == expected
     names = {path.name for path in (workdir / 'samples').iterdir()}
     assert names == {path.name for path in (undisturbed / 'samples').iterdir()}

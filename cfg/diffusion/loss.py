@@ -1,4 +1,4 @@
-"""The training objective: Eq. 5 as the body of Alg. 1."""
+"""The training objectives: Eq. 5 as the body of Alg. 1, and that of a classifier of noisy images."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -71,3 +71,37 @@ def denoising_loss(
     output = network(z, logsnr, dropped).astype(jnp.float32)
     error = output - process.target(x, draws.eps, logsnr, prediction=prediction)
     return jnp.mean(jnp.square(error), axis=tuple(range(1, x.ndim)))
+
+
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    """-log softmax(logits)[label] in nats, [N]."""
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
+
+
+def classification_loss(
+    logits_fn: Callable[[Array, Array], Array],
+    x: Array,
+    labels: Array,
+    draws: Draws,
+    *,
+    logsnr_min: float,
+    logsnr_max: float,
+) -> tuple[Array, Array]:
+    """-log p(c | z) in nats, of images as noisy as those of Alg. 1 (Section 3.1; Dhariwal & Nichol 2021, Sec. 4).
+
+    z = alpha x + sigma eps with logsnr ~ p(logsnr), as in `denoising_loss`. The expectation is smallest at Bayes' rule,
+    p(c | z) proportional to p(c) p(z | c), where it is the conditional entropy of c given z and logsnr. Its gradient
+    by z is then what classifier guidance needs at every level.
+
+    Args:
+      logits_fn: (z [N, ...], logsnr [N]) -> logits [N, number of classes].
+      x: clean data in [-1, 1], [N, ...].
+      labels: int32 [N]; `draws.u_label` is not used, as no label is dropped.
+      draws: see `Draws`.
+
+    Returns:
+      (losses [N], whether the largest logit is that of the label, as 0 or 1 [N]), float32.
+    """
+    logsnr = schedule.logsnr_from_u(draws.u_time, logsnr_min=logsnr_min, logsnr_max=logsnr_max)
+    logits = logits_fn(process.diffuse(x, draws.eps, logsnr), logsnr).astype(jnp.float32)
+    return cross_entropy(logits, labels), (jnp.argmax(logits, axis=1) == labels).astype(jnp.float32)

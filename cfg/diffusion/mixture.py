@@ -10,6 +10,7 @@ the whole mixture. Any larger label gives NaN. All of it is float32-safe, with f
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -168,6 +169,18 @@ def eps(mixture: GaussianMixture, z: Array, logsnr: Array, labels: Array) -> Arr
     return -sigma[..., 0] * score(mixture, z, logsnr, labels)
 
 
+def log_posterior_score(mixture: GaussianMixture, z: Array, logsnr: Array, labels: Array) -> Array:
+    """grad_z log p(c | z) = grad_z log p(z | c) - grad_z log p(z): what classifier guidance needs, exactly.
+
+    For the null label it is 0. Arguments as in `score`.
+
+    Returns:
+      [N, D].
+    """
+    whole = jnp.full_like(labels, mixture.null_label)
+    return score(mixture, z, logsnr, labels) - score(mixture, z, logsnr, whole)
+
+
 def posterior_mean(mixture: GaussianMixture, z: Array, logsnr: Array, labels: Array) -> Array:
     """E[x | z, c] = mean + alpha cov (alpha^2 cov + sigma^2 I)^-1 (z - alpha mean).
 
@@ -189,6 +202,15 @@ def eps_fn(mixture: GaussianMixture) -> EpsFn:
 
     def exact(z, logsnr, labels):
         return eps(mixture, z, logsnr, labels)
+
+    return exact
+
+
+def logits_fn(mixture: GaussianMixture) -> Callable[[Array, Array], Array]:
+    """The exact classifier in the form of a network: (z [N, D], logsnr [] or [N]) -> log p(c | z) [N, K]."""
+
+    def exact(z, logsnr):
+        return log_class_posterior(mixture, z, logsnr)
 
     return exact
 

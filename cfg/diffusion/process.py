@@ -24,7 +24,7 @@ class Gaussian(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What a network output says of (x, eps); the two always satisfy z = alpha x + sigma eps."""
+    """What a network output says of (x, eps); z = alpha x + sigma eps, unless a rule says that it `renoises`."""
 
     x: Array
     eps: Array

@@ -1,4 +1,4 @@
-"""Log signal-to-noise ratios: the training distribution p(logsnr) and the sampling grid.
+"""Log signal-to-noise ratios: the training distribution p(logsnr) and the sampling grids.
 
 `logsnr` is the paper's lambda; large values are clean. `u` in [0, 1] is time, with u = 0 at `logsnr_max`
 (data) and u = 1 at `logsnr_min` (noise). Everything here is float32-safe for |logsnr| <= 20.
@@ -100,6 +100,43 @@ def sampling_grid(num_steps: int, *, logsnr_min: float, logsnr_max: float) -> Ar
     Returns:
       [T], from `logsnr_min` to `logsnr_max`.
     """
+    _check(num_steps, logsnr_min, logsnr_max)
+    return logsnr_from_u(jnp.linspace(1.0, 0.0, num_steps), logsnr_min=logsnr_min, logsnr_max=logsnr_max)
+
+
+def uniform_grid(num_steps: int, *, logsnr_min: float, logsnr_max: float) -> Array:
+    """As `sampling_grid`, but uniform in logsnr: the usual grid of DPM-Solver (Lu et al. 2022, arXiv 2206.00927)."""
+    _check(num_steps, logsnr_min, logsnr_max)
+    return jnp.asarray(np.linspace(logsnr_min, logsnr_max, num_steps), jnp.float32)
+
+
+def rho_grid(num_steps: int, *, logsnr_min: float, logsnr_max: float, rho: float = 7.0) -> Array:
+    """As `sampling_grid`, but uniform in sigma^(1/rho) with EDM's sigma = e^(-logsnr / 2).
+
+    sigma_i = (sigma_max^(1/rho) + i / (T - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, i = 0..T-1 (Karras et al.
+    2022, arXiv 2206.00364, Eq. 5). There sigma is in [0.002, 80], which is logsnr in [-8.76, 12.43].
+    """
+    _check(num_steps, logsnr_min, logsnr_max)
+    if not rho > 0.0:
+        raise ValueError(f'rho must be positive, not {rho}')
+    ends = np.exp(-0.5 * np.array([logsnr_min, logsnr_max], np.float64) / rho)
+    grid = -2.0 * rho * np.log(np.linspace(ends[0], ends[1], num_steps))
+    grid[[0, -1]] = logsnr_min, logsnr_max
+    return jnp.asarray(grid, jnp.float32)
+
+
+def _check(num_steps: int, logsnr_min: float, logsnr_max: float) -> None:
     if num_steps < 2:
         raise ValueError(f'the sampling grid includes both ends, so num_steps must be at least 2, not {num_steps}')
-    return logsnr_from_u(jnp.linspace(1.0, 0.0, num_steps), logsnr_min=logsnr_min, logsnr_max=logsnr_max)
+    if not logsnr_min < logsnr_max:
+        raise ValueError(f'logsnr_min={logsnr_min} must be smaller than logsnr_max={logsnr_max}')
+
+
+def logsnr_from_sigma(sigma: Array) -> Array:
+    """-2 log sigma, for EDM's sigma: the noise scale of z / alpha = x + sigma eps, which is our sigma / alpha."""
+    return -2.0 * jnp.log(sigma)
+
+
+def sigma_from_logsnr(logsnr: Array) -> Array:
+    """EDM's sigma, e^(-logsnr / 2); not the sigma of `alpha_sigma`, which is sigma / sqrt(1 + sigma^2)."""
+    return jnp.exp(-0.5 * jnp.asarray(logsnr))

@@ -1,5 +1,6 @@
 """Feature networks of FID and the other metrics, behind one interface."""
 
+import dataclasses
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cfg import parallel
+from cfg import parallel, processes
 from cfg.errors import UserError
 from cfg.models.inception import SPATIAL_WIDTH, WIDTH, Inception
 
@@ -95,14 +96,15 @@ def default_cache(folder: str) -> Path:
 
 
 def on_devices(fn: Callable[[Any, Array], Any], params: Any, *, batch_size: int) -> Callable[[Array], Any]:
-    """Runs a network over all devices, whatever the number of images.
+    """Runs a network over the devices of this process, whatever the number of images.
 
     Args:
       fn: (params, images of one device) -> arrays of one entry an image.
       params: on the host.
-      batch_size: images at a time over all devices; the last batch is filled up.
+      batch_size: images at a time over the devices of all processes; the last batch is filled up.
     """
-    parallel.per_device(batch_size, 'config.eval.batch_size')
+    share = parallel.per_device(batch_size, 'config.eval.batch_size', parallel.everywhere())
+    batch_size = share * len(parallel.local_devices())
     run = parallel.pmap(fn, num_args=2)
     params = parallel.replicate(params)
 
@@ -115,6 +117,20 @@ def on_devices(fn: Callable[[Any, Array], Any], params: Any, *, batch_size: int)
         return jax.tree.map(lambda *x: np.concatenate(x)[: len(images)], *outputs)
 
     return extract
+
+
+def shared(network: FeatureNetwork) -> FeatureNetwork:
+    """The network for images that all processes hold: each sees its share of them, and all get the features of all."""
+    if processes.count() == 1:
+        return network
+
+    def extract(images: Array) -> Features:
+        share = -(-len(images) // processes.count())
+        own = np.minimum(processes.index() * share + np.arange(share), len(images) - 1)
+        features = processes.gather(network.extract(images[own]))
+        return jax.tree.map(lambda x: x[: len(images)], features)
+
+    return dataclasses.replace(network, extract=extract)
 
 
 def inception_features(params: Any, images: jax.Array) -> Features:

@@ -1,6 +1,7 @@
 """What is measured of a stream of images, kept on disk so that a process that dies loses little of it."""
 
 import logging
+import os
 import shutil
 import time
 import zipfile
@@ -89,8 +90,11 @@ class Measurement:
           images: uint8 [N, H, W, C].
           labels: int32 [N], for `agree`.
           keep_features: which of them to keep the pool features of.
-          keep_images: how many of them to keep, from the first on.
+          keep_images: how many of them to keep, from the first on; none once an image of the stream was left out, so
+            that the kept ones are always the first of it.
         """
+        if self._num_images < self.count:
+            keep_images = 0
         features = self._network.extract(images)
         self.moments = self.moments.merge(Moments.of(features.pool))
         if self.spatial is not None:
@@ -114,6 +118,7 @@ class Measurement:
             return
         for file in self._files.values():
             file.flush()
+            os.fsync(file.fileno())
         arrays = {'counts': np.array([self.count, self.agree, self._num_features, self._num_images], np.int64)}
         parts = {'moments': self.moments, 'splits': self.splits}
         if self.spatial is not None:

@@ -179,15 +179,15 @@ def _figure(columns, rows, *, extent):
         # Both panels of a column on one scale, so that equal colours mean equal densities.
         peaks = fine.max(axis=(1, 2), keepdims=True) * SUBCELLS**2
         above.set_title(f'$w = {row["w"]:g}$')
-        _show(above, fine * SUBCELLS**2 / peaks, extent)
-        _show(below, histograms / peaks, extent)
+        show(above, fine * SUBCELLS**2 / peaks, extent)
+        show(below, histograms / peaks, extent)
         below.set_xlabel(f'TV distance {row["total_variation"]:.3f}\n(exact draws: {row["floor"]:.3f})')
     axes[0, 0].set_ylabel(r'exact $p(z \mid c)\, p(c \mid z)^w$')
     axes[1, 0].set_ylabel('Alg. 2 with exact scores')
     return figure
 
 
-def _show(axis, intensities, extent):
+def show(axis, intensities, extent):
     """Draws each class in its colour on white; where classes overlap, the colours multiply like inks.
 
     Args:

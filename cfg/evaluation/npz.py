@@ -1,7 +1,8 @@
 """Files of samples and of references in ADM's layout, read as a stream: no pickle is opened, nothing is held whole.
 
 A sample file holds `arr_0`, uint8 [N, H, W, C], and maybe `arr_1`, labels [N]. A reference file holds any of `arr_0`,
-`mu` [2048] and `sigma` of the pool features, `mu_s` [2023] and `sigma_s` of the spatial ones.
+`mu` [2048] and `sigma` of the pool features, `mu_s` [2023] and `sigma_s` of the spatial ones; ours also say in
+`features_sha256` which network they are of, a string that other readers pass over.
 """
 
 import contextlib
@@ -24,6 +25,7 @@ from cfg.files import replacing
 Array = np.ndarray
 
 MOMENTS = (('mu', 'sigma'), ('mu_s', 'sigma_s'))
+_NEGATIVE = 1e-6  # of the largest eigenvalue of a covariance: what rounding may leave below 0
 _BROKEN = (zipfile.BadZipFile, EOFError, ValueError, OSError, zlib.error)
 
 
@@ -42,13 +44,15 @@ def check(path: Path, what: str) -> None:
 
 
 def has_images(path: Path, what: str) -> bool:
-    """Whether an npz holds `arr_0`.
+    """Whether an npz holds `arr_0`, of more than no images.
 
     Raises:
       UserError: as in `check`.
     """
     with _opened(path, what) as archive:
-        return not isinstance(archive, zipfile.ZipFile) or 'arr_0.npy' in archive.namelist()
+        if isinstance(archive, zipfile.ZipFile) and 'arr_0.npy' not in archive.namelist():
+            return False
+        return _shape(archive, path, what)[0][:1] != (0,)
 
 
 def sha256_of_file(path: Path) -> str:
@@ -130,11 +134,7 @@ def open_images(path: Path, what: str) -> ImageFile:
         if isinstance(archive, zipfile.ZipFile) and 'arr_0.npy' not in archive.namelist():
             names = ', '.join(name.removesuffix('.npy') for name in archive.namelist()) or 'nothing'
             raise UserError(f'{named} holds no images (arr_0) but {names}: write uint8 images [N, H, W, C] as arr_0.')
-        with _member(archive, 'arr_0') as file:
-            try:
-                shape, fortran, dtype = _header(file)
-            except _BROKEN as error:
-                raise _damaged(path, what, error) from error
+        shape, fortran, dtype = _shape(archive, path, what)
     if dtype.hasobject:
         raise UserError(f'{named} holds pickled objects, which are not opened: write uint8 images [N, H, W, C].')
     if dtype != np.uint8:
@@ -177,20 +177,37 @@ def read_moments(path: Path, what: str) -> dict[str, Array] | None:
     return {name: np.asarray(value, np.float64) for name, value in moments.items()}
 
 
-def write_reference(path: Path, *, moments: Moments, spatial: Moments | None, images: Array) -> None:
+def features_of(path: Path, what: str) -> str | None:
+    """The SHA-256 of the weights that the moments of a reference file were made with; None if it does not say.
+
+    Raises:
+      UserError: when the file is missing or damaged.
+    """
+    with _opened(path, what) as archive:
+        if not isinstance(archive, zipfile.ZipFile) or 'features_sha256.npy' not in archive.namelist():
+            return None
+        return str(_array(archive, 'features_sha256', path, what))
+
+
+def write_reference(
+    path: Path, *, moments: Moments, spatial: Moments | None, images: Array, features_sha256: str
+) -> None:
     """Writes a reference file in ADM's layout, whole or not at all.
 
     Args:
       path: ends in .npz.
       moments: of the pool features.
       spatial: of the spatial features; None without.
-      images: uint8 [M, H, W, C], some of those that the moments are of.
+      images: uint8 [M, H, W, C], some of those that the moments are of; M = 0 leaves them out.
+      features_sha256: of the weights that the features are of.
     """
-    arrays = {'mu': moments.mean, 'sigma': moments.covariance()}
+    arrays = {'mu': moments.mean, 'sigma': moments.covariance(), 'features_sha256': np.array(features_sha256)}
+    if len(images):
+        arrays['arr_0'] = images
     if spatial is not None:
         arrays |= {'mu_s': spatial.mean, 'sigma_s': spatial.covariance()}
     with replacing(path) as file:
-        np.savez(file, arr_0=images, **arrays)
+        np.savez(file, **arrays)
 
 
 def _check_moments(moments: dict[str, Array], mean_name: str, cov_name: str, named: str) -> None:
@@ -202,6 +219,12 @@ def _check_moments(moments: dict[str, Array], mean_name: str, cov_name: str, nam
         raise UserError(
             f'{named}: {mean_name} {mean.dtype} {mean.shape} and {cov_name} {cov.dtype} {cov.shape} are not the mean '
             'and the symmetric covariance of features, all finite: make the file again, as --mode=stats does.'
+        )
+    eigenvalues = np.linalg.eigvalsh(cov.astype(np.float64))  # ascending; those of float32 values are below 0 by 1e-7
+    if len(cov) and eigenvalues[0] < -_NEGATIVE * abs(eigenvalues[-1]):
+        raise UserError(
+            f'{named}: {cov_name} is no covariance, as its smallest eigenvalue is {eigenvalues[0]:.3g} and the largest '
+            f'{eigenvalues[-1]:.3g}: make the file again, as --mode=stats does.'
         )
 
 
@@ -234,6 +257,15 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     if version not in read:
         raise ValueError(f'npy version {version}')
     return read[version](file)
+
+
+def _shape(archive: zipfile.ZipFile | Path, path: Path, what: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """What `_header` says of `arr_0`."""
+    try:
+        with _member(archive, 'arr_0') as file:
+            return _header(file)
+    except _BROKEN as error:
+        raise _damaged(path, what, error) from error
 
 
 def _array(archive: zipfile.ZipFile, name: str, path: Path, what: str) -> Array:

@@ -6,21 +6,34 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from cfg import setup
 from cfg.errors import UserError
 from cfg.evaluation import loading, npz
-from cfg.evaluation.features import default_cache
-from cfg.evaluation.references import chosen, measure, measure_source, open_reference, stream_of_file
+from cfg.evaluation.features import FeatureNetwork, default_cache
+from cfg.evaluation.measurement import Measurement
+from cfg.evaluation.references import (
+    Reference,
+    chosen,
+    measure_source,
+    measuring,
+    open_reference,
+    stream_of_file,
+)
 from cfg.evaluation.rows import append, table, versions
 from cfg.evaluation.scoring import score, warnings
 from cfg.evaluation.weights import fetch_weights
+from cfg.files import check_writable
 from cfg.stopping import StopSignal
 
 log = logging.getLogger('cfg')
 
+Row = dict[str, Any]
+
 RESULTS_FILE = 'evaluate_npz.jsonl'
+SCORED = 'scored'  # folder in the cache of what is measured of samples, until their row is written
 
 
 def write_stats(config: ConfigDict, workdir: Path | None) -> Path:
@@ -33,19 +46,34 @@ def write_stats(config: ConfigDict, workdir: Path | None) -> Path:
       UserError: on input that does not fit, before anything is measured.
       SystemExit: on SIGTERM or Ctrl-C; what is measured is saved.
     """
+    cache = default_cache(config.eval.cache_dir)
+    if config.stats.path:
+        _check_path(Path(config.stats.path))
+    else:
+        check_writable(cache, f'config.eval.cache_dir={cache}')
     source = setup.open_source(config)
     network = loading.open_features(config, workdir, source.image_shape, f'The data set {source.name}')
     data = source.name.rpartition(':')[2].strip('/').replace('/', '_')
     name = f'{data}_{source.fingerprint[:8]}_{network.sha256[:8]}.npz'
-    path = Path(config.stats.path or default_cache(config.eval.cache_dir) / name)
-    if path.suffix != '.npz':
-        raise UserError(f'config.stats.path={path} must end in .npz.')
+    path = Path(config.stats.path or cache / name)
     with StopSignal() as stop:
         measured = measure_source(config, source, network, stop)
-    kept = source.fetch(chosen(len(source), config.stats.num_images))['image']
-    npz.write_reference(path, moments=measured.moments, spatial=measured.spatial, images=kept)
+    indices = chosen(len(source), config.stats.num_images)
+    kept = source.fetch(indices)['image'] if len(indices) else np.zeros((0, *source.image_shape), np.uint8)
+    npz.write_reference(
+        path, moments=measured.moments, spatial=measured.spatial, images=kept, features_sha256=network.sha256
+    )
     log.info('Moments of %d images by %s, and %d images.', measured.count, network.name, len(kept))
     return path
+
+
+def _check_path(path: Path) -> None:
+    named = f'config.stats.path={path}'
+    if path.suffix != '.npz':
+        raise UserError(f'{named} must end in .npz.')
+    if path.is_dir():
+        raise UserError(f'{named} is a folder: give the path of a file.')
+    check_writable(path.parent, named)
 
 
 def evaluate_npz(config: ConfigDict, workdir: Path | None) -> str:
@@ -69,15 +97,27 @@ def evaluate_npz(config: ConfigDict, workdir: Path | None) -> str:
     network = loading.open_features(config, workdir, file.image_shape, what)
     with StopSignal() as stop:
         reference = open_reference(config, network, stop)
-        measured = measure(
+        with measuring(
             stream_of_file(file),
             network,
             is_split_size=options.is_split_size,
             save_seconds=options.save_seconds,
             stop=stop,
-        )
+            folder=SCORED,
+        ) as measured:
+            row = _row(config, file, network, reference, measured)
+            if workdir is not None:
+                append(workdir / RESULTS_FILE, row)
+            measured.remove()
+    return table([row])
+
+
+def _row(
+    config: ConfigDict, file: npz.ImageFile, network: FeatureNetwork, reference: Reference, measured: Measurement
+) -> Row:
+    options = config.eval
     notices = warnings(options, network, reference, num_samples=file.count, image_shape=file.image_shape)
-    row: dict[str, Any] = {
+    row = {
         'samples': str(options.samples),
         'samples_sha256': file.sha256,
         'num_samples': file.count,
@@ -98,9 +138,7 @@ def evaluate_npz(config: ConfigDict, workdir: Path | None) -> str:
     }
     if file.labels() is None:
         row['accuracy'] = None
-    if workdir is not None:
-        append(workdir / RESULTS_FILE, row)
-    return table([row])
+    return row
 
 
 def fetch(config: ConfigDict) -> Path:

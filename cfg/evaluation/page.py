@@ -181,7 +181,7 @@ def _table_hint(curves: Sequence[Curve]) -> str:
     if 'precision' in keys:
         parts.append('Precision: the share of samples within the manifold of real images; recall: the reverse (k = 3).')
     if 'kid' in keys:
-        parts.append('KID: with the standard error of its mean over subsets.')
+        parts.append('KID: with the standard error of the estimate, which is not the spread over subsets.')
     if 'accuracy' in keys:
         parts.append('Accuracy: the share of samples that a classifier assigns to their intended class.')
     return ' '.join(parts)
@@ -225,8 +225,14 @@ def _provenance(curves: Sequence[Curve]) -> str:
         'Labels': lambda row: row.get('labels'),
         'EMA parameters': lambda row: row.get('ema'),
         'p_uncond of training': lambda row: row.get('p_uncond'),
+        'Blocks told the label': lambda row: row.get('label_in'),
         'Config SHA-256': lambda row: row.get('config_sha256'),
         'Parameters SHA-256': lambda row: row.get('params_sha256'),
+        'Second model SHA-256': lambda row: row.get('uncond_params_sha256'),
+        'Weaker model SHA-256': lambda row: row.get('weaker_params_sha256'),
+        'Guiding classifier SHA-256': lambda row: row.get('classifier_params_sha256'),
+        'Network evaluations a sample': lambda row: row.get('evaluations'),
+        'Classifier': lambda row: row.get('classifier'),
         'Versions': lambda row: _pairs(row.get('versions')),
         'Last evaluated': lambda row: None,
     }

@@ -18,8 +18,8 @@ from cfg.evaluation.paper import PaperCurve, PaperTable
 from cfg.evaluation.results import Curve, floors, number
 
 # The last curve (the final checkpoint) always takes the first of these.
-_COLOURS = ('#1f5aa6', '#d9730d', '#2b8a57', '#9a3f9e', '#b8332e', '#0f8b9d', '#7a6a12')
-_MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')
+COLOURS = ('#1f5aa6', '#d9730d', '#2b8a57', '#9a3f9e', '#b8332e', '#0f8b9d', '#7a6a12')
+MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')
 INK = '#1b1f24'
 MUTED = '#6a737d'
 _RULE = '#e3e6ea'
@@ -28,7 +28,9 @@ _RULE = '#e3e6ea'
 # 0.1, 0.2 and 0.3 apart, large enough not to give them most of the axis.
 _W_LINEAR = 0.2
 # Above this ratio of the largest to the smallest FID, the smaller ones can be told apart on a logarithmic axis only.
-_LOG_RATIO = 8.0
+LOG_RATIO = 8.0
+
+PLAIN = FuncFormatter(lambda value, _: f'{value:g}')  # of ticks on a logarithmic axis, without powers
 
 _LEGEND_CHARACTERS = 78  # a line of the legend, in the width of a plot
 
@@ -44,16 +46,15 @@ def figure_against_w(curves: Sequence[Curve], paper: PaperTable | None) -> Figur
     figure = _figure(_legend_entries(curves, Line2D([], [], **floor_style), paper))
     upper, lower = figure.subplots(2, 1, sharex=True)
     for axes, name in ((upper, 'fid'), (lower, 'inception_score')):
-        for curve, style in zip(curves, _styles(len(curves)), strict=True):
+        for curve, style in zip(curves, styles(len(curves)), strict=True):
             w, values = curve.values('w'), curve.values(name)
             axes.plot(w, values, **style)
-            if curve.best_fid is not None:
-                _mark_best(axes, w[curve.best_fid], values[curve.best_fid], style['color'])
+            _mark_bests(axes, curve, w, values, style['color'])
         for theirs, style in _paper_styles(curves, paper):
             axes.plot(theirs.w, getattr(theirs, name), **style)
         for floor in floors(curves).values():
             axes.axhline(number(floor, f'floor_{name}'), zorder=1, **floor_style)
-        _tidy(axes)
+        tidy(axes)
         axes.margins(y=0.08)
     figure.align_ylabels()
     upper.set_ylabel('FID (lower is better)', color=INK)
@@ -74,17 +75,16 @@ def figure_fid_against_is(curves: Sequence[Curve], paper: PaperTable | None) -> 
     """The figure of `plot_fid_against_is`."""
     figure = _figure(_legend_entries(curves, Line2D([], [], **_FLOOR_POINT), paper))
     axes = figure.subplots()
-    styles = _styles(len(curves))
-    for curve, style in zip(curves, styles, strict=True):
+    own = styles(len(curves))
+    for curve, style in zip(curves, own, strict=True):
         scores, fids = curve.values('inception_score'), curve.values('fid')
         axes.plot(scores, fids, **style)
-        if curve.best_fid is not None:
-            _mark_best(axes, scores[curve.best_fid], fids[curve.best_fid], style['color'])
+        _mark_bests(axes, curve, scores, fids, style['color'])
     for theirs, style in _paper_styles(curves, paper):
         axes.plot(theirs.inception_score, theirs.fid, **style)
     for floor in floors(curves).values():
         axes.plot(number(floor, 'floor_inception_score'), number(floor, 'floor_fid'), **_FLOOR_POINT)
-    _tidy(axes)
+    tidy(axes)
     axes.margins(0.09)
     axes.set_xlabel('inception score (higher is better)', color=INK)
     axes.set_ylabel('FID (lower is better)', color=INK)
@@ -92,25 +92,37 @@ def figure_fid_against_is(curves: Sequence[Curve], paper: PaperTable | None) -> 
     # The labels are placed in pixels, so the layout has to be final before.
     FigureCanvasAgg(figure).draw()
     figure.set_layout_engine('none')
-    _annotate_w(axes, curves, [style['color'] for style in styles], paper)
+    _annotate_w(axes, curves, [style['color'] for style in own], paper)
     return figure
 
 
 _FLOOR_POINT = {'marker': 'X', 'markersize': 8, 'color': MUTED, 'linestyle': 'none', 'markeredgecolor': 'white'}
 
 
-def _styles(count: int) -> list[dict]:
+def styles(count: int) -> list[dict]:
     """The line style of each curve; the last one stands in front."""
     return [
         {
-            'color': _COLOURS[place % len(_COLOURS)],
-            'marker': _MARKERS[place % len(_MARKERS)],
+            'color': COLOURS[place % len(COLOURS)],
+            'marker': MARKERS[place % len(MARKERS)],
             'markersize': 5,
             'linewidth': 1.8,
             'zorder': 3 - place / count,
         }
         for place in reversed(range(count))
     ]
+
+
+def styles_of(number: int, variant: int = 0) -> dict:
+    """A line style for the curve of this number, different for 49 of them; variants share its colour and marker."""
+    cycle = len(COLOURS)
+    return {
+        'color': COLOURS[number % cycle],
+        'marker': MARKERS[(number + number // cycle) % len(MARKERS)],
+        'markersize': 5,
+        'linewidth': 1.5,
+        'linestyle': ('-', '--', ':', '-.')[variant % 4],
+    }
 
 
 # Of the paper's curves: one that has a curve of ours beside it takes its colour, the others these.
@@ -123,7 +135,7 @@ def _paper_styles(curves: Sequence[Curve], paper: PaperTable | None) -> list[tup
     if paper is None:
         return []
     colours = {}
-    for curve, style in zip(curves, _styles(len(curves)), strict=True):
+    for curve, style in zip(curves, styles(len(curves)), strict=True):
         match = paper.match(curve)
         if match is not None:
             colours[match.setting] = style['color']  # the last one is the final checkpoint
@@ -145,11 +157,20 @@ def _paper_styles(curves: Sequence[Curve], paper: PaperTable | None) -> list[tup
     ]
 
 
-def _mark_best(axes: Axes, x: float, y: float, colour: str) -> None:
-    axes.plot(x, y, marker='*', markersize=15, color=colour, markeredgecolor='white', markeredgewidth=1.0, zorder=4)
+_BEST_FID = {'marker': '*', 'markersize': 13, 'markeredgecolor': 'white', 'markeredgewidth': 1.0, 'linestyle': 'none'}
+_BEST_IS = {'marker': '*', 'markersize': 17, 'markerfacecolor': 'white', 'markeredgewidth': 1.2, 'linestyle': 'none'}
 
 
-def _tidy(axes: Axes) -> None:
+def _mark_bests(axes: Axes, curve: Curve, x: np.ndarray, y: np.ndarray, colour: str) -> None:
+    """A hollow star at the highest inception score, and a filled one, that fits into it, at the lowest FID."""
+    if curve.best_inception_score is not None:
+        place = curve.best_inception_score
+        axes.plot(x[place], y[place], **_BEST_IS, markeredgecolor=colour, zorder=3.9)
+    if curve.best_fid is not None:
+        axes.plot(x[curve.best_fid], y[curve.best_fid], **_BEST_FID, color=colour, zorder=4)
+
+
+def tidy(axes: Axes) -> None:
     axes.spines[['top', 'right']].set_visible(False)
     axes.spines[['left', 'bottom']].set_color(MUTED)
     axes.tick_params(color=MUTED, labelcolor=INK, labelsize=9)
@@ -163,12 +184,12 @@ def _scale_fid(axes: Axes, curves: Sequence[Curve], paper: PaperTable | None) ->
     fids = np.append(fids, [number(floor, 'floor_fid') for floor in floors(curves).values()])
     fids = np.concatenate([fids, *(curve.fid for curve in (paper.curves if paper else ()))])
     fids = fids[np.isfinite(fids)]
-    if not len(fids) or fids.min() <= 0 or fids.max() / fids.min() < _LOG_RATIO:
+    if not len(fids) or fids.min() <= 0 or fids.max() / fids.min() < LOG_RATIO:
         axes.yaxis.set_major_locator(MaxNLocator(6))
         return
     axes.set_yscale('log')
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
+    axes.yaxis.set_major_formatter(PLAIN)
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_ylabel(f'{axes.get_ylabel()[:-1]}; log scale)', color=INK)
 
@@ -185,27 +206,33 @@ def _scale_w(axes: Axes, ws: Sequence[float]) -> None:
             kept.append(i)
     axes.xaxis.set_major_locator(FixedLocator([ws[i] for i in kept]))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
+    axes.xaxis.set_major_formatter(PLAIN)
 
 
 def _legend_entries(curves: Sequence[Curve], floor: Line2D, paper: PaperTable | None) -> list[tuple[Line2D, str]]:
     """The handles and labels of the legend; `floor` is how the plot draws the floors of real data."""
     entries = []
-    for curve, style in zip(curves, _styles(len(curves)), strict=True):
-        best = curve.rows[curve.best_fid] if curve.best_fid is not None else None
-        note = f' (best FID {score_text(best["fid"])} at w = {best["w"]:g})' if best else ''
+    for curve, style in zip(curves, styles(len(curves)), strict=True):
+        note = _bests(curve.values('w'), curve.values('fid'), curve.values('inception_score'), curve)
         entries.append((Line2D([], [], **style), curve.label + note))
-    star = Line2D([], [], marker='*', markersize=12, color=INK, markeredgecolor='white', linestyle='none')
-    entries.append((star, 'best FID of the curve'))
+    stars = (_BEST_FID | {'color': INK}, _BEST_IS | {'markeredgecolor': INK})
+    for star, name in zip(stars, ('FID', 'IS'), strict=True):
+        entries.append((Line2D([], [], **star), f'best {name} of the curve'))
     for theirs, style in _paper_styles(curves, paper):
-        best_fid, w = theirs.fid[theirs.best_fid], theirs.w[theirs.best_fid]
-        note = f' (best FID {score_text(best_fid)} at w = {w:g})'
+        note = _bests(theirs.w, theirs.fid, theirs.inception_score, theirs)
         entries.append((Line2D([], [], **style), style['label'] + note))
     entries += [(floor, f'floor: {label}') for label in floors(curves)]
     return [
         (handle, textwrap.fill(label, _LEGEND_CHARACTERS, break_on_hyphens=False, break_long_words=False))
         for handle, label in entries
     ]
+
+
+def _bests(w: np.ndarray, fid: np.ndarray, score: np.ndarray, curve: Curve | PaperCurve) -> str:
+    """The lowest FID and the highest inception score of a curve, in brackets; nothing where none is finite."""
+    places = (('FID', fid, curve.best_fid), ('IS', score, curve.best_inception_score))
+    parts = [f'best {name} {score_text(of[at])} at w = {w[at]:g}' for name, of, at in places if at is not None]
+    return f' ({", ".join(parts)})' if parts else ''
 
 
 def _figure(legend: Sequence[tuple[Line2D, str]]) -> Figure:
@@ -227,15 +254,16 @@ def _annotate_w(axes: Axes, curves: Sequence[Curve], colours: Sequence[str], pap
     unit = axes.figure.dpi / 72
     jobs = []
     for curve, track, colour in zip(curves, tracks, colours, strict=True):
-        ends = {0, len(curve.rows) - 1}
+        ends, bests = {0, len(curve.rows) - 1}, {curve.best_fid, curve.best_inception_score}
         for i in np.flatnonzero(np.isfinite(track).all(axis=1)):
-            jobs.append((0 if i in ends else 1 if i == curve.best_fid else 2, curve.rows[i]['w'], track[i], colour))
-    for rank, w, point, colour in sorted(jobs, key=lambda job: job[0]):
+            rank, reach = 0 if i in ends else 1 if i in bests else 2, 10 if i in bests else 7
+            jobs.append((rank, reach, curve.rows[i]['w'], track[i], colour))
+    for rank, reach, w, point, colour in sorted(jobs, key=lambda job: job[0]):
         for dx, dy, horizontal, vertical in _SIDES:
             text = axes.annotate(
                 f'w = {w:g}' if rank == 0 else f'{w:g}',
                 axes.transData.inverted().transform(point),
-                (dx * 7, dy * 7),
+                (dx * reach, dy * reach),
                 textcoords='offset points',
                 ha=horizontal,
                 va=vertical,

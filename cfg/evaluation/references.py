@@ -1,5 +1,6 @@
 """What samples are compared with: the moments and some features of real images, measured once and kept."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -81,7 +82,7 @@ class Stream:
     """Images in a fixed order.
 
     Attributes:
-      name: for the user.
+      name: for the user, 'images of ...'.
       sha256: two streams that agree here hold the same images and labels.
       count: how many.
       image_shape: (H, W, C).
@@ -113,7 +114,8 @@ def stream_of_source(source: Source, num_images: int) -> Stream:
             yield batch['image'], batch['label']
 
     kept = chosen(len(source), num_images)
-    return Stream(source.name, source.fingerprint, len(source), tuple(source.image_shape), kept, batches)
+    name = f'real images of {source.name}'
+    return Stream(name, source.fingerprint, len(source), tuple(source.image_shape), kept, batches)
 
 
 def stream_of_file(file: npz.ImageFile) -> Stream:
@@ -126,7 +128,50 @@ def stream_of_file(file: npz.ImageFile) -> Stream:
             if first >= start:
                 yield images, None if labels is None else labels[first : first + len(images)]
 
-    return Stream(file.path.name, file.sha256, file.count, file.image_shape, np.arange(file.count), batches)
+    name = f'images of {file.path.name}'
+    return Stream(name, file.sha256, file.count, file.image_shape, np.arange(file.count), batches)
+
+
+@contextlib.contextmanager
+def measuring(
+    stream: Stream,
+    network: FeatureNetwork,
+    *,
+    is_split_size: int,
+    save_seconds: float,
+    stop: StopSignal,
+    folder: str = 'measured',
+) -> Iterator[Measurement]:
+    """What `measure` gives, and no other process has it until the block ends.
+
+    Args:
+      folder: in the cache of the network.
+
+    Raises:
+      UserError: when the cache cannot be written.
+      SystemExit: on a signal, after what is measured was saved.
+    """
+    identity = [network.sha256, network.classifier, stream.sha256, stream.count, len(stream.kept), is_split_size]
+    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    parent = network.cache / folder
+    check_writable(parent, f'The cache folder {parent}')
+    with lock(parent, 'eval', part=digest, wait=True):
+        measured = Measurement(
+            parent / digest,
+            network,
+            is_split_size=is_split_size,
+            image_shape=stream.image_shape,
+            save_seconds=save_seconds,
+        )
+        if measured.count < stream.count:
+            progress = Progress(stream.name, stream.count, start=measured.count, unit='image')
+            for images, labels in stream.batches(measured.count):
+                here = measured.count + np.arange(len(images))
+                measured.add(images, labels, keep_features=np.isin(here, stream.kept, assume_unique=True))
+                progress.update(measured.count)
+                stop.leave(measured.save)
+            measured.save()
+        yield measured
 
 
 def measure(
@@ -138,28 +183,8 @@ def measure(
       UserError: when the cache cannot be written.
       SystemExit: on a signal, after what is measured was saved.
     """
-    identity = [network.sha256, network.classifier, stream.sha256, stream.count, len(stream.kept), is_split_size]
-    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-    folder = network.cache / 'measured'
-    check_writable(folder, f'The cache folder {folder}')
-    with lock(folder, 'eval', part=digest, wait=True):
-        measured = Measurement(
-            folder / digest,
-            network,
-            is_split_size=is_split_size,
-            image_shape=stream.image_shape,
-            save_seconds=save_seconds,
-        )
-        if measured.count == stream.count:
-            return measured
-        progress = Progress(f'real images of {stream.name}', stream.count, start=measured.count, unit='image')
-        for images, labels in stream.batches(measured.count):
-            here = measured.count + np.arange(len(images))
-            measured.add(images, labels, keep_features=np.isin(here, stream.kept, assume_unique=True))
-            progress.update(measured.count)
-            stop.leave(measured.save)
-        measured.save()
-    return measured
+    with measuring(stream, network, is_split_size=is_split_size, save_seconds=save_seconds, stop=stop) as measured:
+        return measured
 
 
 def open_reference(config: ConfigDict, network: FeatureNetwork, stop: StopSignal) -> Reference:
@@ -202,10 +227,14 @@ def reference_of_file(config: ConfigDict, network: FeatureNetwork, stop: StopSig
     """An npz in ADM's layout: its moments if it holds any, or else those of its images."""
     path, what = Path(config.eval.reference), 'config.eval.reference'
     stored = npz.read_moments(path, what)
+    if stored is not None:
+        check_features(path, what, stored, network)
     measured, file = None, None
     if stored is None or npz.has_images(path, what):
         file = npz.open_images(path, what)
         network.check_images(file.image_shape, f'{what}={path}')
+        if stored is None and file.count < 2:
+            raise UserError(f'{what}={path} holds {file.count} image and no moments: give at least 2 images.')
         measured = measure(
             stream_of_file(file),
             network,
@@ -216,10 +245,8 @@ def reference_of_file(config: ConfigDict, network: FeatureNetwork, stop: StopSig
     if stored is None:
         pool, spatial = Gaussian.of(measured.moments), Gaussian.of(measured.spatial)
     else:
-        check_width(path, 'mu', stored['mu'], network.width, network)
         pool, spatial = Gaussian(stored['mu'], stored['sigma']), None
         if 'mu_s' in stored and network.spatial_width:
-            check_width(path, 'mu_s', stored['mu_s'], network.spatial_width, network)
             spatial = Gaussian(stored['mu_s'], stored['sigma_s'])
     sha256 = npz.sha256_of_file(path) if file is None else file.sha256
     parts = ([] if stored is None else ['moments']) + ([] if measured is None else [f'{measured.count} images'])
@@ -234,16 +261,24 @@ def reference_of_file(config: ConfigDict, network: FeatureNetwork, stop: StopSig
     )
 
 
-def check_width(path: Path, name: str, mean: Array, width: int, network: FeatureNetwork) -> None:
-    """Whether stored moments are of as many features as the network has.
+def check_features(path: Path, what: str, stored: dict[str, Array], network: FeatureNetwork) -> None:
+    """Whether stored moments are of the features of the network: as many, and of the same weights where the file says.
 
     Raises:
       UserError: when not.
     """
-    if len(mean) != width:
+    remedy = 'give a reference that was made with the same network, as --mode=stats makes one'
+    for name, width in (('mu', network.width), ('mu_s', network.spatial_width)):
+        if width and name in stored and len(stored[name]) != width:
+            raise UserError(
+                f'{path} holds moments of {len(stored[name])} features ({name}), but {network.name} has {width}: '
+                f'{remedy}.'
+            )
+    made_with = npz.features_of(path, what)
+    if made_with is not None and made_with != network.sha256:
         raise UserError(
-            f'{path} holds moments of {len(mean)} features ({name}), but {network.name} has {width}: give a reference '
-            'that was made with the same network, as --mode=stats makes one.'
+            f'{path} was made with another network (features_sha256 {made_with[:12]}) than {network.name} '
+            f'({network.sha256[:12]}): {remedy}.'
         )
 
 
@@ -254,7 +289,7 @@ def floor(config: ConfigDict, source: Source, network: FeatureNetwork, stop: Sto
       source: the images of `config.data.split`.
     """
     held_out = setup.open_held_out(config)
-    if held_out is None:
+    if held_out is None or len(held_out) < 2:
         return {}
     train = setup.open_source(config, 'train')
     of_train = measure_source(config, train if train.fingerprint != source.fingerprint else source, network, stop)

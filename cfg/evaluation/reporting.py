@@ -5,12 +5,12 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from cfg import setup
-from cfg.evaluation import mixture_figure, report
+from cfg.evaluation import mixture_figure, mixture_study, report
 from cfg.evaluation.loading import names_of_run
 
 
 def write(config: ConfigDict, workdir: Path) -> Path:
-    """Writes the report of a sweep, or Fig. 2 for a mixture; returns the file to open.
+    """Writes the report of a sweep, or Fig. 2 and the study beside it for a mixture; returns the file to open.
 
     Raises:
       UserError: when there is nothing to report yet.
@@ -37,17 +37,40 @@ def write(config: ConfigDict, workdir: Path) -> Path:
 
 
 def _mixture(config: ConfigDict, workdir: Path) -> Path:
-    mixture = config.mixture
-    return mixture_figure.write_figure(
+    mixture, sampling, diffusion = config.mixture, config.sampling, config.diffusion
+    figure = mixture_figure.write_figure(
         workdir / 'report',
         means=mixture.means,
         std=mixture.stddev,
         w_list=tuple(mixture.w),
         num_samples=mixture.num_samples,
-        num_steps=config.sampling.num_steps,
-        logvar_interp=config.sampling.logvar_interp,
-        logsnr_min=config.diffusion.logsnr_min,
-        logsnr_max=config.diffusion.logsnr_max,
+        num_steps=sampling.num_steps,
+        logvar_interp=sampling.logvar_interp,
+        logsnr_min=diffusion.logsnr_min,
+        logsnr_max=diffusion.logsnr_max,
         extent=mixture.extent,
-        seed=config.sampling.seed,
+        seed=sampling.seed,
     )
+    if not mixture.guidance:
+        return figure
+    settings = mixture_study.Settings(
+        means=tuple(mixture.means),
+        stddev=mixture.stddev,
+        weaker_stddev=mixture.weaker_stddev,
+        w=tuple(mixture.w),
+        guidance=tuple(mixture.guidance),
+        rule_samplers=tuple(mixture.rule_samplers),
+        num_steps=mixture.num_steps,
+        samplers=tuple(mixture.samplers),
+        steps=tuple(mixture.steps),
+        steps_w=tuple(mixture.steps_w),
+        grid=mixture.grid,
+        logvar_interp=sampling.logvar_interp,
+        logsnr_min=diffusion.logsnr_min,
+        logsnr_max=diffusion.logsnr_max,
+        extent=mixture.extent,
+        num_samples=mixture.seed_samples,
+        num_seeds=mixture.num_seeds,
+        seed=sampling.seed,
+    )
+    return mixture_study.write_study(workdir / 'report', settings)

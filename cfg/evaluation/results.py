@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from cfg.diffusion.recipes import USUAL
 from cfg.errors import UserError
 
 Row = dict[str, Any]
@@ -19,10 +20,45 @@ RESULTS_FILE = 'results.jsonl'
 
 REQUIRED_KEYS = ('step', 'w', 'fid', 'inception_score', 'num_samples', 'features')
 
-# What tells one curve from another, apart from the step and the entries of 'sampling'.
+# What makes a row the measurement that it is; rows that differ in nothing of it but w are a curve.
+IDENTITY_KEYS = (
+    'step',
+    'w',
+    'ema',
+    'seed',
+    'sampling',
+    'params_sha256',
+    'uncond_params_sha256',
+    'weaker_params_sha256',
+    'classifier_params_sha256',
+    'num_samples',
+    'labels',
+    'is_split_size',
+    'neighbours_dtype',
+    'kid_subsets',
+    'kid_subset_size',
+    'num_reference_features',
+    'features',
+    'features_sha256',
+    'classifier',
+    'reference_sha256',
+)
+
+# What a label names where curves differ in it, beside the step and the entries of 'sampling'.
 _SETTING_KEYS = ('p_uncond', 'features', 'reference', 'labels', 'ema', 'seed', 'num_samples', 'is_split_size')
-# These differ between steps by nature, so a label names them only where it would be ambiguous without.
-_HASH_KEYS = ('params_sha256', 'features_sha256', 'reference_sha256')
+# These say little to people, and the hashes differ between steps by nature, so a label names them only where it would
+# be ambiguous without.
+_DETAIL_KEYS = ('neighbours_dtype', 'kid_subsets', 'kid_subset_size', 'num_reference_features', 'classifier')
+_HASH_KEYS = (
+    *('params_sha256', 'uncond_params_sha256', 'weaker_params_sha256', 'classifier_params_sha256'),
+    *('features_sha256', 'reference_sha256'),
+)
+
+_COUNTS = ('step', 'w', 'num_samples')  # of every row that has them: finite numbers
+_SCORES = (
+    *('fid', 'sfid', 'inception_score', 'precision', 'recall', 'kid', 'kid_standard_error', 'accuracy'),
+    *('finite_sample_fid', 'floor_fid', 'floor_inception_score', 'floor_accuracy'),
+)  # numbers, null where they could not be measured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +110,8 @@ def read_rows(path: str | Path) -> list[Row]:
     A last line that is not JSON is what a killed process leaves behind, and is ignored.
 
     Raises:
-        UserError: the file is missing, or a line before the last one is not a JSON object.
+        UserError: the file is missing, a line before the last one is not a JSON object, or what must be a number is
+            none.
     """
     path = Path(path)
     try:
@@ -92,8 +129,21 @@ def read_rows(path: str | Path) -> list[Row]:
             row = None
         if not isinstance(row, dict):
             raise UserError(f'Line {line_number} of {path} is not a JSON object: delete that line or mend it.')
+        _check_numbers(row, f'Line {line_number} of {path}')
         rows.append(row)
     return rows
+
+
+def _check_numbers(row: Row, named: str) -> None:
+    for key in (*_COUNTS, *_SCORES):
+        value = row.get(key, 0)
+        right = isinstance(value, int | float) and not isinstance(value, bool)
+        if key in _COUNTS:
+            right, what = right and math.isfinite(value), 'finite number'
+        else:
+            right, what = right or value is None, 'number'
+        if not right:
+            raise UserError(f'{named} has {key}={json.dumps(value)}, which is no {what}: delete that line or mend it.')
 
 
 def read_results(workdir: str | Path) -> list[Row]:
@@ -133,6 +183,16 @@ def number(row: Row, name: str) -> float:
     return math.nan if value is None else float(value)
 
 
+def sampling_of(row: Row) -> dict[str, Any]:
+    """What a row says of its sampler, with the recipes that it does not name as they are the usual ones."""
+    return USUAL | (row.get('sampling') or {})
+
+
+def label_in(row: Row) -> str:
+    """Which blocks of the network are told the label; older rows do not say."""
+    return row.get('label_in', 'everywhere')
+
+
 def group_curves(rows: Sequence[Row]) -> list[Curve]:
     """Groups complete rows into curves, in ascending step.
 
@@ -140,7 +200,8 @@ def group_curves(rows: Sequence[Row]) -> list[Curve]:
     """
     groups: dict[str, dict[float, Row]] = {}
     for row in rows:
-        identity = json.dumps([row['step'], _settings(row), _hashes(row)], sort_keys=True)
+        settings = _settings(row) | {key: row.get(key) for key in IDENTITY_KEYS if key != 'w'}
+        identity = json.dumps(settings, sort_keys=True)
         groups.setdefault(identity, {})[float(row['w'])] = row
     sorted_groups = sorted(groups.values(), key=lambda group: next(iter(group.values()))['step'])
     members = [tuple(group[w] for w in sorted(group)) for group in sorted_groups]
@@ -205,11 +266,9 @@ def _best(values: np.ndarray) -> int | None:
 def _settings(row: Row) -> dict[str, Any]:
     """What tells curves of one step apart and can be read by people, flat."""
     sampling = row.get('sampling') or {}
-    return {key: row.get(key) for key in _SETTING_KEYS} | {f'sampling.{key}': sampling[key] for key in sampling}
-
-
-def _hashes(row: Row) -> dict[str, Any]:
-    return {key: row.get(key) for key in _HASH_KEYS}
+    settings = {key: row.get(key) for key in _SETTING_KEYS}
+    settings['label_in'] = label_in(row)
+    return settings | {f'sampling.{key}': sampling[key] for key in sampling}
 
 
 def _keys(steps: Sequence[int]) -> list[str]:
@@ -230,17 +289,16 @@ def _labels(firsts: Sequence[Row]) -> list[str]:
         if not parts or _differs(firsts, 'step'):
             parts.insert(0, f'step {row["step"]:,}')
         labels.append(', '.join(parts))
-    return [
-        label if labels.count(label) == 1 else ', '.join([label, *_hash_phrases(row, firsts)])
-        for label, row in zip(labels, firsts, strict=True)
-    ]
+    return _told_apart(_told_apart(labels, firsts, _DETAIL_KEYS), firsts, _HASH_KEYS)
 
 
-def _hash_phrases(row: Row, firsts: Sequence[Row]) -> list[str]:
-    same_step = [other for other in firsts if other['step'] == row['step']]
-    return [
-        f'{name.removesuffix("_sha256")} {str(row.get(name))[:8]}' for name in _HASH_KEYS if _differs(same_step, name)
-    ]
+def _told_apart(labels: Sequence[str], firsts: Sequence[Row], names: Sequence[str]) -> list[str]:
+    """Labels that several curves share, with what differs between these."""
+    told = []
+    for label, row in zip(labels, firsts, strict=True):
+        same = [other for other, shared in zip(firsts, labels, strict=True) if shared == label]
+        told.append(', '.join([label, *(_phrase(name, row.get(name)) for name in names if _differs(same, name))]))
+    return told
 
 
 def _differs(rows: Sequence[Row], name: str) -> bool:
@@ -252,12 +310,30 @@ def _phrase(name: str, value: Any) -> str:
     name = name.removeprefix('sampling.')
     if name in ('features', 'reference', 'sampler'):
         return str(value)
+    if name == 'guidance':
+        return str(value or USUAL[name])
+    if name == 'grid':
+        return f'{value or USUAL[name]} grid'
     if name == 'num_samples':
         return f'{value:,} samples'
     if name == 'p_uncond':
         return f'p_uncond = {value:g}' if value is not None else 'p_uncond unknown'
+    if name == 'label_in':
+        return f'label in the {value}' if value == 'decoder' else f'label {value}'
     if name == 'num_steps':
         return f'T = {value}'
+    if name == 'logvar_interp':
+        return f'v = {value:g}' if value is not None else 'no v'
+    if name == 'neighbours_dtype':
+        return f'precision and recall in {value}'
+    if name == 'num_reference_features':
+        return f'{value:,} reference images' if value else 'no reference images'
+    if name == 'classifier':
+        return f'classes by {value}' if value else 'no classifier'
+    if name == 'uncond_params_sha256':
+        return f'second model {value[:8]}' if value else 'no second model'
+    if name in _HASH_KEYS:
+        return f'{name.removesuffix("_sha256")} {str(value)[:8]}'
     if isinstance(value, bool):
         return name if value else f'no {name}'
     return f'{name} {value}'

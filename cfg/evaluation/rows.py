@@ -3,11 +3,14 @@
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from cfg.evaluation.results import RESULTS_FILE, Row, read_rows
+from cfg.errors import UserError
+from cfg.evaluation.results import RESULTS_FILE, Row, read_rows, sampling_of
 from cfg.files import write_whole
 
 LIBRARIES = ('jax', 'jaxlib', 'flax', 'numpy')
@@ -16,7 +19,11 @@ LIBRARIES = ('jax', 'jaxlib', 'flax', 'numpy')
 _COLUMNS = (
     ('step', 'step', '9d'),
     ('ema', 'ema', ''),
+    ('guidance', 'guidance', ''),
+    ('sampler', 'sampler', ''),
+    ('grid', 'grid', ''),
     ('T', 'num_steps', 'd'),
+    ('v', 'logvar_interp', 'g'),
     ('seed', 'seed', 'd'),
     ('w', 'w', '5g'),
     ('FID', 'fid', '9.4f'),
@@ -26,9 +33,10 @@ _COLUMNS = (
     ('recall', 'recall', '.4f'),
     ('KID', 'kid', '9.6f'),
     ('accuracy', 'accuracy', '.4f'),
+    ('evaluations', 'evaluations', 'd'),
     ('samples', 'num_samples', '8d'),
 )
-_ONLY_IF_SEVERAL = ('ema', 'num_steps', 'seed')
+_ONLY_IF_SEVERAL = ('ema', 'guidance', 'sampler', 'grid', 'num_steps', 'logvar_interp', 'seed', 'evaluations')
 
 
 def results_path(workdir: Path, job: tuple[int, int]) -> Path:
@@ -62,11 +70,25 @@ def repair(path: Path) -> list[Row]:
 
 
 def append(path: Path, row: Row) -> None:
-    """Adds one line and waits until it is on disk."""
+    """Adds one line and waits until it is on disk.
+
+    Raises:
+      UserError: when a number is not finite, which JSON cannot say.
+    """
+    bad = [f'{key} is {json.dumps(value)}' for key, value in row.items() if not _is_finite(value)]
+    if bad:
+        raise UserError(
+            f'No row is added to {path}: {", ".join(bad)}; see whether the weights, the reference and the images are '
+            'right.'
+        )
     with path.open('ab') as file:
-        file.write(json.dumps(row).encode() + b'\n')
+        file.write(json.dumps(row, allow_nan=False).encode() + b'\n')
         file.flush()
         os.fsync(file.fileno())
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _is_json(line: bytes) -> bool:
@@ -79,7 +101,7 @@ def _is_json(line: bytes) -> bool:
 
 def table(rows: Sequence[Row]) -> str:
     """Rows as text, one a line; the features, the reference and what must be known of them below."""
-    flat = [row | {'num_steps': (row.get('sampling') or {}).get('num_steps')} for row in rows]
+    flat = [sampling_of(row) | row for row in rows]
     columns = []
     for header, key, form in _COLUMNS:
         values = [row.get(key) for row in flat]

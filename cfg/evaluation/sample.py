@@ -7,15 +7,17 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from cfg import setup
+from cfg import parallel, processes, setup
+from cfg.diffusion import recipes
 from cfg.errors import UserError
 from cfg.evaluation import report
 from cfg.evaluation.loading import (
+    CompanionCache,
     check_guidable,
     find_checkpoints,
     load_params,
-    on_devices_with,
-    open_uncond,
+    networks_of,
+    params_of,
     spec_of_run,
 )
 from cfg.evaluation.results import Samples
@@ -40,26 +42,33 @@ def sample(config: ConfigDict, workdir: Path) -> None:
                 f'0 to {source.num_classes - 1}: choose among them.'
             )
     labels = np.resize(np.array(classes, np.int32), options.num_samples)
-    uncond = open_uncond(config, source.image_shape)
+    recipe = recipes.parse_guidance(options.guidance)
+    companions = CompanionCache(config, workdir, source).open(recipe, ema=options.ema)
     generator = setup.make_generator(
-        config, source, network, batch_size=options.batch_size, uncond=uncond and uncond.model
+        config, source, network, batch_size=options.batch_size, companions=networks_of(companions), shared=True
     )
     ((step, p_uncond),) = find_checkpoints(config, workdir, (options.step,)).items()
-    check_guidable(options.w, p_uncond, uncond)
+    ws = recipe.w or options.w
+    check_guidable(ws, p_uncond, recipe, companions.get('uncond'))
     params = load_params(workdir, step, setup.abstract_params(network, source), ema=options.ema)
-    params = on_devices_with(params, uncond)
-    settings = json.dumps([setup.config_dict(config)[part] for part in ('sampling', 'diffusion', 'model')])
+    params = parallel.replicate({'model': params} | params_of(companions))
+    values = [setup.config_dict(config)[part] for part in ('sampling', 'diffusion', 'model')]
+    settings = json.dumps(values + [it.sha256 for it in companions.values()])
     digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
-    progress = Progress('sample', len(options.w) * len(labels), unit='sample')
+    progress = Progress('sample', len(ws) * len(labels), unit='sample')
     panels = []
-    for number, w in enumerate(options.w):
+    for number, w in enumerate(ws):
         images = []
         for batch in generator(params, labels, w):
             images.append(batch.images)
             progress.update(number * len(labels) + batch.start + len(batch.images), f'w = {w:g}')
+        if not processes.is_first():
+            continue
         images = np.concatenate(images)
         print(workdir / write_samples(workdir, f'sample_step{step:08d}_w{w:g}_{digest}.npz', images, labels))
         panels.append(({'w': float(w)}, Samples(images, labels)))
+    if not processes.is_first():
+        return
     columns = min(len(labels), max(len(classes), 8), 10)
     rows = min(-(-len(labels) // columns), 10)
     path = workdir / FOLDER / f'sample_step{step:08d}_{digest}.png'

@@ -14,6 +14,7 @@ from cfg.evaluation.references import Reference
 Row = dict[str, Any]
 
 NEAREST = 3  # k of precision and recall
+LEAST_SUBSET = 2  # of KID
 KID_SEED = 2020  # of the subsets (torch-fidelity's default)
 
 
@@ -47,15 +48,11 @@ def score(measured: Measurement, reference: Reference, options: ConfigDict) -> R
             row['precision'], row['recall'] = precision_recall(
                 real, features, k=NEAREST, dtype=options.neighbours_dtype
             )
-        kid = metrics.kid(
-            features,
-            real,
-            num_subsets=options.kid_subsets,
-            subset_size=kid_subset_size(options, len(features), len(real)),
-            seed=KID_SEED,
-        )
-        error = None if math.isnan(kid.standard_error) else kid.standard_error
-        row |= {'kid': kid.value, 'kid_std': kid.std, 'kid_standard_error': error}
+        size = kid_subset_size(options, len(features), len(real))
+        if size >= LEAST_SUBSET:
+            kid = metrics.kid(features, real, num_subsets=options.kid_subsets, subset_size=size, seed=KID_SEED)
+            error = None if math.isnan(kid.standard_error) else kid.standard_error
+            row |= {'kid': kid.value, 'kid_std': kid.std, 'kid_standard_error': error}
     return row
 
 
@@ -84,7 +81,14 @@ def warnings(
     else:
         num_real = len(reference.features)
         size = kid_subset_size(options, num_samples, num_real)
-        if size < options.kid_subset_size:
+        if min(num_samples, num_real) <= NEAREST:
+            found.append(
+                f'Precision and recall need more than {NEAREST} samples and real images, and there are {num_samples} '
+                f'and {num_real}, so there are none.'
+            )
+        if size < LEAST_SUBSET:
+            found.append(f'KID needs at least {LEAST_SUBSET} real images, and there is {num_real}, so there is none.')
+        elif size < options.kid_subset_size:
             found.append(f'KID is of subsets of {size}, as there are {num_samples} samples and {num_real} real images.')
     if network.spatial_width and reference.spatial is None:
         found.append('The reference holds no spatial moments (mu_s, sigma_s), so there is no sFID.')

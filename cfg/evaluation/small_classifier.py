@@ -15,10 +15,11 @@ from flax import traverse_util
 from cfg.data.images import to_float
 from cfg.data.pipeline import train_batches
 from cfg.data.source import Source
+from cfg.diffusion.loss import cross_entropy
 from cfg.errors import UserError
 from cfg.evaluation.features import FeatureNetwork, Features, on_devices
 from cfg.files import lock, write_whole
-from cfg.models.classifier import SmallClassifier, cross_entropy
+from cfg.models.classifier import SmallClassifier
 from cfg.progress import Progress
 from cfg.training.state import sha256
 

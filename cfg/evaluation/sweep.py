@@ -1,37 +1,44 @@
-"""The sweep of `--mode=eval`: every metric of any product of checkpoints, T, seeds and w, each row measured once.
+"""The sweep of `--mode=eval`: every metric of any product of checkpoints, samplers and guidance, a row measured once.
 
 A row is measured in a folder of its own under `unfinished/`, from where a process that died goes on in the middle of
 it. A finished row is one line of the results file of the job that measured it.
+
+Where a job is several processes, they share the networks' work on every batch; the first one keeps what is measured.
 """
 
 import contextlib
 import copy
+import dataclasses
 import datetime
+import functools
 import hashlib
 import itertools
 import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
-from cfg import setup
+from cfg import parallel, processes, setup
 from cfg.data.source import Source
 from cfg.data.spec import DataSpec
+from cfg.diffusion import recipes
 from cfg.errors import UserError
 from cfg.evaluation import loading, references
+from cfg.evaluation.features import FeatureNetwork, shared
 from cfg.evaluation.measurement import Measurement
 from cfg.evaluation.results import Row, read_results
 from cfg.evaluation.rows import append, digest, repair, results_path, table, versions
 from cfg.evaluation.sample_files import write_samples
 from cfg.evaluation.scoring import score, warnings
 from cfg.files import lock
-from cfg.generate import Generator, draw_labels
+from cfg.generate import Generator, SamplerSettings, draw_labels
+from cfg.models.flops import forward_flops, guided_flops
 from cfg.progress import Progress
 from cfg.stopping import StopSignal
 
@@ -48,13 +55,25 @@ class Point(NamedTuple):
 
     step: int
     ema: bool
+    guidance: str
+    sampler: str
+    grid: str
     num_steps: int
+    logvar_interp: float
     seed: int
     w: float
 
+    @property
+    def drawing(self) -> tuple[str, str, str, int, float]:
+        """How samples are drawn, but for w."""
+        return self.guidance, self.sampler, self.grid, self.num_steps, self.logvar_interp
 
-def evaluate(config: ConfigDict, workdir: Path) -> None:
+
+def evaluate(config: ConfigDict, workdir: Path) -> int | None:
     """All metrics of every row of the sweep that no results file holds yet; prints the table of the rows asked for.
+
+    Returns:
+      On the first process, how many rows are still missing because other jobs have not measured them yet.
 
     Raises:
       UserError: on input that does not fit, before any sample is drawn.
@@ -62,12 +81,30 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
     """
     job = setup.parse_job(config.eval.job)
     part = results_path(workdir, job).stem
-    with lock(workdir, 'eval', part=part), StopSignal() as stop:
-        _Sweep(config, workdir, job, stop).run()
+    with processes.held_by_first(lambda: lock(workdir, 'eval', part=part)), StopSignal() as stop:
+        # What the first process finds missing, such as the moments of the real images, it makes for all.
+        return processes.in_turn(lambda: _Sweep(config, workdir, job, stop)).run()
+
+
+class _Latest:
+    """The value of one key at a time: that of the key before is let go of first."""
+
+    def __init__(self):
+        self._key = self._value = None
+
+    def get(self, key: Any, make: Callable[[], Any]) -> Any:
+        """The value of a key, made if it is not the latest."""
+        if self._key != key:
+            self._key = self._value = None
+            self._key, self._value = key, make()
+        return self._value
 
 
 class _Sweep:
-    """What all rows share, opened and checked before the first one is measured."""
+    """What all rows share, opened and checked before the first one is measured.
+
+    The reference, the warnings and the results are the first process's alone.
+    """
 
     def __init__(self, config: ConfigDict, workdir: Path, job: tuple[int, int], stop: StopSignal):
         self._config, self._workdir, self._stop = config, workdir, stop
@@ -75,22 +112,31 @@ class _Sweep:
         source = setup.open_source(config) if not options.reference else None
         self._spec: DataSpec | Source = source or loading.spec_of_run(config, workdir)
         self._network = setup.build_network(config, self._spec)
-        self._uncond = loading.open_uncond(config, self._spec.image_shape)
-        self._generators: dict[int, Generator] = {}
-        self._params: tuple[tuple[int, bool] | None, Any] = (None, None)
+        self._generators: dict[tuple, Generator] = {}
+        self._model_params, self._companion_params = _Latest(), _Latest()
         self.p_uncond = loading.find_checkpoints(config, workdir, options.steps or (-1,))
-        for p_uncond in self.p_uncond.values():
-            loading.check_guidable(options.w, p_uncond, self._uncond)
+        cache = loading.CompanionCache(config, workdir, self._spec)
+        self._companions = {}
+        for text, ema in itertools.product(
+            options.guidance or (config.sampling.guidance,), options.ema or (config.sampling.ema,)
+        ):
+            recipe = recipes.parse_guidance(text, 'eval.guidance')
+            companions = self._companions[text, ema] = cache.open(recipe, ema=ema)
+            for p_uncond in self.p_uncond.values():
+                loading.check_guidable(recipe.w or options.w, p_uncond, recipe, companions.get('uncond'))
         if source is not None:
             loading.check_data(config, workdir)
-        self._generator(config.sampling.num_steps)  # says whether the batch fits the devices
+        points = list(self._points())
+        self._generator(points[0])  # says whether the batch fits the devices
         self._results = results_path(workdir, job)
-        repair(self._results)
         self._features = loading.open_features(
             config, workdir, self._spec.image_shape, f'The data set {self._spec.name}'
         )
+        self._source, self._facts, self._job, self._elsewhere = source, {}, job, 0
+        if not processes.is_first():
+            return
+        repair(self._results)
         self._reference = references.open_reference(config, self._features, stop)
-        self._source, self._facts = source, {}
         self._warnings = warnings(
             options,
             self._features,
@@ -100,102 +146,145 @@ class _Sweep:
         )
         for text in self._warnings:
             log.warning('%s', text)
-        shared = self._shared_identity()
-        points = list(self._points())
+        common = self._common_identity()
         digests = {pair: loading.sha256(self._load(*pair)) for pair in dict.fromkeys((p.step, p.ema) for p in points)}
         number, count = job
-        self._asked = [
-            self._identity(point, shared, digests[point.step, point.ema]) for point in points[number - 1 :: count]
-        ]
+        self._rows = [self._identity(point, common, digests[point.step, point.ema]) for point in points]
+        self._asked = self._rows[number - 1 :: count]
 
     def _points(self) -> Iterator[Point]:
-        """The product; parameters change as rarely as they can."""
+        """The product; parameters and compiled samplers change as rarely as they can."""
         options, sampling = self._config.eval, self._config.sampling
-        return (
-            Point(*values)
-            for values in itertools.product(
-                self.p_uncond,
-                dict.fromkeys(options.ema or (sampling.ema,)),
-                dict.fromkeys(options.num_steps or (sampling.num_steps,)),
-                dict.fromkeys(options.seeds or (sampling.seed,)),
-                dict.fromkeys(float(w) for w in options.w),
-            )
+        product = itertools.product(
+            self.p_uncond,
+            options.ema or (sampling.ema,),
+            options.guidance or (sampling.guidance,),
+            options.sampler or (sampling.sampler,),
+            options.grid or (sampling.grid,),
+            options.num_steps or (sampling.num_steps,),
+            options.logvar_interp or (sampling.logvar_interp,),
+            options.seeds or (sampling.seed,),
         )
+        found = {}
+        for *values, logvar_interp, seed in product:
+            first = Point(*values, float(logvar_interp), seed, 0.0)
+            if recipes.parse_sampler(first.sampler).name != 'ancestral':  # others have no v
+                first = first._replace(logvar_interp=float(sampling.logvar_interp))
+            recipe = recipes.parse_guidance(first.guidance)
+            for w in recipe.w or options.w:
+                point = first._replace(w=float(w))
+                same = point._replace(**self._settings(point).texts)
+                found.setdefault((same, recipe.options.get('workdir')), point)
+        return iter(found.values())
 
-    def run(self) -> None:
-        """Measures what is missing and prints the table."""
+    def run(self) -> int | None:
+        """Measures what is missing and prints the table; see `evaluate`."""
+        todo = processes.on_first(self._missing) or []
+        points = processes.from_first([point for point, _ in todo])
+        progress = Progress('eval', len(points) * self._config.eval.num_samples, unit='sample')
+        failures = []
+        for number, values in enumerate(points):
+            point, identity = Point(*values), todo[number][1] if processes.is_first() else None
+            with contextlib.ExitStack() as held:
+                if not processes.from_first(identity is not None and self._take(identity, held)):
+                    continue
+                try:
+                    self._measure(point, identity, progress, number)
+                except UserError as error:  # one bad row is no reason to lose the others
+                    failures.append(f'step {point.step}: {error}')
+                    log.warning('%s', failures[-1])
+        return processes.on_first(lambda: self._report(failures))
+
+    def _missing(self) -> list[tuple[Point, Row]]:
+        """The rows that are to be measured."""
         done = self._done()
         todo = [(point, row) for point, row in self._asked if row['identity'] not in done]
         log.info('%d of the %d rows of the sweep are to be done.', len(todo), len(self._asked))
         for _, row in self._asked:  # finished, by a process that died before it could tidy up
             if row['identity'] in done:
-                shutil.rmtree(self._workdir / UNFINISHED / row['identity'], ignore_errors=True)
+                shutil.rmtree(self._folder(row), ignore_errors=True)
         if todo:
             self._facts = self._reference.facts(self._config.eval.num_samples)
             if self._source is not None:
                 self._facts |= references.floor(self._config, self._source, self._features, self._stop)
-        progress = Progress('eval', len(todo) * self._config.eval.num_samples, unit='sample')
-        failures, elsewhere = [], 0
-        for number, (point, identity) in enumerate(todo):
-            folder = self._workdir / UNFINISHED / identity['identity']
-            with contextlib.ExitStack() as held:
-                folder.parent.mkdir(exist_ok=True)
-                try:
-                    held.enter_context(lock(folder.parent, 'eval', part=folder.name))
-                except UserError:
-                    elsewhere += 1
-                    continue
-                try:
-                    if identity['identity'] not in self._done():  # by another job, meanwhile
-                        self._measure(point, identity, folder, progress, number)
-                except UserError as error:  # one bad row is no reason to lose the others
-                    failures.append(f'step {point.step}: {error}')
-                    log.warning('%s', failures[-1])
-                    continue
-                shutil.rmtree(folder, ignore_errors=True)
+        return todo
+
+    def _take(self, identity: Row, held: contextlib.ExitStack) -> bool:
+        """Locks a row for this job, until `held` is closed; False if it is another's, or done meanwhile."""
+        folder = self._folder(identity)
+        folder.parent.mkdir(exist_ok=True)
+        try:
+            held.enter_context(lock(folder.parent, 'eval', part=folder.name))
+        except UserError:
+            self._elsewhere += 1
+            return False
+        return identity['identity'] not in self._done()
+
+    def _report(self, failures: list[str]) -> int:
         done = self._done()
         print(table([done[row['identity']] for _, row in self._asked if row['identity'] in done]))
-        if elsewhere:
-            log.warning('%d rows are left to another process that measures them.', elsewhere)
+        if self._elsewhere:
+            log.warning('%d rows are left to another process that measures them.', self._elsewhere)
         if failures:
             count = len(self._asked)
             raise UserError(f'{len(failures)} of {count} rows could not be measured; the first: {failures[0]}')
+        return sum(row['identity'] not in done for _, row in self._rows)
+
+    def _folder(self, identity: Row) -> Path:
+        return self._workdir / UNFINISHED / identity['identity']
 
     def _done(self) -> dict[str, Row]:
         """The rows of every job, by identity."""
         return {row['identity']: row for row in read_results(self._workdir) if 'identity' in row}
 
-    def _measure(self, point: Point, identity: Row, folder: Path, progress: Progress, number: int) -> None:
-        """Draws the samples that are missing, scores all, and writes the row."""
+    def _measure(self, point: Point, identity: Row | None, progress: Progress, number: int) -> None:
+        """Draws the samples that are missing, scores all, and writes the row; `identity` is the first process's."""
         options, begin = self._config.eval, time.monotonic()
         labels = draw_labels(
             options.labels, num_samples=options.num_samples, num_classes=self._spec.num_classes, seed=point.seed
         )
         params = self._on_devices(point)
-        with Measurement(
-            folder,
-            self._features,
-            is_split_size=options.is_split_size,
-            image_shape=self._spec.image_shape,
-            save_seconds=options.save_seconds,
-        ) as measured:
-            if measured.count:
-                log.info('%d of %d samples of w=%g are there.', measured.count, len(labels), point.w)
-            batches = self._generator(point.num_steps)(params, labels, point.w, seed=point.seed, start=measured.count)
+        network = shared(self._features)
+        with processes.held_by_first(lambda: self._open(identity, network)) as measured:
+            start = processes.from_first(measured.count if measured else None)
+            if start:
+                log.info('%d of %d samples of w=%g are there.', start, len(labels), point.w)
+            batches = self._generator(point)(params, labels, point.w, seed=point.seed, start=start)
             for batch in batches:
-                measured.add(batch.images, batch.labels, keep_images=max(options.keep_samples - batch.start, 0))
+                if measured:
+                    measured.add(batch.images, batch.labels, keep_images=max(options.keep_samples - batch.start, 0))
+                else:
+                    network.extract(batch.images)  # its share, for the first process
+                count = batch.start + len(batch.images)
                 progress.update(
-                    number * len(labels) + measured.count, f'step {point.step}, T = {point.num_steps}, w = {point.w:g}'
+                    number * len(labels) + count,
+                    f'step {point.step}, {point.guidance}, {point.sampler}, T = {point.num_steps}, w = {point.w:g}',
                 )
-                self._stop.leave(measured.save)
-            measured.save()
-            row = identity | score(measured, self._reference, options) | self._facts
-            kept = measured.images
-            name = f'step{point.step:08d}_w{point.w:g}_{identity["identity"][:8]}.npz'
-            row['samples'] = write_samples(self._workdir, name, kept, labels[: len(kept)]) if len(kept) else None
+                self._stop.leave(
+                    lambda: processes.on_first(lambda: measured.save()), processes.largest(self._stop.received or 0)
+                )
+            processes.on_first(lambda: self._finish(measured, point, identity, labels, begin))
+
+    def _open(self, identity: Row, network: FeatureNetwork) -> Measurement:
+        return Measurement(
+            self._folder(identity),
+            network,
+            is_split_size=self._config.eval.is_split_size,
+            image_shape=self._spec.image_shape,
+            save_seconds=self._config.eval.save_seconds,
+        )
+
+    def _finish(self, measured: Measurement, point: Point, identity: Row, labels: Any, begin: float) -> None:
+        """Scores what was measured and writes the row."""
+        measured.save()
+        row = identity | score(measured, self._reference, self._config.eval) | self._facts | self._cost(point)
+        kept = measured.images[: self._config.eval.keep_samples]
+        name = f'step{point.step:08d}_w{point.w:g}_{identity["identity"][:8]}.npz'
+        row['samples'] = write_samples(self._workdir, name, kept, labels[: len(kept)]) if len(kept) else None
         row |= {
             'warnings': self._warnings,
             'p_uncond': self.p_uncond[point.step],
+            'label_in': self._config.model.label_in,
             'features_file_sha256': self._features.file_sha256,
             'config_sha256': config_sha256(self._config),
             'device': jax.devices()[0].device_kind,
@@ -204,35 +293,65 @@ class _Sweep:
             'finished': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
         }
         append(self._results, row)
+        measured.remove()
 
-    def _generator(self, num_steps: int) -> Generator:
-        if num_steps not in self._generators:
-            self._generators[num_steps] = setup.make_generator(
+    def _settings(self, point: Point) -> SamplerSettings:
+        guidance, sampler, grid, num_steps, logvar_interp = point.drawing
+        return dataclasses.replace(
+            setup.sampler_settings(self._config),
+            guidance=guidance,
+            sampler=sampler,
+            grid=grid,
+            num_steps=num_steps,
+            logvar_interp=logvar_interp,
+        )
+
+    def _generator(self, point: Point) -> Generator:
+        if point.drawing not in self._generators:
+            self._generators[point.drawing] = setup.make_generator(
                 self._config,
                 self._spec,
                 self._network,
                 batch_size=self._config.sampling.batch_size,
-                uncond=self._uncond and self._uncond.model,
-                num_steps=num_steps,
+                companions=loading.networks_of(self._companions[point.guidance, point.ema]),
+                settings=self._settings(point),
+                shared=True,
             )
-        return self._generators[num_steps]
+        return self._generators[point.drawing]
 
     def _load(self, step: int, ema: bool) -> Any:
         like = setup.abstract_params(self._network, self._spec)
         return loading.load_params(self._workdir, step, like, ema=ema)
 
     def _on_devices(self, point: Point) -> Any:
-        """The parameters of a point; those of one checkpoint at a time are in memory."""
-        key = (point.step, point.ema)
-        if self._params[0] != key:
-            self._params = (None, None)
-            self._params = (key, loading.on_devices_with(self._load(*key), self._uncond))
-        return self._params[1]
+        """The parameters of a point; those of one checkpoint, and beside it of one rule, are on the devices."""
+        model, rule = (point.step, point.ema), (point.guidance, point.ema)
+        return self._model_params.get(
+            model, lambda: parallel.replicate({'model': self._load(*model)})
+        ) | self._companion_params.get(rule, lambda: parallel.replicate(loading.params_of(self._companions[rule])))
 
-    def _shared_identity(self) -> Row:
+    @functools.cached_property
+    def _flops(self) -> float:
+        """Of the model for one prediction; traced when a row is finished, as a sweep may have nothing to do."""
+        return forward_flops(self._network, self._spec.image_shape)
+
+    @functools.cached_property
+    def _both(self) -> float:
+        """The arithmetic of two predictions at once, in those of one."""
+        return guided_flops(self._network, self._spec.image_shape) / self._flops
+
+    def _cost(self, point: Point) -> Row:
+        """Network evaluations for one sample, and their arithmetic in evaluations of the model for one prediction."""
+        companions = self._companions[point.guidance, point.ema]
+        passes = self._settings(point).count_passes(point.w, second_uncond='uncond' in companions)
+        second = sum(it.flops for name, it in companions.items() if name != 'classifier')
+        classifier = companions['classifier'].flops if 'classifier' in companions else 0.0
+        others = (passes.second * second + passes.classifier * classifier) / self._flops
+        return {'evaluations': passes.total, 'cost': round(passes.single + self._both * passes.both + others, 3)}
+
+    def _common_identity(self) -> Row:
         options = self._config.eval
-        second = {} if self._uncond is None else {'uncond_params_sha256': self._uncond.sha256}
-        return second | {
+        return {
             'num_samples': options.num_samples,
             'labels': options.labels,
             'is_split_size': options.is_split_size,
@@ -246,29 +365,39 @@ class _Sweep:
             'reference_sha256': self._reference.sha256,
         }
 
-    def _identity(self, point: Point, shared: Row, params_sha256: str) -> tuple[Point, Row]:
+    def _identity(self, point: Point, common: Row, params_sha256: str) -> tuple[Point, Row]:
         """What makes a row the measurement that it is, with its digest under 'identity'."""
-        settings = setup.sampler_settings(self._config, point.num_steps)
+        settings = self._settings(point)
+        companions = self._companions[point.guidance, point.ema]
         row = {
             'step': point.step,
             'w': point.w,
             'ema': point.ema,
             'seed': point.seed,
-            'sampling': {
-                'sampler': 'ancestral',
-                **{name: getattr(settings, name) for name in settings.__dataclass_fields__},
-                'prediction': self._config.diffusion.prediction,
-                'dtype': self._config.model.dtype,
-            },
+            'sampling': sampling_identity(settings)
+            | {'prediction': self._config.diffusion.prediction, 'dtype': self._config.model.dtype},
+            **{f'{name}_params_sha256': it.sha256 for name, it in companions.items()},
             'params_sha256': params_sha256,
-            **shared,
+            **common,
         }
         return point, {'identity': digest(row)} | row
+
+
+def sampling_identity(settings: SamplerSettings) -> Row:
+    """What a row says of its sampler. Where it is the paper's it is what was written when there was no other."""
+    found = dataclasses.asdict(settings) | settings.texts
+    for name in ('guidance', 'grid'):
+        if found[name] == recipes.USUAL[name]:
+            del found[name]
+    if recipes.parse_sampler(settings.sampler).name != 'ancestral':
+        del found['logvar_interp']
+    return found
 
 
 def config_sha256(config: ConfigDict) -> str:
     """Of the whole config, but for how the work is divided."""
     values = copy.deepcopy(setup.config_dict(config))
+    del values['processes']
     for name in DIVISION:
         del values['eval'][name]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

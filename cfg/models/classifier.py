@@ -43,11 +43,6 @@ class SmallClassifier(nn.Module):
         return features, nn.Dense(self.num_classes, name='logits')(h)
 
 
-def cross_entropy(logits: Array, labels: Array) -> Array:
-    """-log softmax(logits)[label], [N]."""
-    return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
-
-
 class AttentionPool(nn.Module):
     """One vector from a feature map: what its mean sees when it attends to every position (as in CLIP).
 
@@ -83,8 +78,8 @@ class EncoderUNet(nn.Module):
 
     Attributes:
       num_classes: of the output.
-      channels, channel_mult, num_res_blocks, attention_resolutions, dropout, norm_groups, dtype, time_fn: as in
-        `UNet`.
+      channels, channel_mult, num_res_blocks, attention_resolutions, dropout, norm_groups, dtype, time_fn,
+        remat: as in `UNet`.
       head_channels: channels of a head, in the attention blocks and in the pool.
     """
 
@@ -98,6 +93,7 @@ class EncoderUNet(nn.Module):
     norm_groups: int = 32
     dtype: Any = jnp.float32
     time_fn: Callable[[Array], Array] = logsnr_to_time
+    remat: bool = False
 
     @nn.compact
     def __call__(self, z: Array, logsnr: Array, dropout_keys: Array | None = None) -> Array:
@@ -111,19 +107,23 @@ class EncoderUNet(nn.Module):
         Returns:
           logits [N, num_classes] float32.
         """
+        remat = nn.remat if self.remat else lambda block: block
         block_index = 0
 
         def res_block(h, channels, name, resample=''):
             nonlocal block_index
             keys = block_keys(dropout_keys if self.dropout else None, block_index)
             block_index += 1
-            block = ResBlock(channels, self.dropout, self.norm_groups, self.dtype, resample, name=name)
+            block = remat(ResBlock)(channels, self.dropout, self.norm_groups, self.dtype, resample, name=name)
             return block(h, emb, keys)
 
         def attention(h, name):
-            return AttentionBlock(h.shape[-1] // self.head_channels, self.norm_groups, self.dtype, name=name)(h)
+            heads = h.shape[-1] // self.head_channels
+            return remat(AttentionBlock)(heads, self.norm_groups, self.dtype, name=name)(h)
 
-        emb = embed_time(self.time_fn(jnp.broadcast_to(logsnr, z.shape[:1])), self.channels)
+        time = self.time_fn(jnp.broadcast_to(logsnr, z.shape[:1]))
+        layers = [Dense(4 * self.channels, jnp.float32, name=f'time_{i}') for i in range(2)]
+        emb = embed_time(time, self.channels, *layers)
 
         widths = [int(self.channels * mult) for mult in self.channel_mult]
         h = Conv(widths[0], 3, self.dtype, name='conv_in')(z)

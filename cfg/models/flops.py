@@ -1,11 +1,14 @@
 """Counts of the arithmetic in a network, from its traced program: no device and no data."""
 
+import functools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
+from cfg.models.unet import UNet
 
 
 def matmul_flops(fn: Any, *args: Any) -> float:
@@ -45,12 +48,39 @@ def _count(jaxpr: Any) -> float:
 
 
 def forward_flops(network: nn.Module, image_shape: tuple[int, int, int]) -> float:
-    """Of one evaluation of a UNet on one image [H, W, C]; a training step takes three times as many an image.
+    """Of one evaluation of a UNet or EncoderUNet on one image [H, W, C]; a training step takes three times as
+    many an image.
 
     Convolutions count in full on every machine, also where `cfg.models.winograd` saves some of their products.
     """
+    return _network_flops(network, image_shape, '__call__', num_labels=1)
+
+
+def guided_flops(network: nn.Module, image_shape: tuple[int, int, int]) -> float:
+    """Of the predictions for two labels of one image (`UNet.both`), counted as in `forward_flops`.
+
+    Twice as many, or less where the two share a part of the network.
+    """
+    return _network_flops(network, image_shape, 'both', num_labels=2)
+
+
+def _network_flops(network: nn.Module, image_shape: tuple[int, int, int], method: str, *, num_labels: int) -> float:
     network = network.clone(dtype=jnp.bfloat16)  # for which nothing is saved
     z = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    logsnr, labels = jax.ShapeDtypeStruct((1,), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
-    params = jax.eval_shape(network.init, jax.random.key(0), z, logsnr, labels)
-    return matmul_flops(network.apply, params, z, logsnr, labels)
+    label = [jax.ShapeDtypeStruct((1,), jnp.int32)] if isinstance(network, UNet) else []
+    inputs = (z, jax.ShapeDtypeStruct((1,), jnp.float32))
+    params = jax.eval_shape(network.init, jax.random.key(0), *inputs, *label)
+    return matmul_flops(functools.partial(network.apply, method=method), params, *inputs, *label * num_labels)
+
+
+def gradient_flops(logits_fn: Any, params: Any, image_shape: tuple[int, int, int]) -> float:
+    """Of a classifier's evaluation of one image [H, W, C], forth and back to the image.
+
+    Args:
+      logits_fn: (params, z [1, H, W, C], logsnr [1]) -> logits [1, K].
+      params: arrays or their shapes.
+    """
+    z = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    logsnr = jax.ShapeDtypeStruct((1,), jnp.float32)
+    gradient = jax.grad(lambda z, logsnr, params: jnp.sum(jax.nn.log_softmax(logits_fn(params, z, logsnr))[:, 0]))
+    return matmul_flops(gradient, z, logsnr, params)

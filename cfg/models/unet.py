@@ -5,8 +5,9 @@ resolutions. The class embedding has `num_classes + 1` rows; the last is the nul
 that classifier-free guidance adds to the network.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,8 @@ from cfg.models.layers import Conv, Dense, GroupNorm, attention, downsample, ups
 from cfg.models.time import logsnr_to_time, sinusoidal_embedding
 
 Array = jax.Array
+
+LABEL_IN = ('everywhere', 'decoder')  # which blocks of the network are told the label
 
 
 def dropout(x: Array, keys: Array, rate: float) -> Array:
@@ -80,15 +83,52 @@ def block_keys(keys: Array | None, index: int) -> Array | None:
     return None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
 
 
-def embed_time(time: Array, channels: int) -> Array:
-    """time [N] -> [N, 4 channels] float32, through the two layers `time_0`, `time_1` of the module that calls it."""
-    emb = sinusoidal_embedding(time, channels)
-    emb = nn.silu(Dense(4 * channels, jnp.float32, name='time_0')(emb))
-    return Dense(4 * channels, jnp.float32, name='time_1')(emb)
+def embed_time(time: Array, channels: int, first: Dense, second: Dense) -> Array:
+    """time [N] -> [N, 4 channels] float32: the sinusoidal embedding of `channels` numbers, through two layers."""
+    return second(nn.silu(first(sinusoidal_embedding(time, channels))))
+
+
+class Place(NamedTuple):
+    """Where a residual block stands in the network.
+
+    Attributes:
+      number: in the order that the blocks run; the block's dropout masks follow from it.
+      name: of its parameters.
+      channels: of its output.
+      resample: '', 'up' or 'down'.
+    """
+
+    number: int
+    name: str
+    channels: int
+    resample: str
+
+
+def places(widths: Sequence[int], num_res_blocks: int) -> tuple[list[Place], list[Place], list[Place]]:
+    """The residual blocks of the way down, the middle and the way up.
+
+    Args:
+      widths: channels of each resolution, from the finest.
+      num_res_blocks: blocks a resolution on the way down; the way up has one more.
+    """
+    number = itertools.count()
+    down, up = [], []
+    for level, width in enumerate(widths):
+        down += [Place(next(number), f'down_{level}_{i}', width, '') for i in range(num_res_blocks)]
+        if level < len(widths) - 1:
+            down.append(Place(next(number), f'down_{level}_resample', width, 'down'))
+    middle = [Place(next(number), f'middle_{i}', widths[-1], '') for i in range(2)]
+    for level, width in reversed(list(enumerate(widths))):
+        up += [Place(next(number), f'up_{level}_{i}', width, '') for i in range(num_res_blocks + 1)]
+        if level > 0:
+            up.append(Place(next(number), f'up_{level}_resample', width, 'up'))
+    return down, middle, up
 
 
 class UNet(nn.Module):
     """(z, logsnr, labels) -> prediction, shaped like z unless `out_channels` differs.
+
+    The encoder is the way down and the middle, the decoder the way up.
 
     Attributes:
       out_channels: of the prediction (3 for RGB: learned variances are not part of the method).
@@ -102,6 +142,8 @@ class UNet(nn.Module):
       norm_groups: groups of every GroupNorm (32 in ADM); must divide every level's channels.
       dtype: compute type, float32 or bfloat16; parameters are float32.
       time_fn: logsnr -> the number that is embedded, of the same shape; see `cfg.models.time`.
+      label_in: which blocks are told the label, 'everywhere' (ADM) or 'decoder': then predictions for several labels
+        share one pass of the encoder, see `both`. The parameters are the same in number, names and shapes.
       remat: whether the backward pass computes each block again from its input instead of keeping what is inside.
     """
 
@@ -117,9 +159,43 @@ class UNet(nn.Module):
     norm_groups: int = 32
     dtype: Any = jnp.float32
     time_fn: Callable[[Array], Array] = logsnr_to_time
+    label_in: str = 'everywhere'
     remat: bool = False
 
-    @nn.compact
+    def setup(self) -> None:
+        """The layers, under the names of their parameters; only those that are called have any."""
+        if self.label_in not in LABEL_IN:
+            raise ValueError(f'label_in is one of {", ".join(LABEL_IN)}, not {self.label_in!r}')
+        remat = nn.remat if self.remat else lambda block: block
+
+        def attention(channels, name):
+            heads = self.num_heads or channels // self.head_channels
+            return remat(AttentionBlock)(heads, self.norm_groups, self.dtype, name=name)
+
+        # The embeddings and the last convolution are float32 whatever the compute type: guidance and the step from eps
+        # to x amplify rounding at the output.
+        emb_dim = 4 * self.channels
+        self.time_0 = Dense(emb_dim, jnp.float32)
+        self.time_1 = Dense(emb_dim, jnp.float32)
+        self.classes = nn.Embed(self.num_classes + 1, emb_dim, embedding_init=nn.initializers.normal(1.0))
+
+        down, middle, up = self._places()
+        self.conv_in = Conv(self._widths()[0], 3, self.dtype)
+        self.blocks = {
+            place.name: remat(ResBlock)(
+                place.channels, self.dropout, self.norm_groups, self.dtype, place.resample, name=place.name
+            )
+            for place in (*down, *middle, *up)
+        }
+        self.attention = {
+            place.name: attention(place.channels, f'{place.name}_attention')
+            for place in (*down, *up)
+            if not place.resample
+        }
+        self.middle_attention = attention(middle[0].channels, 'middle_attention')
+        self.norm_out = GroupNorm(self.norm_groups, silu=True, dtype=jnp.float32)
+        self.conv_out = Conv(self.out_channels, 3, jnp.float32, zero=True)
+
     def __call__(self, z: Array, logsnr: Array, labels: Array, dropout_keys: Array | None = None) -> Array:
         """Predicts from noisy images.
 
@@ -132,52 +208,85 @@ class UNet(nn.Module):
         Returns:
           [N, H, W, out_channels] float32.
         """
-        remat = nn.remat if self.remat else lambda block: block
-        block_index = 0
+        level = self.embed_level(jnp.broadcast_to(logsnr, labels.shape))
+        emb = level + self.classes(labels)
+        h, skips = self.encode(z, emb if self.label_in == 'everywhere' else level, dropout_keys)
+        return self.decode(h, skips, emb, dropout_keys)
 
-        def res_block(h, channels, name, resample=''):
-            nonlocal block_index
-            keys = block_keys(dropout_keys if self.dropout else None, block_index)
-            block_index += 1
-            block = remat(ResBlock)(channels, self.dropout, self.norm_groups, self.dtype, resample, name=name)
-            return block(h, emb, keys)
+    def both(self, z: Array, logsnr: Array, labels: Array, other_labels: Array) -> tuple[Array, Array]:
+        """The predictions for `labels` and for `other_labels` of the same z, without dropout.
 
-        def attend(h, name):
-            heads = self.num_heads or h.shape[-1] // self.head_channels
-            return remat(AttentionBlock)(heads, self.norm_groups, self.dtype, name=name)(h)
+        With label_in='decoder' the encoder runs once for the two, on N images, and the decoder on 2N; else all of the
+        network runs on 2N.
 
-        emb_dim = 4 * self.channels
-        logsnr = jnp.broadcast_to(logsnr, labels.shape)
-        # The embeddings and the last convolution are float32 whatever the compute type: guidance and the step from eps
-        # to x amplify rounding at the output.
-        emb = embed_time(self.time_fn(logsnr), self.channels)
-        classes = nn.Embed(self.num_classes + 1, emb_dim, embedding_init=nn.initializers.normal(1.0), name='classes')
-        emb = emb + classes(labels)
+        Args:
+          z, logsnr: as in a call.
+          labels, other_labels: int32 [N].
 
-        last = len(self.channel_mult) - 1
-        h = Conv(int(self.channels * self.channel_mult[0]), 3, self.dtype, name='conv_in')(z)
-        skips = [h]
-        for level, mult in enumerate(self.channel_mult):
-            for i in range(self.num_res_blocks):
-                h = res_block(h, int(self.channels * mult), f'down_{level}_{i}')
-                if h.shape[1] in self.attention_resolutions:
-                    h = attend(h, f'down_{level}_{i}_attention')
-                skips.append(h)
-            if level < last:
-                h = res_block(h, h.shape[-1], f'down_{level}_resample', 'down')
-                skips.append(h)
+        Returns:
+          Two of [N, H, W, out_channels] float32.
+        """
+        logsnr, asked = jnp.broadcast_to(logsnr, labels.shape), jnp.concatenate([labels, other_labels])
+        if self.label_in == 'everywhere':
+            outputs = self(_twice(z), _twice(logsnr), asked)
+        else:
+            level = self.embed_level(logsnr)
+            h, skips = self.encode(z, level)
+            outputs = self.decode(_twice(h), [_twice(skip) for skip in skips], _twice(level) + self.classes(asked))
+        output, other = jnp.split(outputs, 2)
+        return output, other
 
-        h = res_block(h, h.shape[-1], 'middle_0')
-        h = attend(h, 'middle_attention')
-        h = res_block(h, h.shape[-1], 'middle_1')
+    def embed_level(self, logsnr: Array) -> Array:
+        """logsnr [N] -> the embedding of the noise level, [N, 4 channels] float32."""
+        return embed_time(self.time_fn(logsnr), self.channels, self.time_0, self.time_1)
 
-        for level, mult in reversed(list(enumerate(self.channel_mult))):
-            for i in range(self.num_res_blocks + 1):
-                h = res_block(jnp.concatenate([h, skips.pop()], axis=-1), int(self.channels * mult), f'up_{level}_{i}')
-                if h.shape[1] in self.attention_resolutions:
-                    h = attend(h, f'up_{level}_{i}_attention')
-            if level > 0:
-                h = res_block(h, h.shape[-1], f'up_{level}_resample', 'up')
+    def encode(self, z: Array, emb: Array, dropout_keys: Array | None = None) -> tuple[Array, list[Array]]:
+        """The way down and the middle.
 
-        h = GroupNorm(self.norm_groups, silu=True, dtype=jnp.float32, name='norm_out')(h)
-        return Conv(self.out_channels, 3, jnp.float32, zero=True, name='conv_out')(h)
+        Args:
+          z: [N, H, W, C].
+          emb: [N, 4 channels], what the blocks are told.
+          dropout_keys: as in a call.
+
+        Returns:
+          The coarsest feature map, and the map after each step on the way down, the finest first.
+        """
+        down, middle, _ = self._places()
+        skips = [self.conv_in(z)]
+        for place in down:
+            skips.append(self._attend(place, self._block(place, skips[-1], emb, dropout_keys)))
+        h = self._block(middle[0], skips[-1], emb, dropout_keys)
+        h = self._block(middle[1], self.middle_attention(h), emb, dropout_keys)
+        return h, skips
+
+    def decode(self, h: Array, skips: Sequence[Array], emb: Array, dropout_keys: Array | None = None) -> Array:
+        """The way up, from what `encode` returns to [N, H, W, out_channels] float32; `emb` is as there."""
+        _, _, up = self._places()
+        skips = list(skips)
+        for place in up:
+            x = h if place.resample else jnp.concatenate([h, skips.pop()], axis=-1)
+            h = self._attend(place, self._block(place, x, emb, dropout_keys))
+        return self.conv_out(self.norm_out(h))
+
+    @nn.nowrap
+    def _widths(self) -> list[int]:
+        return [int(self.channels * mult) for mult in self.channel_mult]
+
+    @nn.nowrap
+    def _places(self) -> tuple[list[Place], list[Place], list[Place]]:
+        return places(self._widths(), self.num_res_blocks)
+
+    @nn.nowrap
+    def _block(self, place: Place, h: Array, emb: Array, dropout_keys: Array | None) -> Array:
+        keys = block_keys(dropout_keys if self.dropout else None, place.number)
+        return self.blocks[place.name](h, emb, keys)
+
+    @nn.nowrap
+    def _attend(self, place: Place, h: Array) -> Array:
+        """Self-attention after a block that does not resample, where the map has one of the heights that attend."""
+        attends = not place.resample and h.shape[1] in self.attention_resolutions
+        return self.attention[place.name](h) if attends else h
+
+
+def _twice(x: Array) -> Array:
+    return jnp.concatenate([x, x])

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,8 +14,7 @@ import tensorflow as tf
 from clu import metric_writers
 
 from cfg.files import write_whole
-
-METRICS_FILE = 'metrics.jsonl'
+from cfg.training.metrics_file import METRICS_FILE, read_metrics
 
 
 class Logs:
@@ -61,16 +59,5 @@ def _drop_later_lines(path: Path, step: int) -> None:
     """Keeps the whole lines up to a step; a cut-off last line goes too."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text().splitlines():
-        values = _parse(line)
-        if values is not None and values['step'] <= step:
-            kept.append(line + '\n')
+    kept = [json.dumps(line) + '\n' for line in read_metrics(path) if line['step'] <= step]
     write_whole(path, ''.join(kept).encode())
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return None

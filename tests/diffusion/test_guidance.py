@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cfg.diffusion import guidance
+from cfg.diffusion import guidance, mixture, schedule
 
 PROPERTY = settings(deadline=None, max_examples=50, derandomize=True)
 NULL = 10
@@ -203,3 +203,84 @@ def test_at_w_0_the_second_model_does_not_run():
     jax.effects_barrier()
     assert network.runs == []
     np.testing.assert_array_equal(guided, _toy_eps(z, np.float32(0.5), labels))
+
+
+# Three classes in two dimensions, one of them narrow.
+MIXTURE = mixture.gaussian_mixture(
+    np.array([[0.9, 0.2], [-0.6, 0.5], [0.1, -0.8]]),
+    np.array([[[0.3, 0.12], [0.12, 0.2]], [[0.25, 0], [0, 0.25]], [[0.05, -0.04], [-0.04, 0.4]]]),
+    np.array([0.5, 0.3, 0.2]),
+)
+
+
+def _mixture_inputs(count=60):
+    labels = np.arange(count, dtype=np.int32) % 3
+    logsnr = np.linspace(-20, 20, count, dtype=np.float32)
+    x = mixture.sample(MIXTURE, jax.random.split(jax.random.key(0), count), labels)
+    alpha, sigma = schedule.alpha_sigma(logsnr)
+    return alpha[:, None] * x + sigma[:, None] * jax.random.normal(jax.random.key(1), x.shape), logsnr, labels
+
+
+@pytest.mark.parametrize('null_label', [None, 3], ids=['conditional_with_w', 'unconditional_with_w_plus_1'])
+def test_guidance_by_the_exact_classifier_is_eq_6_with_exact_scores(null_label):
+    """Both ways of Section 3.1, with the gradient taken through the classifier; w = 0 and -1 among the strengths."""
+    z, logsnr, labels = _mixture_inputs()
+    w = np.resize(np.float32([0, -1, 0.1, 1, 4]), 60)
+    exact = mixture.eps_fn(MIXTURE)
+    guided = jax.jit(guidance.classifier_eps_fn(exact, mixture.logits_fn(MIXTURE), w, null_label=null_label))(
+        z, logsnr, labels
+    )
+    expected = guidance.classifier_free_eps_fn(exact, w, null_label=3)(z, logsnr, labels)
+    np.testing.assert_allclose(guided, expected, rtol=1e-4, atol=2e-5)
+    # Guidance does something here.
+    assert np.abs(guided - exact(z, logsnr, labels))[w == 4].max() > 0.1
+
+
+@pytest.mark.parametrize('null_label', [None, 3])
+def test_the_classifier_runs_only_where_someone_is_guided(null_label):
+    z, logsnr, labels = _mixture_inputs(4)
+    runs = []
+
+    def logits_fn(z, logsnr):
+        jax.debug.callback(lambda: runs.append(1))
+        return mixture.log_class_posterior(MIXTURE, z, logsnr)
+
+    @jax.jit
+    def guided(w):
+        wrapped = guidance.classifier_eps_fn(mixture.eps_fn(MIXTURE), logits_fn, w, null_label=null_label)
+        return wrapped(z, logsnr, labels)
+
+    unguided = np.float32(0 if null_label is None else -1)
+    expected = mixture.eps(MIXTURE, z, logsnr, labels if null_label is None else np.full_like(labels, 3))
+    np.testing.assert_allclose(guided(np.full(4, unguided)), expected, rtol=1e-6, atol=1e-6)
+    jax.effects_barrier()
+    assert runs == []
+    guided(np.float32([unguided, unguided, 1, unguided]))
+    jax.effects_barrier()
+    assert runs == [1]
+
+
+@pytest.mark.parametrize('factor', [1.0, 0.7, 1.4, np.float32([0, 1, 2])])
+def test_scaling_eps_scales_the_score(factor):
+    z, labels = _inputs()
+    level = np.float32(0.5)
+    eps = _toy_eps(z, level, labels)
+    actual = guidance.scaled_eps_fn(_toy_eps, factor)(z, level, labels)
+    _, sigma = schedule.alpha_sigma(level)
+    np.testing.assert_allclose(-actual / sigma, np.reshape(factor, (-1, 1)) * (-eps / sigma), rtol=1e-6)
+    unchanged = np.broadcast_to(np.reshape(factor, (-1, 1)) == 1, eps.shape)
+    np.testing.assert_array_equal(np.asarray(actual)[unchanged], np.asarray(eps)[unchanged])
+
+
+@pytest.mark.parametrize('wrapper', ['one_model', 'two_models'])
+def test_a_strength_may_be_a_function_of_the_level(wrapper):
+    z, labels = _inputs()
+
+    def guided(w):
+        if wrapper == 'one_model':
+            return guidance.classifier_free_eps_fn(_toy_eps, w, null_label=NULL)
+        return guidance.two_model_eps_fn(_toy_eps, _toy_eps, w, null_label=NULL)
+
+    for level in np.float32([-3, 0, 2]):
+        actual = guided(lambda logsnr: 0.5 * logsnr)(z, level, labels)
+        np.testing.assert_allclose(actual, guided(0.5 * level)(z, level, labels), rtol=1e-6)

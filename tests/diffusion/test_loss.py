@@ -6,7 +6,7 @@ import scipy.integrate
 import scipy.special
 import scipy.stats
 
-from cfg.diffusion import loss, process
+from cfg.diffusion import loss, mixture, process
 
 NULL = 5
 draw = jax.jit(loss.draw, static_argnums=1)
@@ -213,3 +213,109 @@ def test_an_unknown_prediction_is_refused():
     x, labels, keys = _batch(8)
     with pytest.raises(ValueError, match='prediction must be one of'):
         loss.denoising_loss(_toy_network, x, labels, draw(keys, x.shape[1:]), prediction='score', **SETTINGS)
+
+
+# ---- the classifier of noisy images
+
+LIMITS = {'logsnr_min': -20.0, 'logsnr_max': 20.0}
+MEANS, DEVIATION, PRIOR = np.array([-1.0, 0.4, 1.5]), 0.5, np.array([0.5, 0.3, 0.2])
+
+
+def _log_joint(z, logsnr):
+    """log p(c) + log p(z | c) of three Gaussians on a line, float64 [N, 3]."""
+    alpha, sigma = _scales(np.asarray(logsnr, np.float64)[..., None])
+    deviation = np.sqrt(alpha**2 * DEVIATION**2 + sigma**2)
+    return np.log(PRIOR) + scipy.stats.norm.logpdf(np.asarray(z, np.float64)[..., None], alpha * MEANS, deviation)
+
+
+def _conditional_entropy(logsnr):
+    """H(c | z) = -E sum_c p(c | z) log p(c | z) at one level, by quadrature."""
+
+    def integrand(z):
+        joint = _log_joint(np.array(z), logsnr)
+        return -np.sum(np.exp(joint) * (joint - scipy.special.logsumexp(joint)))
+
+    return scipy.integrate.quad(integrand, -12, 12, points=[-1, 0, 1], limit=200)[0]
+
+
+def _labelled(count, u_time, seed=0):
+    """(x [count, 1], labels, draws at one time)."""
+    random = np.random.default_rng(seed)
+    labels = random.choice(3, count, p=PRIOR).astype(np.int32)
+    x = (MEANS[labels] + DEVIATION * random.normal(size=count)).astype(np.float32)[:, None]
+    draws = draw(jax.random.split(jax.random.key(seed), count), (1,))
+    return x, labels, draws._replace(u_time=jnp.full(count, u_time, jnp.float32))
+
+
+def _exact_logits():
+    return mixture.logits_fn(mixture.gaussian_mixture(MEANS[:, None], np.full((3, 1, 1), DEVIATION**2), PRIOR))
+
+
+@pytest.mark.parametrize('u_time', [0.02, 0.3, 0.5, 0.7, 0.98])
+def test_the_classification_loss_of_the_exact_classifier_is_the_conditional_entropy(u_time):
+    count = 40_000
+    x, labels, draws = _labelled(count, u_time)
+    losses, correct = loss.classification_loss(_exact_logits(), x, labels, draws, **LIMITS)
+    logsnr = _quantile(u_time, -20.0, 20.0)
+    assert losses.shape == correct.shape == (count,)
+    losses = np.float64(losses)
+    error = 4.5 * losses.std() / np.sqrt(count)
+    assert losses.mean() == pytest.approx(_conditional_entropy(logsnr), abs=error)
+    z = _scales(logsnr)[0] * x[:, 0] + _scales(logsnr)[1] * np.float64(draws.eps[:, 0])
+    wins = _log_joint(z, logsnr).argmax(axis=1) == labels
+    assert np.mean(wins != np.asarray(correct)) < 1e-3
+
+
+def test_other_classifiers_lose_by_their_divergence_from_bayes_rule():
+    """E loss(q) - E loss(p) = E KL(p(c | z) || q(c | z)), whose zero is the minimum."""
+    x, labels, draws = _labelled(40_000, 0.5, seed=1)
+    exact = _exact_logits()
+
+    def other(z, logsnr):
+        return 0.6 * exact(z, logsnr) + jnp.array([0.0, 0.5, -0.3])
+
+    of_p, _ = loss.classification_loss(exact, x, labels, draws, **LIMITS)
+    of_q, _ = loss.classification_loss(other, x, labels, draws, **LIMITS)
+    z = _scales(0.0)[0] * x[:, 0] + _scales(0.0)[1] * np.float64(draws.eps[:, 0])
+    log_p = scipy.special.log_softmax(_log_joint(z, np.zeros(len(z))), axis=1)
+    log_q = scipy.special.log_softmax(0.6 * log_p + [0.0, 0.5, -0.3], axis=1)
+    divergence = np.sum(np.exp(log_p) * (log_p - log_q), axis=1).mean()
+    difference = np.float64(of_q) - np.float64(of_p)
+    assert divergence > 0.05
+    assert difference.mean() == pytest.approx(divergence, abs=4.5 * difference.std() / np.sqrt(len(z)))
+
+
+def test_training_on_it_comes_to_bayes_rule():
+    """Two Gaussians at +-m: the exact logit is 2 alpha m z / (alpha^2 s^2 + sigma^2), linear in z at each level."""
+    m, s, logsnr = 0.8, 0.5, 0.0
+    random = np.random.default_rng(2)
+    labels = random.integers(0, 2, 20_000).astype(np.int32)
+    x = ((2 * labels - 1) * m + s * random.normal(size=len(labels))).astype(np.float32)[:, None]
+    draws = draw(jax.random.split(jax.random.key(2), len(x)), (1,))._replace(u_time=jnp.full(len(x), 0.5))
+
+    @jax.jit
+    def slope_of(slope):
+        def mean(slope):
+            losses, _ = loss.classification_loss(
+                lambda z, _: jnp.concatenate([jnp.zeros_like(z), slope * z], axis=1), x, labels, draws, **LIMITS
+            )
+            return losses.mean()
+
+        return jax.grad(mean)(slope)
+
+    slope = 0.0
+    for _ in range(200):
+        slope -= 2.0 * slope_of(slope)
+    alpha, sigma = _scales(logsnr)
+    assert slope == pytest.approx(2 * alpha * m / (alpha**2 * s**2 + sigma**2), rel=0.05)
+
+
+def test_the_classifier_sees_the_noise_that_the_model_is_trained_on():
+    x, labels, keys = _batch(8)
+    draws = draw(keys, x.shape[1:])
+    seen = []
+    loss.denoising_loss(lambda *inputs: seen.append(inputs) or inputs[0], x, labels, draws, **SETTINGS)
+    loss.classification_loss(lambda *inputs: seen.append(inputs) or jnp.zeros((8, NULL)), x, labels, draws, **LIMITS)
+    (z, logsnr, _), (z_again, logsnr_again) = seen
+    np.testing.assert_array_equal(z, z_again)
+    np.testing.assert_array_equal(logsnr, logsnr_again)

@@ -523,3 +523,41 @@ def test_alg_2_draws_the_mixture_at_w_0():
     # Under the model, E p(c | x) over the mixture is p(c).
     posterior = np.exp(mixture.log_class_posterior(made, jnp.asarray(x[:, 3], jnp.float32), 20.0))
     np.testing.assert_allclose(posterior.mean(axis=0), WEIGHTS_2D, atol=5.0 * 0.5 / np.sqrt(count))
+
+
+# ---- the exact classifier
+
+
+@pytest.mark.parametrize('name', PARAMETERS)
+def test_log_posterior_score_matches_float64_differences(name):
+    z, logsnr, labels = points(name)
+    classes = len(PARAMETERS[name][2])
+    labels = labels % classes
+    actual = mixture.log_posterior_score(make(name), *as_jax(z, logsnr, labels))
+    expected = np.array(
+        [
+            reference.gradient(lambda y, r=reference, c=label: r.log_p_each_given_z(y)[c], point)
+            for reference, point, label in zip(references(name, logsnr), z, labels, strict=True)
+        ]
+    )
+    # In units of eps, which sigma times a score is.
+    sigma = np.sqrt(scipy.special.expit(-logsnr))[:, None]
+    np.testing.assert_allclose(sigma * actual, sigma * expected, rtol=2e-4, atol=2e-5)
+    assert np.abs(sigma * expected).max() > 0.1
+
+
+def test_the_null_label_has_no_posterior_to_climb():
+    z, logsnr, labels = as_jax(*points('2d'))
+    np.testing.assert_array_equal(
+        mixture.log_posterior_score(make('2d'), z, logsnr, jnp.full_like(labels, 3)), jnp.zeros_like(z)
+    )
+
+
+@pytest.mark.parametrize('name', PARAMETERS)
+def test_the_exact_classifier_is_the_posterior_of_every_class(name):
+    z, logsnr, _ = points(name)
+    actual = mixture.logits_fn(make(name))(jnp.float32(z), jnp.float32(logsnr))
+    expected = [
+        reference.log_p_each_given_z(point) for reference, point in zip(references(name, logsnr), z, strict=True)
+    ]
+    np.testing.assert_allclose(np.exp(actual), np.exp(expected), rtol=0, atol=2e-5)

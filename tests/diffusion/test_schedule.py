@@ -276,3 +276,57 @@ def test_an_empty_range_is_refused(logsnr_min, logsnr_max):
 def test_a_grid_without_two_ends_is_refused(num_steps):
     with pytest.raises(ValueError, match='at least 2'):
         schedule.sampling_grid(num_steps, logsnr_min=-20.0, logsnr_max=20.0)
+
+
+GRIDS = {
+    'uniform': (schedule.uniform_grid, lambda count, lo, hi: np.linspace(lo, hi, count)),
+    'rho': (
+        schedule.rho_grid,
+        # Eq. 5 of Karras et al. 2022, for sigma.
+        lambda count, lo, hi: (
+            -2
+            * np.log((np.exp(-lo / 14) + np.arange(count) / (count - 1) * (np.exp(-hi / 14) - np.exp(-lo / 14))) ** 7)
+        ),
+    ),
+}
+
+
+@ranges
+@pytest.mark.parametrize('num_steps', [2, 3, 18, 1024])
+@pytest.mark.parametrize('name', GRIDS)
+def test_other_grids_match_float64_and_include_both_ends(name, num_steps, logsnr_min, logsnr_max):
+    make, reference = GRIDS[name]
+    grid = np.asarray(make(num_steps, logsnr_min=logsnr_min, logsnr_max=logsnr_max))
+    assert grid.dtype == np.float32
+    assert (grid[0], grid[-1]) == (np.float32(logsnr_min), np.float32(logsnr_max))
+    assert (np.diff(grid) > 0).all()
+    np.testing.assert_allclose(grid, reference(num_steps, logsnr_min, logsnr_max), rtol=1e-5, atol=2e-5)
+
+
+def test_rho_1_is_uniform_in_sigma_and_a_large_rho_in_logsnr():
+    limits = {'logsnr_min': -3.0, 'logsnr_max': 3.0}
+    sigma = np.asarray(schedule.sigma_from_logsnr(schedule.rho_grid(9, **limits, rho=1.0)))
+    np.testing.assert_allclose(np.diff(sigma), np.full(8, (sigma[-1] - sigma[0]) / 8), rtol=1e-5)
+    np.testing.assert_allclose(schedule.rho_grid(9, **limits, rho=1e5), schedule.uniform_grid(9, **limits), atol=1e-3)
+
+
+def test_edm_s_range_of_sigma():
+    np.testing.assert_allclose(schedule.logsnr_from_sigma(np.float32([80, 0.002])), [-8.76, 12.43], atol=5e-3)
+    levels = _levels(101)
+    np.testing.assert_allclose(schedule.logsnr_from_sigma(schedule.sigma_from_logsnr(levels)), levels, atol=2e-5)
+    alpha, sigma = schedule.alpha_sigma(levels)
+    np.testing.assert_allclose(schedule.sigma_from_logsnr(levels), sigma / alpha, rtol=5e-6)
+
+
+@pytest.mark.parametrize('grid', [schedule.uniform_grid, schedule.rho_grid])
+def test_other_grids_refuse_what_the_paper_s_refuses(grid):
+    with pytest.raises(ValueError, match='at least 2'):
+        grid(1, logsnr_min=-20.0, logsnr_max=20.0)
+    with pytest.raises(ValueError, match='must be smaller'):
+        grid(4, logsnr_min=1.0, logsnr_max=1.0)
+
+
+@pytest.mark.parametrize('rho', [0.0, -7.0, float('nan')])
+def test_a_rho_that_is_not_positive_is_refused(rho):
+    with pytest.raises(ValueError, match='rho must be positive'):
+        schedule.rho_grid(4, logsnr_min=-20.0, logsnr_max=20.0, rho=rho)

@@ -1,5 +1,6 @@
 """Measurements on disk: saved, gone on with, the same whatever the batches; and their memory at full size."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,13 +15,14 @@ from cfg.evaluation.measurement import Measurement
 from cfg.evaluation.statistics import Moments, Splits
 
 ROOT = Path(__file__).parents[2]
-WEIGHTS = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32)
+# Whole numbers this small, and 256ths of them, are exact in float32, so a feature is the same whatever the batch.
+WEIGHTS = np.random.default_rng(0).integers(-3, 4, (12, 5)).astype(np.float32)
 
 
 def extract(images):
-    flat = images.reshape(len(images), -1).astype(np.float32) / 255
+    flat = images.reshape(len(images), -1).astype(np.float32) / 256
     pool = flat @ WEIGHTS
-    logits = pool[:, :3]
+    logits = pool[:, :3].astype(np.float64)
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     return Features(pool, flat[:, :4], log_p, log_p.argmax(axis=1))
 
@@ -89,10 +91,25 @@ def test_the_numbers_do_not_depend_on_the_batches(tmp_path_factory, cuts):
     features = extract(IMAGES)
     np.testing.assert_allclose(measured.moments.covariance(), np.cov(features.pool.T.astype(np.float64)), rtol=1e-9)
     np.testing.assert_allclose(measured.spatial.mean, features.spatial.mean(axis=0, dtype=np.float64), rtol=1e-9)
-    np.testing.assert_allclose(found['features'], features.pool, rtol=1e-5)
+    assert np.array_equal(found['features'], features.pool)
     assert list(found['splits.counts']) == [25, 25, 10]
     assert np.array_equal(found['images'], IMAGES[:20])
     assert measured.accuracy == np.mean(features.classes == LABELS)
+
+
+def test_features_and_images_are_on_disk_before_the_state_that_speaks_of_them(tmp_path, monkeypatch):
+    synced, fsync = [], os.fsync
+
+    def recording(descriptor):
+        synced.append(Path(f'/proc/self/fd/{descriptor}').readlink().name)
+        fsync(descriptor)
+
+    with opened(tmp_path) as measured:
+        measured.add(IMAGES[:10], keep_images=10)
+        monkeypatch.setattr(os, 'fsync', recording)
+        measured.save()
+    assert sorted(synced[:2]) == ['features.f32', 'images.u8']
+    assert synced[2].startswith('.state.npz')
 
 
 def test_some_features_may_be_kept(tmp_path):
@@ -100,6 +117,17 @@ def test_some_features_may_be_kept(tmp_path):
         measured.add(IMAGES[:10], keep_features=np.arange(10) % 2 == 0)
         assert np.array_equal(measured.features, extract(IMAGES[:10:2]).pool)
         assert len(measured.images) == 0
+
+
+@pytest.mark.parametrize('first', [0, 3])
+def test_the_kept_images_have_no_hole(tmp_path, first):
+    with opened(tmp_path) as measured:
+        measured.add(IMAGES[:10], keep_images=first)
+        measured.save()
+    with opened(tmp_path) as measured:
+        measured.add(IMAGES[10:20], keep_images=10)
+        assert np.array_equal(measured.images, IMAGES[:first])
+        assert measured.count == 20
 
 
 @pytest.mark.parametrize('width', [1, 4])
@@ -127,31 +155,65 @@ rng = np.random.default_rng(0)
 
 def extract(images):
     pool = rng.random((len(images), 2048), dtype=np.float32)
-    return Features(pool, None, np.log(pool[:, :8] / pool[:, :8].sum(axis=1, keepdims=True)), None)
+    spatial = rng.random((len(images), 2023), dtype=np.float32)
+    return Features(pool, spatial, np.log(pool[:, :8] / pool[:, :8].sum(axis=1, keepdims=True)), None)
 
-network = FeatureNetwork('random', '0', None, 2048, 0, (1, 1, 3), extract, None, pathlib.Path('unused'))
+network = FeatureNetwork('random', '0', None, 2048, 2023, (1, 1, 3), extract, None, pathlib.Path('unused'))
 folder = pathlib.Path(sys.argv[1])
 with Measurement(folder, network, is_split_size=5000, image_shape=(1, 1, 3), save_seconds=1e9) as measured:
     for _ in range(50):
         measured.add(np.zeros((1000, 1, 1, 3), np.uint8))
     measured.save()
     assert measured.features.shape == (50_000, 2048)
-    half = np.eye(2048) / 12
-    fid = metrics.frechet_distance(measured.moments.mean, measured.moments.covariance(), np.full(2048, 0.5), half)
+    fid, sfid = (
+        metrics.frechet_distance(moments.mean, moments.covariance(), np.full(width, 0.5), np.eye(width) / 12)
+        for moments, width in ((measured.moments, 2048), (measured.spatial, 2023))
+    )
     kid = metrics.kid(measured.features, measured.features[:10_000], num_subsets=2, subset_size=1000, seed=0)
     assert measured.count == 50_000
     # The peak of this process; getrusage would start from that of the one that started it.
     peak = re.search(r'VmHWM:\\s+(\\d+) kB', pathlib.Path('/proc/self/status').read_text())[1]
-    print(fid, kid.value, peak)
+    print(fid, sfid, kid.value, peak)
 """
 
 
-def test_fifty_thousand_samples_of_2048_features_fit_in_2_gib(tmp_path):
+def test_fifty_thousand_samples_of_2048_and_2023_features_fit_in_2_gib(tmp_path):
     done = subprocess.run(
         [sys.executable, '-c', FULL_SIZE, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    fid, kid, kilobytes = map(float, done.stdout.split())
+    fid, sfid, kid, kilobytes = map(float, done.stdout.split())
     assert kilobytes < 2 * 2**20
     # Of independent features with variance 1/12, the floor of finite samples; KID is 0 but for noise.
-    assert fid == pytest.approx((2048 + 2048 * 2049 / 4) / 50_000 / 12, rel=0.05)
+    for found, width in ((fid, 2048), (sfid, 2023)):
+        assert found == pytest.approx((width + width * (width + 1) / 4) / 50_000 / 12, rel=0.05)
     assert abs(kid) < 0.01
+
+
+NEIGHBOURS = """
+import pathlib, re, sys
+import numpy as np
+from cfg.evaluation.neighbours import precision_recall
+
+count, dtype = int(sys.argv[1]), sys.argv[2]
+reference, samples = np.random.default_rng(0).random((2, count, 64), dtype=np.float32)
+precision, recall = precision_recall(reference, samples, dtype=dtype)
+peak = re.search(r'VmHWM:\\s+(\\d+) kB', pathlib.Path('/proc/self/status').read_text())[1]
+print(precision, recall, peak)
+"""
+
+
+@pytest.mark.parametrize(
+    ('dtype', 'count', 'limit'),
+    [
+        ('float32', 12_000, 12_000**2 * 4),  # less than all distances would take
+        ('float16', 10_000, 2**31),  # one whole block of ADM's evaluator
+    ],
+)
+def test_distances_of_many_samples_are_never_in_memory_at_once(dtype, count, limit):
+    done = subprocess.run(
+        [sys.executable, '-c', NEIGHBOURS, str(count), dtype], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    precision, recall, kilobytes = map(float, done.stdout.split())
+    assert kilobytes * 2**10 < limit
+    assert 0.7 < precision < 0.8  # of two draws from one distribution
+    assert precision == pytest.approx(recall, abs=0.02)

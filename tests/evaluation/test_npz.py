@@ -5,7 +5,7 @@ import pytest
 
 from cfg.errors import UserError
 from cfg.evaluation import npz
-from cfg.evaluation.npz import open_images, read_moments, write_reference
+from cfg.evaluation.npz import features_of, open_images, read_moments, write_reference
 from cfg.evaluation.statistics import Moments
 
 WHAT = 'config.eval.samples'
@@ -91,18 +91,20 @@ def test_a_reference_is_read_as_it_was_written(tmp_path):
     rng = np.random.default_rng(0)
     pool, spatial = Moments.of(rng.normal(size=(50, 6))), Moments.of(rng.normal(size=(50, 4)))
     path = tmp_path / 'folder' / 'reference.npz'
-    write_reference(path, moments=pool, spatial=spatial, images=images())
+    write_reference(path, moments=pool, spatial=spatial, images=images(), features_sha256='a' * 64)
     with np.load(path, allow_pickle=False) as file:
-        assert set(file.files) == {'arr_0', 'mu', 'sigma', 'mu_s', 'sigma_s'}
+        assert set(file.files) == {'arr_0', 'mu', 'sigma', 'mu_s', 'sigma_s', 'features_sha256'}
     found = read_moments(path, WHAT)
     assert np.array_equal(found['mu'], pool.mean)
     assert np.array_equal(found['sigma'], pool.covariance())
     assert np.array_equal(found['sigma_s'], spatial.covariance())
     assert np.array_equal(next(open_images(path, WHAT).batches(11)), images())
-    write_reference(path, moments=pool, spatial=None, images=images())
+    write_reference(path, moments=pool, spatial=None, images=images(), features_sha256='a' * 64)
     assert set(read_moments(path, WHAT)) == {'mu', 'sigma'}
+    assert features_of(path, WHAT) == 'a' * 64
     np.savez(path, images())
     assert read_moments(path, WHAT) is None
+    assert features_of(path, WHAT) is None
 
 
 @pytest.mark.parametrize(
@@ -119,6 +121,18 @@ def test_moments_that_are_none_are_named(tmp_path, changes):
     np.savez(tmp_path / 'x.npz', **{'mu': np.zeros(5), 'sigma': np.eye(5)} | changes)
     with pytest.raises(UserError, match=r'x\.npz: mu .* and sigma .* are not the mean and the symmetric covariance'):
         read_moments(tmp_path / 'x.npz', WHAT)
+
+
+def test_a_covariance_has_no_negative_eigenvalues(tmp_path):
+    path = tmp_path / 'x.npz'
+    np.savez(path, mu=np.zeros(3), sigma=np.diag([4.0, 1.0, -0.01]))
+    with pytest.raises(UserError, match=r'x\.npz: sigma is no covariance, .* eigenvalue is -0\.01 and the largest 4: '):
+        read_moments(path, WHAT)
+    features = np.random.default_rng(0).normal(size=(20, 30)).astype(np.float32)  # singular, and rounded to float32
+    np.savez(path, mu=features.mean(axis=0), sigma=np.cov(features.T).astype(np.float32))
+    assert read_moments(path, WHAT)['sigma'].shape == (30, 30)
+    np.savez(path, mu=np.zeros(3), sigma=np.zeros((3, 3)))
+    assert not read_moments(path, WHAT)['sigma'].any()
 
 
 def test_half_of_the_moments_is_named(tmp_path):

@@ -1,5 +1,6 @@
-"""`--mode=stats` and `--mode=evaluate_npz`, with Inception (random weights) and with the small classifier."""
+"""`--mode=stats` and `--mode=evaluate_npz`, with Inception (random weights), the small classifier and a fake."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ from cfg.data.digits import digits
 from cfg.data.source import ArraySource
 from cfg.errors import UserError
 from cfg.evaluation import npz_modes, references
+from cfg.evaluation.features import FeatureNetwork, Features
 from cfg.evaluation.weights import PYTORCH_FID
 from tests.conftest import small_config
 from tests.inception_file import write_torch
@@ -23,8 +25,10 @@ def cache_fixture(tmp_path_factory):
 
 
 @pytest.fixture(scope='module', name='workdir')
-def workdir_fixture(tmp_path_factory):
-    return tmp_path_factory.mktemp('run')
+def workdir_fixture(tmp_path_factory, digits_classifier):
+    workdir = tmp_path_factory.mktemp('run')
+    digits_classifier(workdir)
+    return workdir
 
 
 def config_of(cache, **changes):
@@ -55,35 +59,26 @@ def source_fixture(monkeypatch):
     return source
 
 
-def test_a_reference_of_inception_scores_its_own_images_as_real(source, cache, tmp_path, capsys):
-    """The whole way: --mode=stats, then --mode=evaluate_npz of the same images, of others, and against raw images."""
+def test_a_reference_of_inception(source, cache, tmp_path):
+    """The whole way: --mode=stats, then --mode=evaluate_npz of other images."""
     config = config_of(cache, features='inception', stats__path=str(tmp_path / 'stats' / 'reference.npz'))
     path = npz_modes.write_stats(config, None)
     with np.load(path, allow_pickle=False) as file:
         assert {name: file[name].shape for name in file.files} == {
             'arr_0': (10, 24, 24, 3),
+            'features_sha256': (),
             'mu': (2048,),
             'sigma': (2048, 2048),
             'mu_s': (2023,),
             'sigma_s': (2023, 2023),
         }
         assert np.array_equal(file['arr_0'], source.images[references.chosen(20, 10)])
-    np.savez(tmp_path / 'same.npz', source.images)
     np.savez(tmp_path / 'other.npz', colours(16, seed=5))
-
-    def score(samples, reference):
-        options = {'samples': str(tmp_path / samples), 'reference': str(reference), 'features': 'inception'}
-        npz_modes.evaluate_npz(config_of(cache, **options), tmp_path)
-        return json.loads((tmp_path / 'evaluate_npz.jsonl').read_text().splitlines()[-1])
-
-    same, other = score('same.npz', path), score('other.npz', path)
-    raw = score('other.npz', tmp_path / 'same.npz')
-    assert same['fid'] == pytest.approx(0, abs=1e-6 * other['fid'])
-    assert same['sfid'] == pytest.approx(0, abs=1e-6 * other['sfid'])
-    assert same['recall'] == 1.0
+    options = {'samples': str(tmp_path / 'other.npz'), 'reference': str(path), 'features': 'inception'}
+    npz_modes.evaluate_npz(config_of(cache, **options), tmp_path)
+    other = json.loads((tmp_path / 'evaluate_npz.jsonl').read_text())
     assert other['fid'] > 0
-    assert raw['fid'] == pytest.approx(other['fid'], rel=1e-6)  # stored moments are those of the images
-    assert raw['sfid'] == pytest.approx(other['sfid'], rel=1e-6)
+    assert other['sfid'] > 0
     assert other['num_samples'] == 16
     assert any(text.startswith('16 samples are no more than the 2048 features') for text in other['warnings'])
     for name in ('samples_sha256', 'features_sha256', 'features_file_sha256', 'reference_file_sha256'):
@@ -122,6 +117,7 @@ def test_the_small_classifier_scores_digits(cache, workdir, tmp_path):
         ({'samples': 'floats.npz', 'reference': 'images.npz'}, r'floats\.npz holds float64, not uint8'),
         ({'samples': 'one.npz', 'reference': 'images.npz'}, r'one\.npz holds 1 images: give at least 2'),
         ({'samples': 'images.npz', 'reference': 'wide.npz'}, r'wide\.npz holds moments of 64 features \(mu\), but Inc'),
+        ({'samples': 'images.npz', 'reference': 'one.npz'}, r'reference=.*one\.npz holds 1 image and no moments: give'),
     ],
 )
 def test_input_that_does_not_fit_is_named(cache, tmp_path, changes, expected):
@@ -138,3 +134,171 @@ def test_input_that_does_not_fit_is_named(cache, tmp_path, changes, expected):
 def test_a_path_that_is_no_npz_is_refused(source, cache):
     with pytest.raises(UserError, match=r'config\.stats\.path=x\.txt must end in \.npz'):
         npz_modes.write_stats(config_of(cache, features='inception', stats__path='x.txt'), None)
+
+
+def fake_features(images):
+    flat = images.reshape(len(images), -1).astype(np.float32) / 256
+    logits = flat[:, :3].astype(np.float64)
+    return Features(flat[:, :6], flat[:, -4:], logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)), None)
+
+
+@pytest.fixture(name='fake')
+def fake_fixture(monkeypatch, tmp_path):
+    """A network that costs nothing, in the place of the config's; its cache is `tmp_path`/cache."""
+    network = FeatureNetwork('fake', 'f' * 64, None, 6, 4, (None, None, 3), fake_features, None, tmp_path / 'cache')
+    monkeypatch.setattr('cfg.evaluation.loading.open_features', lambda *_: network)
+    return network
+
+
+def replace_features(monkeypatch, network, **changes):
+    changed = dataclasses.replace(network, **changes)
+    monkeypatch.setattr('cfg.evaluation.loading.open_features', lambda *_: changed)
+
+
+def scored(tmp_path, samples, reference):
+    """The row of --mode=evaluate_npz, read as strictly as JSON is defined."""
+    paths = {'samples': str(tmp_path / samples), 'reference': str(tmp_path / reference)}
+    npz_modes.evaluate_npz(config_of(tmp_path, **paths), tmp_path)
+
+    def refuse(name):
+        raise AssertionError(f'{name} is no JSON')
+
+    return json.loads((tmp_path / 'evaluate_npz.jsonl').read_text().splitlines()[-1], parse_constant=refuse)
+
+
+def moments_of(images):
+    features = fake_features(images)
+    parts = {'': features.pool, '_s': features.spatial}
+    return {
+        f'{name}{end}': value
+        for end, x in parts.items()
+        for name, value in (('mu', x.mean(axis=0, dtype=np.float64)), ('sigma', np.cov(x.T.astype(np.float64))))
+    }
+
+
+def folders(path):
+    return sorted(entry for entry in path.glob('*') if entry.is_dir())
+
+
+def test_what_was_measured_of_samples_goes_and_of_the_reference_stays(fake, tmp_path, monkeypatch):
+    np.savez(tmp_path / 'samples.npz', colours(30))
+    np.savez(tmp_path / 'reference.npz', colours(40, seed=1))
+    first = scored(tmp_path, 'samples.npz', 'reference.npz')
+    (kept,) = folders(tmp_path / 'cache' / 'measured')
+    assert not folders(tmp_path / 'cache' / 'scored')
+    same = scored(tmp_path, 'reference.npz', 'reference.npz')  # one file as both
+    assert same['fid'] == pytest.approx(0, abs=1e-9)
+    assert folders(tmp_path / 'cache' / 'measured') == [kept]
+    assert not folders(tmp_path / 'cache' / 'scored')
+    # What was measured of samples stays until the row is written.
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(npz_modes, 'append', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        scored(tmp_path, 'samples.npz', 'reference.npz')
+    assert len(folders(tmp_path / 'cache' / 'scored')) == 1
+    replace_features(monkeypatch, fake, extract=lambda _: pytest.fail('measured again'))
+    assert scored(tmp_path, 'samples.npz', 'reference.npz')['kid'] == first['kid']
+    assert not folders(tmp_path / 'cache' / 'scored')
+
+
+@pytest.mark.parametrize('count', [1, 2, 3, 4])
+def test_few_reference_images_are_warnings_and_the_row_is_json(fake, tmp_path, count, capsys):
+    np.savez(tmp_path / 'samples.npz', colours(30))
+    np.savez(tmp_path / 'reference.npz', colours(count, seed=1), **moments_of(colours(40, seed=1)))
+    row = scored(tmp_path, 'samples.npz', 'reference.npz')
+    assert row['fid'] > 0
+    assert (row['kid'] is None) == (count < 2)
+    assert (row['precision'] is None) == (row['recall'] is None) == (count < 4)
+    texts = ' '.join(row['warnings'])
+    assert ('KID needs at least 2 real images' in texts) == (count < 2)
+    assert ('Precision and recall need more than 3 samples and real images' in texts) == (count < 4)
+    assert (f'KID is of subsets of {count}' in texts) == (count >= 2)
+
+
+def test_a_number_that_is_not_finite_is_no_row(fake, tmp_path, monkeypatch):
+    np.savez(tmp_path / 'samples.npz', colours(30))
+    np.savez(tmp_path / 'reference.npz', colours(40, seed=1))
+    monkeypatch.setattr(npz_modes, 'score', lambda *_: {'fid': 1.0, 'kid': float('nan'), 'accuracy': None})
+    with pytest.raises(UserError, match=r'evaluate_npz\.jsonl: kid is NaN; see'):
+        scored(tmp_path, 'samples.npz', 'reference.npz')
+    assert not (tmp_path / 'evaluate_npz.jsonl').exists()
+
+
+@pytest.mark.parametrize(
+    ('path', 'expected'),
+    [
+        ('folder.npz', r'config\.stats\.path=.*folder\.npz is a folder: give the path of a file'),
+        ('file/reference.npz', r'config\.stats\.path=.*file/reference\.npz cannot be written \(.*\): choose another'),
+        ('reference.txt', r'config\.stats\.path=.*reference\.txt must end in \.npz'),
+    ],
+)
+def test_a_path_of_stats_that_cannot_be_written_is_named_first(source, fake, tmp_path, monkeypatch, path, expected):
+    (tmp_path / 'folder.npz').mkdir()
+    (tmp_path / 'file').touch()
+    replace_features(monkeypatch, fake, extract=lambda _: pytest.fail('images were measured'))
+    with pytest.raises(UserError, match=expected):
+        npz_modes.write_stats(config_of(tmp_path, stats__path=str(tmp_path / path)), None)
+
+
+def test_a_cache_that_stats_cannot_write_is_named_first(source, fake, tmp_path, monkeypatch):
+    (tmp_path / 'file').touch()
+    replace_features(monkeypatch, fake, extract=lambda _: pytest.fail('images were measured'))
+    with pytest.raises(UserError, match=r'config\.eval\.cache_dir=.*file cannot be written'):
+        npz_modes.write_stats(config_of(tmp_path / 'file'), None)
+
+
+def test_a_reference_without_images_is_moments_alone(source, fake, tmp_path):
+    path = tmp_path / 'reference.npz'
+    npz_modes.write_stats(config_of(tmp_path, stats__path=str(path), stats__num_images=0), None)
+    with np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
+    assert set(arrays) == {'mu', 'sigma', 'mu_s', 'sigma_s', 'features_sha256'}
+    np.savez(tmp_path / 'samples.npz', colours(30))
+    row = scored(tmp_path, 'samples.npz', 'reference.npz')
+    assert row['reference'] == 'reference.npz (moments)'
+    assert (row['kid'], row['precision'], row['num_reference_features']) == (None, None, 0)
+    np.savez(path, np.zeros((0, 24, 24, 3), np.uint8), **arrays)  # as older versions wrote it
+    again = scored(tmp_path, 'samples.npz', 'reference.npz')
+    assert again['reference'] == 'reference.npz (moments)'
+    assert again['fid'] == row['fid']
+
+
+def test_a_reference_of_other_features_is_refused_before_its_images_are_measured(fake, tmp_path, monkeypatch):
+    np.savez(tmp_path / 'samples.npz', colours(30))
+    moments = moments_of(colours(40))
+    replace_features(monkeypatch, fake, extract=lambda _: pytest.fail('images were measured'))
+    np.savez(tmp_path / 'r.npz', colours(4), mu=np.zeros(5), sigma=np.eye(5))
+    with pytest.raises(UserError, match=r'r\.npz holds moments of 5 features \(mu\), but fake has 6'):
+        scored(tmp_path, 'samples.npz', 'r.npz')
+    np.savez(tmp_path / 'r.npz', colours(4), **moments | {'mu_s': np.zeros(3), 'sigma_s': np.eye(3)})
+    with pytest.raises(UserError, match=r'r\.npz holds moments of 3 features \(mu_s\), but fake has 4'):
+        scored(tmp_path, 'samples.npz', 'r.npz')
+    np.savez(tmp_path / 'r.npz', colours(4), **moments, features_sha256='e' * 64)
+    with pytest.raises(UserError, match=r'r\.npz was made with another network \(features_sha256 eeeeeeee.*ffffffff'):
+        scored(tmp_path, 'samples.npz', 'r.npz')
+
+
+def test_a_reference_scores_its_own_images_as_real_and_others_as_the_images_do(source, fake, tmp_path):
+    npz_modes.write_stats(config_of(tmp_path, stats__path=str(tmp_path / 'r.npz')), None)
+    np.savez(tmp_path / 'same.npz', source.images)
+    np.savez(tmp_path / 'other.npz', colours(16, seed=5))
+    same, other, raw = (
+        scored(tmp_path, *names)
+        for names in (
+            ('same.npz', 'r.npz'),
+            ('other.npz', 'r.npz'),
+            ('other.npz', 'same.npz'),
+        )
+    )
+    assert other['fid'] > 0
+    assert same['recall'] == 1.0
+    for name in ('fid', 'sfid'):
+        assert same[name] == pytest.approx(0, abs=1e-6 * other[name])
+        assert raw[name] == pytest.approx(other[name], rel=1e-6)  # stored moments are those of the images
+
+
+def test_a_reference_says_which_network_made_it(source, fake, tmp_path):
+    path = npz_modes.write_stats(config_of(tmp_path, stats__path=str(tmp_path / 'r.npz')), None)
+    with np.load(path, allow_pickle=False) as file:
+        assert str(file['features_sha256']) == fake.sha256
+    np.savez(tmp_path / 'samples.npz', colours(30))
+    assert scored(tmp_path, 'samples.npz', 'r.npz')['fid'] > 0

@@ -14,7 +14,7 @@ from PIL import Image
 
 from cfg.data.grids import mosaic
 from cfg.errors import UserError
-from cfg.evaluation import page, report
+from cfg.evaluation import page, plots, report
 from cfg.evaluation.results import group_curves, load_samples, mixed_order, read_rows
 
 STEPS = (300, 1200)
@@ -253,6 +253,14 @@ def test_numbers_that_are_not(tmp_path):
     assert 'best 9.50' in parsed.table[1]
 
 
+def test_the_error_of_kid_is_said_to_be_what_it_is(tmp_path):
+    _write_rows(tmp_path, [_row(1200, w, kid=0.002, kid_standard_error=0.0001) for w in WS])
+    parsed = _Page(_report(tmp_path))
+    assert '2.000 ± 0.100' in parsed.table[1]
+    assert 'with the standard error of the estimate, which is not the spread over subsets' in parsed.source
+    assert 'its mean over subsets' not in parsed.source
+
+
 def test_curves_are_told_apart_by_what_differs():
     other = _row(1200, 0.0)['sampling'] | {'num_steps': 256}
     rows = [_row(1200, 0.3), _row(1200, 0.0), _row(1200, 0.0, sampling=other), _row(1200, 0.0, fid=7.0)]
@@ -265,10 +273,67 @@ def test_curves_are_told_apart_by_what_differs():
     assert retrained[1].label == 'step 300, params abcdef01'
 
 
+@pytest.mark.parametrize(
+    ('key', 'values', 'labels'),
+    [
+        ('uncond_params_sha256', (None, 'a' * 64), ('no second model', 'second model aaaaaaaa')),
+        ('uncond_params_sha256', ('a' * 64, 'b' * 64), ('second model aaaaaaaa', 'second model bbbbbbbb')),
+        ('neighbours_dtype', ('float32', 'float16'), ('precision and recall in float32', '... in float16')),
+        ('kid_subsets', (50, 100), ('kid_subsets 50', 'kid_subsets 100')),
+        ('kid_subset_size', (500, 1000), ('kid_subset_size 500', 'kid_subset_size 1000')),
+        ('num_reference_features', (1000, 10_000), ('1,000 reference images', '10,000 reference images')),
+        ('classifier', ('digits classifier', None), ('classes by digits classifier', 'no classifier')),
+        ('classifier', ('imported a', 'imported b'), ('classes by imported a', 'classes by imported b')),
+        ('features_sha256', ('a' * 64, 'b' * 64), ('features aaaaaaaa', 'features bbbbbbbb')),
+        ('reference_sha256', ('a' * 64, 'b' * 64), ('reference aaaaaaaa', 'reference bbbbbbbb')),
+    ],
+)
+def test_rows_that_are_other_measurements_are_other_curves(key, values, labels):
+    """No row takes the place of another, and a label says what differs and no more."""
+    curves = group_curves([_row(1200, w, **{key: value}) for value in values for w in WS])
+    assert [[row[key] for row in curve.rows] for curve in curves] == [[value] * 3 for value in values]
+    labels = [label.replace('...', 'precision and recall') for label in labels]
+    assert [curve.label for curve in curves] == [f'step 1,200, {label}' for label in labels]
+
+
+def test_labels_name_details_only_where_they_are_needed():
+    details = {'num_samples': 50_000, 'num_reference_features': 9, 'classifier': 'x', 'params_sha256': 'b'}
+    curves = group_curves([_row(1200, 0.0), _row(1200, 0.0, **details)])
+    assert [curve.label for curve in curves] == ['1,060 samples', '50,000 samples']
+    curves = group_curves([_row(1200, 0.0, kid_subsets=n, params_sha256=str(n)) for n in (1, 2)])
+    assert [curve.label for curve in curves] == ['step 1,200, kid_subsets 1', 'step 1,200, kid_subsets 2']
+    where = {'label_in': 'everywhere'}, {'label_in': 'decoder'}
+    curves = group_curves([_row(1200, 0.0), _row(1200, 4.0, **where[0]), _row(1200, 0.0, **where[1])])
+    assert [curve.label for curve in curves] == ['label everywhere', 'label in the decoder']
+    assert [len(curve.rows) for curve in curves] == [2, 1]  # older rows do not say where
+
+
 def test_best_is_the_lowest_fid_of_each_curve():
     curves = group_curves([_row(step, w) for step in STEPS for w in WS])
     for curve in curves:
         assert curve.rows[curve.best_fid]['fid'] == min(FID[curve.step, w] for w in WS)
+
+
+def test_the_plots_mark_the_best_fid_and_the_best_inception_score():
+    """A filled star and a hollow one on each curve, in both plots; the legend says which is which."""
+    curves = group_curves([_row(step, w) for step in STEPS for w in WS])
+    against_w, against_is = plots.figure_against_w(curves, None), plots.figure_fid_against_is(curves, None)
+    panels = [(axes, 'w', name) for axes, name in zip(against_w.axes, ('fid', 'inception_score'), strict=True)]
+    for axes, x, y in [*panels, (against_is.axes[0], 'inception_score', 'fid')]:
+        for best, filled in (('best_fid', True), ('best_inception_score', False)):
+            stars = [
+                (float(line.get_xdata()[0]), float(line.get_ydata()[0]))
+                for line in axes.lines
+                if line.get_marker() == '*' and (line.get_markerfacecolor() != 'white') == filled
+            ]
+            rows = [curve.rows[getattr(curve, best)] for curve in curves]
+            assert stars == [(row[x], row[y]) for row in rows], (x, y, best)
+    for figure in (against_w, against_is):
+        (legend,) = figure.legends
+        texts = [text.get_text() for text in legend.get_texts()]
+        assert {'best FID of the curve', 'best IS of the curve'} <= set(texts)
+        joined = ' '.join(' '.join(texts).split())
+        assert 'step 1,200 (best FID 4.12 at w = 0.3, best IS 4.20 at w = 4)' in joined
 
 
 def test_mixed_order_takes_the_first_of_each_class_first():
@@ -283,6 +348,16 @@ def test_rows_of_a_killed_process(tmp_path):
     path.write_text('{"w": 0}\n{"w": 1, "fi\n{"w": 2}\n')
     with pytest.raises(UserError, match='Line 2 of'):
         read_rows(path)
+
+
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [('w', None), ('w', '1'), ('w', float('nan')), ('step', None), ('num_samples', [3]), ('fid', 'low'), ('kid', True)],
+)
+def test_a_row_whose_numbers_are_none_is_named(tmp_path, key, value):
+    _write_rows(tmp_path, [_row(1200, 0.0), _row(1200, 0.3) | {key: value}, _row(1200, 4.0)])
+    with pytest.raises(UserError, match=rf'Line 2 of .*results\.jsonl has {key}=.*, which is no .*number: delete'):
+        _report(tmp_path)
 
 
 @pytest.mark.parametrize('content', [None, '', '{"step": 300, "w": 0.1, "fi', '{"step": 300}\n'])

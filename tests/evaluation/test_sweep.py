@@ -2,20 +2,25 @@
 
 import itertools
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
+import torch
 
+from cfg import importing
 from cfg.data.digits import digits
 from cfg.errors import UserError
-from cfg.evaluation import metrics, references, sweep
-from cfg.evaluation.results import read_results
-from cfg.evaluation.rows import results_path
+from cfg.evaluation import compare, metrics, references, sweep
+from cfg.evaluation.results import IDENTITY_KEYS, group_curves, read_results
+from cfg.evaluation.rows import digest, results_path
 from cfg.evaluation.small_classifier import small_classifier
 from cfg.files import lock
+from cfg.setup import check_config, sampler_settings
 from cfg.training import loop
 from tests.conftest import small_config
+from tests.models.adm_reference import Adm, classifier_forward, random_state
 
 VARYING = ('seconds', 'finished', 'config_sha256')
 
@@ -35,11 +40,11 @@ def config_of(**changes):
 
 
 @pytest.fixture(scope='module', name='trained')
-def trained_fixture(tmp_path_factory):
+def trained_fixture(tmp_path_factory, digits_classifier):
     workdir = tmp_path_factory.mktemp('sweep') / 'run'
-    workdir.mkdir()
+    digits_classifier(workdir)
     loop.train(small_config(), workdir)
-    sweep.evaluate(config_of(w=(5.0,)), workdir)  # trains the classifier and measures the real images, once
+    sweep.evaluate(config_of(w=(5.0,)), workdir)  # measures the real images, once
     (workdir / 'results.jsonl').unlink()
     return workdir
 
@@ -61,15 +66,116 @@ def test_a_sweep_is_the_product_of_all_that_varies(workdir, capsys):
     assert found == list(itertools.product(*axes.values()))
     assert len({row['identity'] for row in rows}) == 32
     assert len({row['params_sha256'] for row in rows}) == 4
-    assert len({row['fid'] for row in rows if row['w'] == 0}) == 16
+    assert len({row['fid'] for row in rows if row['w'] == 0}) >= 15  # of 20 samples of a network of few steps
     header, *lines = capsys.readouterr().out.splitlines()
     assert header.split()[:5] == ['step', 'ema', 'T', 'seed', 'w']
     assert lines[5].split()[:5] == ['4', 'True', '4', '1', '1']
 
 
+def test_the_sampler_may_vary_too(workdir, capsys):
+    sweep.evaluate(config_of(num_samples=20, w=(1.0,)), workdir)
+    sweep.evaluate(config_of(num_samples=20, w=(1.0,), logvar_interp=(0, 0.3, 0.3, 1.0)), workdir)
+    rows = rows_of(workdir)
+    # The first one was there: the sampler's own value is the same row.
+    assert [row['sampling']['logvar_interp'] for row in rows] == [0.3, 0.0, 1.0]
+    assert len({row['fid'] for row in rows}) == 3
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:3] == ['step', 'w', 'FID']
+    (start,) = (number for number, line in enumerate(lines) if line.split()[:3] == ['step', 'v', 'w'])
+    assert [line.split()[1] for line in lines[start + 1 : start + 4]] == ['0', '0.3', '1']
+    alone = config_of(num_samples=20, w=(1.0,))
+    alone.sampling.logvar_interp = 1.0
+    sweep.evaluate(alone, workdir)  # is there too
+    assert rows_of(workdir) == rows
+    assert [curve.label for curve in group_curves(rows)] == ['v = 0.3', 'v = 0', 'v = 1']
+
+
+def test_guidance_and_samplers_may_vary_too(workdir, capsys):
+    """Rules with other networks, a w of their own and other costs; one row for one meaning, whatever the text."""
+    rules = ('cfg', 'cfg( against = "null" )', 'cfg(interval=(None, 0))', 'autoguidance(step=2, w=90.0)')
+    changes = {'num_samples': 20, 'w': (50.0,), 'guidance': rules, 'logvar_interp': (0.3, 0.3)}
+    sweep.evaluate(config_of(sampler=('ancestral', 'ddim(eta=0.5)'), **changes), workdir)
+    rows = rows_of(workdir)
+    found = [(row['sampling'].get('guidance', 'cfg'), row['sampling']['sampler'], row['w']) for row in rows]
+    assert found == [
+        (rule, sampler, 90.0 if rule == 'autoguidance(step=2)' else 50.0)
+        for rule in ('cfg', 'cfg(interval=(None, 0.0))', 'autoguidance(step=2)')
+        for sampler in ('ancestral', 'ddim(eta=0.5)')
+    ]
+    assert len({row['fid'] for row in rows}) >= 4  # where there is little noise, this network hardly sees its label
+    assert [row['evaluations'] for row in rows] == [8, 8, 6, 6, 8, 8]  # two of the four levels are below 0
+    assert all(row['cost'] == row['evaluations'] for row in rows)  # the weaker model is as large
+    assert ['logvar_interp' in row['sampling'] for row in rows] == [True, False] * 3
+    (weaker,) = {row['weaker_params_sha256'] for row in rows if 'weaker_params_sha256' in row}
+    sweep.evaluate(config_of(num_samples=20, w=(1.0,), steps=(2,)), workdir)
+    assert read_results(workdir)[-1]['params_sha256'] == weaker
+    header = capsys.readouterr().out.splitlines()[0].split()
+    assert header[:4] == ['step', 'guidance', 'sampler', 'v']
+    alone = config_of(num_samples=20, w=(50.0,))
+    alone.sampling.guidance, alone.sampling.sampler = 'cfg(interval=(None, 0.0))', 'ddim(eta=0.5)'
+    before = rows_of(workdir)
+    sweep.evaluate(alone, workdir)  # is there too
+    assert rows_of(workdir) == before
+
+
+def test_the_rules_of_a_sweep_share_the_reading_of_its_checkpoint(workdir, monkeypatch):
+    read, load_params = [], sweep.loading.load_params
+    monkeypatch.setattr(
+        sweep.loading, 'load_params', lambda *args, **kw: read.append(args[1]) or load_params(*args, **kw)
+    )
+    sweep.evaluate(config_of(num_samples=20, w=(0.0,), guidance=('cfg', 'scaled_score')), workdir)
+    assert len(rows_of(workdir)) == 2
+    assert read == [6, 6]  # for its digest, and for the devices
+
+
+def test_the_papers_sampler_leaves_the_identity_of_its_rows_as_it_was():
+    """So a sweep of an older version goes on."""
+    fields = ('sampler', 'num_steps', 'logvar_interp', 'clip_x', 'logsnr_min', 'logsnr_max', 'rounding')
+    assert set(sweep.sampling_identity(sampler_settings(config_of()))) == set(fields)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'expected'),
+    [
+        ({'guidance': ('cgf',)}, r"config\.eval\.guidance='cgf' must be one of cfg, "),
+        ({'guidance': (1.0,)}, r'config\.eval\.guidance=\(1\.0,\) must be a tuple of texts'),
+        ({'sampler': ('ddim(eta=3)',)}, r'config\.eval\.sampler=.*eta must be a number from 0 to 1'),
+        ({'grid': ('paper(logsnr_min=5, logsnr_max=3)',)}, 'a grid with logsnr_min smaller than logsnr_max'),
+        ({'guidance': ('temperature',), 'sampler': ('ddim',)}, "'temperature' scales the noise"),
+        ({'guidance': ('temperature',), 'w': (-1.0, 1.0)}, r'config\.eval\.w=.* above -1'),
+    ],
+)
+def test_recipes_that_cannot_be_are_named(changes, expected):
+    with pytest.raises(UserError, match=expected):
+        check_config(config_of(**changes))
+
+
+@pytest.mark.parametrize(
+    ('guidance', 'expected'),
+    [
+        ('autoguidance', r"'autoguidance' does not say which model is the weaker one"),
+        ('autoguidance(step=5)', r'The checkpoint of step 5 is not among those'),
+        ('autoguidance(workdir="/nowhere")', r"'autoguidance': workdir=/nowhere does not exist"),
+        ('classifier', r"The guidance 'classifier' does not say which one"),
+        ('classifier(workdir="/nowhere")', r'/nowhere does not exist: give the workdir of a classifier'),
+    ],
+)
+def test_networks_that_are_not_there_are_named_before_any_sample(workdir, guidance, expected):
+    with pytest.raises(UserError, match=expected):
+        sweep.evaluate(config_of(guidance=(guidance,)), workdir)
+    assert not read_results(workdir)
+
+
+@pytest.mark.parametrize('values', [(1.5,), (-0.1, 0.3), (float('nan'),), ('0.3',), (True,)])
+def test_values_of_the_sampler_that_cannot_be_are_named(values):
+    with pytest.raises(UserError, match=r'config\.eval\.logvar_interp=.* must be numbers in \[0, 1\]'):
+        check_config(config_of(logvar_interp=values))
+
+
 def test_a_row_says_how_it_was_measured(workdir):
     sweep.evaluate(config_of(w=(0.5,)), workdir)
     (row,) = read_results(workdir)
+    assert digest({key: row[key] for key in IDENTITY_KEYS if key in row}) == row['identity']
     assert row['warnings'] == []
     for name in ('config_sha256', 'params_sha256', 'features_sha256', 'reference_sha256'):
         assert len(row[name]) == 64
@@ -125,6 +231,34 @@ def test_jobs_share_the_rows_and_a_merge_counts_each_once(workdir, tmp_path):
     assert len(hashes) == 1  # the job is no part of what is measured
 
 
+def test_a_comparison_of_a_part_of_the_sweep_says_so(workdir, capsys):
+    """--mode=compare as two jobs, one after the other: the page of the first tells of the rows of the second."""
+    rules = {'num_samples': 20, 'w': (1.0, 3.0), 'guidance': ('cfg', 'scaled_score')}
+    page = workdir / 'compare' / 'index.html'
+    compare.run(config_of(job='1/2', **rules), workdir)
+    assert '2 rows of this sweep are not measured yet' in page.read_text()
+    compare.run(config_of(job='2/2', **rules), workdir)
+    assert 'not measured' not in page.read_text()
+    assert capsys.readouterr().out.splitlines()[-1] == str(page)
+    assert len((workdir / 'compare' / 'points.csv').read_text().splitlines()) == 5
+
+
+def test_a_comparison_with_a_bad_row_is_written_and_says_so(workdir, monkeypatch):
+    score = sweep.score
+
+    def scored(measured, *args):
+        if scored.count == 0:
+            scored.count = 1
+            raise UserError('no')
+        return score(measured, *args)
+
+    scored.count = 0
+    monkeypatch.setattr(sweep, 'score', scored)
+    with pytest.raises(UserError, match='1 of 2 rows could not be measured'):
+        compare.run(config_of(num_samples=20, w=(1.0, 3.0)), workdir)
+    assert '1 of 2 rows could not be measured' in (workdir / 'compare' / 'index.html').read_text()
+
+
 def test_a_row_that_another_process_measures_is_left_to_it(workdir, caplog):
     config = config_of(w=(0.0, 1.0))
     sweep.evaluate(config, workdir)
@@ -172,6 +306,30 @@ def test_a_row_goes_on_where_its_process_died(workdir, tmp_path, monkeypatch):
     assert (sum(drawn), sum(again)) == (60, 40)
     assert rows_of(workdir) == rows_of(alone)
     assert not list((workdir / sweep.UNFINISHED).glob('[!.]*'))
+
+
+@pytest.mark.parametrize(('before', 'after', 'kept'), [(10, 1000, 10), (1000, 30, 30)])
+def test_the_kept_samples_are_the_first_ones_if_their_number_changes_within_a_row(
+    workdir, tmp_path, monkeypatch, before, after, kept
+):
+    alone = shutil.copytree(workdir, tmp_path / 'alone')
+    sweep.evaluate(config_of(w=(1.0,), keep_samples=1000, labels='random'), alone)
+    (whole,) = read_results(alone)
+    add = sweep.Measurement.add
+
+    def dying(self, *args, **kwargs):
+        if self.count == 60:
+            raise Died
+        add(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(Died):
+        patch.setattr(sweep.Measurement, 'add', dying)
+        sweep.evaluate(config_of(w=(1.0,), keep_samples=before, labels='random'), workdir)
+    sweep.evaluate(config_of(w=(1.0,), keep_samples=after, labels='random'), workdir)
+    (row,) = read_results(workdir)
+    with np.load(alone / whole['samples']) as expected, np.load(workdir / row['samples']) as found:
+        assert np.array_equal(found['arr_0'], expected['arr_0'][:kept])
+        assert np.array_equal(found['arr_1'], expected['arr_1'][:kept])
 
 
 @pytest.mark.parametrize('damage', ['state.npz', 'features.f32', 'images.u8'])
@@ -252,6 +410,75 @@ def test_a_reference_of_other_features_is_refused(workdir, tmp_path):
 def test_a_classifier_from_elsewhere_says_what_it_is(workdir, tmp_path):
     with pytest.raises(UserError, match=r'config\.eval\.classifier_workdir=.* does not exist'):
         sweep.evaluate(config_of(classifier_workdir=str(tmp_path / 'none')), workdir)
+
+
+@pytest.fixture(scope='module', name='adm_classifier')
+def adm_classifier_fixture(tmp_path_factory):
+    """(workdir of an imported classifier of digits, what sets its architecture in a config, its classes in PyTorch)."""
+    folder = tmp_path_factory.mktemp('classifier')
+    adm = Adm(8, 8, (1, 2), 1, (4,), out_channels=10, in_channels=1, head_channels=8, groups=4)
+    state = random_state(adm, encoder=True, seed=9)  # says four different classes
+    torch.save(state, folder / 'classifier.pt')
+
+    def shape(config):
+        config.classifier.channels, config.classifier.channel_mult = 8, (1, 2)
+        config.classifier.num_res_blocks, config.classifier.attention_resolutions = 1, (4,)
+        config.classifier.head_channels, config.classifier.norm_groups = 8, 4
+        config.adm.new_attention_order = False
+        return config
+
+    def classes(images):
+        x = torch.from_numpy(images.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1)
+        logits = classifier_forward(state, adm, x, torch.zeros(len(x)))  # time 0: logsnr_max, no noise
+        return logits.argmax(dim=1).numpy()
+
+    config = shape(config_of())
+    config.adm.kind, config.adm.checkpoint = 'classifier', str(folder / 'classifier.pt')
+    (folder / 'run').mkdir()
+    importing.import_adm(config, folder / 'run')
+    return folder / 'run', shape, classes
+
+
+def test_the_accuracy_of_an_imported_classifier_is_the_share_that_it_assigns_to_their_label(workdir, adm_classifier):
+    folder, shape, classes = adm_classifier
+    config = shape(config_of(w=(0.5,), keep_samples=1000, classifier_workdir=str(folder)))
+    sweep.evaluate(config, workdir)
+    (row,) = read_results(workdir)
+    assert re.fullmatch('imported classifier [0-9a-f]{16}', row['classifier'])
+    with np.load(workdir / row['samples'], allow_pickle=False) as file:
+        images, labels = file['arr_0'], file['arr_1']
+    found = classes(images)
+    assert len(images) == 100
+    assert len(set(found)) > 2
+    assert row['accuracy'] == np.mean(found == labels)
+    test = digits('test')
+    assert row['floor_accuracy'] == np.mean(classes(test.images) == test.labels)
+    assert 0 < row['floor_accuracy'] < 0.5
+    # Another classifier is another measurement, and nothing else of it changes.
+    sweep.evaluate(config_of(w=(0.5,)), workdir)
+    own = read_results(workdir)[-1]
+    assert own['classifier'] == 'the feature network'
+    assert own['accuracy'] != row['accuracy']
+    assert own['fid'] == row['fid']
+
+
+def test_a_classifier_guides(workdir, adm_classifier):
+    """The conditional model with w, the unconditional one with w + 1."""
+    folder, _, _ = adm_classifier
+    rules = (f'classifier(workdir="{folder}")', f'classifier(model="unconditional", workdir="{folder}")')
+    sweep.evaluate(config_of(w=(0.0, 30.0), num_samples=20, guidance=rules), workdir)
+    sweep.evaluate(config_of(w=(0.0,), num_samples=20), workdir)
+    *guided, plain = read_results(workdir)
+    assert [row['sampling']['guidance'] for row in guided[::2]] == [
+        'classifier',
+        "classifier(model='unconditional')",
+    ]
+    assert guided[0]['fid'] == plain['fid']
+    assert len({row['fid'] for row in guided}) == 4
+    assert [row['evaluations'] for row in guided] == [4, 8, 8, 8]
+    assert guided[0]['cost'] == 4.0
+    assert len({row['classifier_params_sha256'] for row in guided}) == len({row['cost'] for row in guided[1:]}) == 1
+    assert str(folder) not in (workdir / 'results.jsonl').read_text()  # a row is the same wherever the classifier is
 
 
 def test_the_config_hash_changes_with_what_is_measured():

@@ -11,8 +11,11 @@ import torch
 
 from cfg.errors import UserError
 from cfg.evaluation import weights
+from cfg.evaluation.features import inception
 from cfg.evaluation.weights import PUBLIC_FILES, fetch_weights, load_inception
+from cfg.models.inception import resize_tf1
 from tests.inception_file import random_state, write_graph, write_torch
+from tests.peers import pytorch_fid_inception, torch_fidelity_inception
 
 
 @pytest.fixture(scope='module', name='files')
@@ -44,6 +47,37 @@ def test_all_three_files_are_the_same_network(loaded):
         assert other.params_sha256 == first.params_sha256
         assert other.file == name
     assert len({other.file_sha256 for other in found.values()}) == 3
+
+
+def test_a_file_gives_the_features_that_its_own_readers_give(files, tmp_path, monkeypatch):
+    """One file through our loader, and through the networks of pytorch-fid and torch-fidelity."""
+    path = files / weights.PYTORCH_FID
+    images = np.random.default_rng(0).integers(0, 256, (4, 4, 4, 3)).repeat(16, axis=1).repeat(16, axis=2)
+    images = images.astype(np.uint8)
+    ours = inception(str(path), tmp_path, batch_size=4).extract(images)
+    module = torch_fidelity_inception
+    theirs = module.FeatureExtractorInceptionV3('x', ['2048', 'logits_unbiased'], feature_extractor_weights_path=path)
+    seen = {}
+    theirs.Mixed_6d.branch1x1.register_forward_hook(lambda _, __, output: seen.update(spatial=output))
+    pool, logits = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+    close(ours.pool, pool)
+    close(ours.log_p, torch.log_softmax(logits, dim=1))
+    close(ours.spatial, seen['spatial'][:, :7].permute(0, 2, 3, 1).flatten(1))
+    module = pytorch_fid_inception
+    monkeypatch.setattr(module, 'load_state_dict_from_url', lambda *_, **__: torch.load(path, weights_only=True))
+    theirs = module.InceptionV3([3], resize_input=False, normalize_input=False).eval()
+    resized = (np.array(resize_tf1(images, (299, 299))) - 128) / 128  # its own resize is another one
+    with torch.no_grad():
+        (pool,) = theirs(torch.from_numpy(resized.transpose(0, 3, 1, 2).copy()))
+    close(ours.pool, pool[:, :, 0, 0])
+
+
+def close(ours, theirs):
+    """To 1e-4 of how much the images differ."""
+    theirs = theirs.numpy()
+    scale = np.abs(theirs - theirs.mean(axis=0)).max()
+    assert scale > 0.01 * np.abs(theirs).max()
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * scale)
 
 
 def test_a_file_is_converted_once(files, loaded, monkeypatch, caplog):

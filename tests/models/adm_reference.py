@@ -107,13 +107,17 @@ def random_state(adm: Adm, *, encoder: bool = False, seed: int = 0) -> dict[str,
     return state
 
 
-def unet_forward(state, adm: Adm, x, timesteps, labels=None):
-    """x [N, 3, H, W], timesteps [N], labels [N] or None -> [N, out_channels, H, W]."""
-    emb = _embedding(state, adm, timesteps)
+def unet_forward(state, adm: Adm, x, timesteps, labels=None, *, label_in='everywhere'):
+    """x [N, 3, H, W], timesteps [N], labels [N] or None -> [N, out_channels, H, W].
+
+    With label_in='decoder', which ADM does not have, the label is added for output_blocks alone.
+    """
+    level = emb = _embedding(state, adm, timesteps)
     if adm.rows:
         emb = emb + state['label_emb.weight'][labels]
-    skips = _encode(state, adm, x, emb)
-    x = _middle(state, adm, skips[-1], emb)
+    told = emb if label_in == 'everywhere' else level
+    skips = _encode(state, adm, x, told)
+    x = _middle(state, adm, skips[-1], told)
     for number in range(len(skips)):
         x = torch.cat([x, skips.pop()], dim=1)
         for place in range(3):

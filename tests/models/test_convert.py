@@ -119,6 +119,15 @@ def test_a_converted_unet_computes_what_the_reference_does(name, tmp_path):
     assert difference(ours(network, other, LABELS), expected) > 1e-2
 
 
+def test_a_label_in_the_decoder_alone_is_what_the_reference_computes():
+    adm = CASES['new order, by channels']
+    state, network = random_state(adm), unet(adm, label_in='decoder')
+    params = unet_params(arrays(state), network, SHAPE, new_attention_order=True)
+    got = ours(network, params, LABELS)
+    assert difference(got, theirs(functools.partial(unet_forward, label_in='decoder'), state, adm, LABELS)) < 1e-4
+    assert difference(got, theirs(unet_forward, state, adm, LABELS)) > 1e-2
+
+
 def test_the_null_label(tmp_path):
     """No row in the file: zeros are added. One row more than classes: it is the null label."""
     adm = CASES['new order, by channels']

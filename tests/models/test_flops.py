@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import pytest
 
 from cfg import setup
-from cfg.models.flops import forward_flops, matmul_flops
+from cfg.models.flops import forward_flops, guided_flops, matmul_flops
+from cfg.models.unet import UNet
 from configs import imagenet64, imagenet128
 
 
@@ -37,3 +38,26 @@ def test_the_imagenet_networks_take_what_was_counted_in_the_released_ones(module
     config.model.dtype = dtype
     spec = setup.spec_of(config)
     assert forward_flops(setup.build_network(config, spec), spec.image_shape) == pytest.approx(published, rel=3e-4)
+
+
+def test_two_labels_cost_another_decoder_counted_by_hand():
+    """One resolution of 4x4, 8 channels: two blocks and the last convolution on the way up, without attention."""
+    network = UNet(
+        out_channels=3,
+        num_classes=2,
+        channels=8,
+        channel_mult=(1,),
+        num_res_blocks=1,
+        attention_resolutions=(),
+        num_heads=2,
+        head_channels=0,
+        norm_groups=4,
+    )
+    plain = forward_flops(network, (4, 4, 3))
+    assert guided_flops(network, (4, 4, 3)) == 2 * plain
+    pixels, emb = 16, 32
+    # Two 3x3 convolutions, scale and shift from the embedding, and the skip from 16 joined channels to 8.
+    block = pixels * 9 * (16 * 8 + 8 * 8) + emb * 16 + pixels * 16 * 8
+    decoder = 2.0 * (2 * block + pixels * 9 * 8 * 3)
+    assert forward_flops(network.clone(label_in='decoder'), (4, 4, 3)) == plain
+    assert guided_flops(network.clone(label_in='decoder'), (4, 4, 3)) == plain + decoder

@@ -1,3 +1,4 @@
+import functools
 import math
 
 import jax
@@ -103,6 +104,86 @@ def test_dropout_masks_follow_their_keys_not_the_batch(small):
     np.testing.assert_allclose(
         apply(params, z[order], logsnr[order], labels[order], keys[order]), output[order], atol=1e-5
     )
+
+
+DECODER = SMALL.clone(label_in='decoder')
+
+
+@pytest.mark.parametrize(
+    ('label_in', 'dtype', 'bound'),
+    [('everywhere', 'float32', 1e-6), ('decoder', 'float32', 1e-6), ('decoder', 'bfloat16', 2e-2)],
+)
+def test_both_predictions_are_those_of_two_calls(small, label_in, dtype, bound):
+    params, _, (z, logsnr, labels) = small
+    exact = SMALL.clone(label_in=label_in)
+    network = exact.clone(dtype=jnp.dtype(dtype))
+    others = jnp.array([3, 3, 1, 0])
+    got = jax.jit(lambda *inputs: network.apply(*inputs, method='both'))(params, z, logsnr, labels, others)
+    apply = jax.jit(exact.apply)
+    for actual, asked in zip(got, (labels, others), strict=True):
+        expected = apply(params, z, logsnr, asked)
+        assert actual.dtype == expected.dtype == np.float32
+        assert np.linalg.norm(actual - expected) < bound * np.linalg.norm(expected)
+    assert np.abs(got[0] - got[1])[labels != others].max() > 1e-2
+
+
+def test_the_encoder_does_not_see_the_label(small):
+    """Of a whole call: what each block returns is the same for other labels in the encoder, and not in the decoder."""
+    params, _, (z, logsnr, labels) = small
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def blocks(network, labels):
+        def asked(module, method):
+            return method == '__call__' and (module.name or '').startswith(('conv_in', 'down', 'middle', 'up'))
+
+        _, state = network.apply(params, z, logsnr, labels, capture_intermediates=asked, mutable='intermediates')
+        return {name: value['__call__'][0] for name, value in state['intermediates'].items() if '__call__' in value}
+
+    for network in (DECODER, SMALL):
+        first, second = blocks(network, labels), blocks(network, labels[::-1])
+        same = {name for name in first if np.array_equal(first[name], second[name])}
+        encoder = {name for name in first if not name.startswith('up')}
+        assert (len(encoder), len(first) - len(encoder)) == (8, 7)
+        assert same == (encoder if network is DECODER else {'conv_in'})
+
+
+def test_the_label_embedding_learns_through_the_decoder_alone(small):
+    """With dropout and rematerialisation: its gradient is the one with the encoder's output held constant."""
+    params, _, (z, logsnr, labels) = small
+    keys = jax.random.split(jax.random.key(5), 4)
+
+    def embed(module, logsnr, labels):
+        level = module.embed_level(logsnr)
+        return level, level + module.classes(labels)
+
+    network = DECODER.clone(remat=True)
+
+    def of_rows(rows):
+        return {'params': params['params'] | {'classes': {'embedding': rows}}}
+
+    def of_call(rows):
+        return jnp.sum(jnp.square(network.apply(of_rows(rows), z, logsnr, labels, keys)))
+
+    def of_decoder(rows):
+        level, emb = network.apply(of_rows(rows), logsnr, labels, method=embed)
+        held = jax.lax.stop_gradient(network.apply(of_rows(rows), z, level, keys, method='encode'))
+        return jnp.sum(jnp.square(network.apply(of_rows(rows), *held, emb, keys, method='decode')))
+
+    rows = params['params']['classes']['embedding']
+    whole, held = (jax.jit(jax.grad(loss))(rows) for loss in (of_call, of_decoder))
+    assert np.abs(whole).max() > 1e-2
+    np.testing.assert_allclose(whole, held, rtol=1e-4, atol=1e-5 * np.abs(whole).max())
+
+
+def test_where_the_label_goes_changes_no_parameter(small):
+    params, apply, (z, logsnr, labels) = small
+    shapes = [jax.eval_shape(network.init, jax.random.key(0), z, logsnr, labels) for network in (SMALL, DECODER)]
+    assert shapes[0] == shapes[1]
+    without = jax.tree.map(jnp.zeros_like, params['params']['classes'])
+    params = {'params': params['params'] | {'classes': without}}
+    np.testing.assert_array_equal(jax.jit(DECODER.apply)(params, z, logsnr, labels), apply(params, z, logsnr, labels))
+    with pytest.raises(ValueError, match='everywhere, decoder'):
+        jax.eval_shape(SMALL.clone(label_in='middle').apply, params, z, logsnr, labels)
 
 
 def test_dropout_keeps_the_mean_and_the_rate():

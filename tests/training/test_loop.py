@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 
@@ -14,6 +15,7 @@ from cfg.files import lock
 from cfg.status import describe
 from cfg.training import build, loop, state
 from cfg.training.checkpoints import Checkpoints
+from cfg.training.meter import Meter
 from tests.conftest import small_config
 
 
@@ -76,7 +78,7 @@ def test_data_that_cannot_be_read_cost_no_finished_step(run, tmp_path, small_con
 
     def breaking(*args, **kwargs):
         for number, batch in enumerate(train_batches(*args, **kwargs)):
-            if number == 5:  # two ahead of the step that needs it
+            if number == 5:  # three ahead of the step that needs it
                 raise UserError('the disk is away')
             yield batch
 
@@ -84,7 +86,7 @@ def test_data_that_cannot_be_read_cost_no_finished_step(run, tmp_path, small_con
     with pytest.raises(UserError, match='the disk is away'):
         loop.train(small_config, tmp_path)
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
-        assert checkpoints.steps() == [2, 3]
+        assert checkpoints.steps() == [2, 4]
     monkeypatch.undo()
     loop.train(small_config, tmp_path)
     assert digests(tmp_path) == digests(run)
@@ -106,6 +108,18 @@ def test_other_numbers_need_another_workdir(run, small_config):
     small_config.seed = 4
     with pytest.raises(UserError, match=r'config\.seed=0, not 4'):
         loop.train(small_config, run)
+    small_config.seed = 0
+    small_config.model.label_in = 'decoder'
+    with pytest.raises(UserError, match=r"config\.model\.label_in='everywhere', not 'decoder'"):
+        loop.train(small_config, run)
+
+
+def test_a_config_without_a_newer_field_means_what_its_version_did(small_config):
+    now = setup.config_dict(small_config)
+    older = now | {'model': {name: value for name, value in now['model'].items() if name != 'label_in'}}
+    assert setup.with_newer_fields(older) == now
+    other = now | {'model': now['model'] | {'label_in': 'decoder'}}
+    assert setup.with_newer_fields(other) == other
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path, small_config):
@@ -120,25 +134,103 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path, sm
             assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
 
 
+def test_steps_that_are_not_finite_may_be_left_out_so_many_times_in_a_row(tmp_path, small_config, caplog):
+    small_config.train.learning_rate = 1e30  # the first step is fine, and what it leaves is not
+    small_config.train.grad_clip = 0.0
+    small_config.train.warmup_steps = 0
+    small_config.train.max_skipped = 2
+    with (
+        caplog.at_level('WARNING', logger='cfg'),
+        pytest.raises(UserError, match=r'of step 4 is (nan|inf), after 2 steps in a row that were left out'),
+    ):
+        loop.train(small_config, tmp_path)
+    assert re.search(r'of step 3 is (nan|inf): the step is left out \(2 in a row, 2 in all\)', caplog.text)
+
+
+def test_left_out_steps_are_counted_through_a_restart(tmp_path):
+    config = small_config()
+    config.train.max_skipped = 3
+    config.train.warmup_steps = 10
+    meter = Meter(config, {'total': 5, 'in_a_row': 2})
+    good = {'loss': 1.0, 'grad_norm': 2.0}
+    meter.add(21, good | {'loss': np.nan})
+    assert meter.skips == {'total': 6, 'in_a_row': 3}
+    with pytest.raises(UserError, match=r'The grad_norm of step 22 is inf, after 3 steps'):
+        meter.add(22, good | {'grad_norm': np.inf})
+    meter.add(22, good)
+    assert meter.skips == {'total': 6, 'in_a_row': 0}
+    taken = meter.take(14)
+    assert (taken['loss'], taken['skipped_steps']) == (1.0, 6)
+    # The optimizer has made 14 - 6 = 8 updates, the last one with 8 tenths of the rate.
+    assert taken['learning_rate'] == pytest.approx(0.8 * config.train.learning_rate)
+    assert taken['host_memory_bytes'] > 1e7
+
+
+def test_the_log_tells_the_health_of_the_run(run):
+    for row in metrics(run):
+        assert {'loss', 'grad_norm', 'param_norm', 'learning_rate', 'skipped_steps', 'host_memory_bytes'} <= set(row)
+    last = metrics(run)[-1]
+    assert last['learning_rate'] == pytest.approx(1e-3 * 6 / 50)
+    assert 0 <= last['data_wait_share'] < 1
+    assert 0 < last['checkpoint_share'] < 1
+    assert last['images_per_second'] == pytest.approx(16 * last['steps_per_second'])
+    with Checkpoints(run, read_only=True) as checkpoints:
+        params = checkpoints.restore_params(6, ema=False)
+    norm = np.sqrt(sum(np.sum(np.square(x, dtype=np.float64)) for x in jax.tree.leaves(params)))
+    assert metrics(run)[-1]['param_norm'] == pytest.approx(norm, rel=0.01)  # the mean of the last two steps
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_before_training(tmp_path, small_config, monkeypatch):
+    monkeypatch.setattr(shutil, 'disk_usage', lambda _: shutil._ntuple_diskusage(10**6, 10**6, 10**5))
+    with pytest.raises(UserError, match=r'has 0 MiB free, and a checkpoint takes \d+ MiB: make room'):
+        loop.train(small_config, tmp_path)
+
+
+def test_all_checkpoints_damaged_is_one_sentence_and_none_is_lost(run, tmp_path, small_config):
+    shutil.copytree(run, tmp_path / 'run')
+    for file in (tmp_path / 'run' / 'checkpoints').rglob('*'):
+        if file.is_file() and '_METADATA' not in file.name:
+            file.write_bytes(b'')
+    with pytest.raises(UserError, match=r'No checkpoint in .* can be read'):
+        loop.train(small_config, tmp_path / 'run')
+    aside = tmp_path / 'run' / 'damaged_checkpoints'
+    left = [*aside.iterdir(), *(tmp_path / 'run' / 'checkpoints').glob('[0-9]*')]
+    assert sorted(path.name for path in left) == ['2', '4', '6']
+
+
 def test_another_architecture_is_refused_by_name(run, small_config):
-    small_config.model.channel_mult = (1, 3)
+    small_config.model.channel_mult = (1, 2)
     source = digits('all')
     like = setup.abstract_params(setup.build_network(small_config, source), source)
     with Checkpoints(run, read_only=True) as checkpoints, pytest.raises(UserError) as error:
         checkpoints.restore_params(6, like, ema=True)
     assert 'another architecture' in str(error.value)
-    assert "['down_1_0']" in str(error.value)
+    assert "['down_0_resample']" in str(error.value)
+
+
+@pytest.fixture(scope='module', name='longer')
+def longer_fixture(tmp_path_factory):
+    """Eight steps without a break."""
+    workdir = tmp_path_factory.mktemp('longer')
+    config = small_config()
+    config.train.num_steps = 8
+    loop.train(config, workdir)
+    return workdir
 
 
 @pytest.mark.parametrize('item', ['params', 'opt_state', 'meta'])
-def test_a_damaged_checkpoint_is_named(run, tmp_path, small_config, item):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(run, longer, tmp_path, small_config, item, caplog):
     shutil.copytree(run, tmp_path / 'run')
     for file in (tmp_path / 'run' / 'checkpoints' / '6' / item).rglob('*'):
         if file.is_file():
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     small_config.train.num_steps = 8
-    with pytest.raises(UserError, match=r'checkpoints/6 cannot be read'):
+    with caplog.at_level('WARNING', logger='cfg'):
         loop.train(small_config, tmp_path / 'run')
+    assert re.search(r'checkpoints/6 (cannot be read|is damaged)', caplog.text)
+    assert 'goes on from the one before it' in caplog.text
+    assert (tmp_path / 'run' / 'damaged_checkpoints' / '6' / item).exists()
+    assert digests(tmp_path / 'run') == digests(longer)
 
 
 def test_last_k_and_every_nth_checkpoint_are_kept(tmp_path):

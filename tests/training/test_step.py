@@ -33,7 +33,9 @@ def run(config, *, devices, steps=3):
     replicated = parallel.replicate(state.create(params, build.make_optimizer(config)), devices)
     batches = train_batches(source, batch_size=config.train.batch_size, seed=config.seed, start_step=0)
     for _ in range(steps):
-        replicated, metrics = step(replicated, parallel.shard(next(batches), devices))
+        replicated, metrics = step(
+            replicated, parallel.shard(next(batches), devices), parallel.number_for_each(0, devices)
+        )
     return params, parallel.unreplicate(replicated), parallel.unreplicate(metrics)
 
 
@@ -56,13 +58,41 @@ def test_four_devices_and_pieces_train_like_one_device():
         np.testing.assert_allclose(m['grad_norm'], metrics['grad_norm'], rtol=1e-4)
 
 
+def test_a_step_that_is_not_finite_leaves_everything_but_its_number():
+    tx = state.optimizer(learning_rate=0.1, warmup_steps=3, beta1=0.9, beta2=0.999, weight_decay=0.0, grad_clip=1.0)
+    before = state.create({'a': jnp.array([3.0, -2.0])}, tx)
+    batch = {'image': np.zeros((2, 1, 1, 1), np.uint8), 'label': np.zeros(2, np.int32), 'index': np.arange(2)}
+
+    def run(start, factor, skip):
+        return train_step(
+            start,
+            batch,
+            loss_fn=lambda params, images, labels, keys, index: (factor * jnp.sum(params['a']) * jnp.ones(2), {}),
+            tx=tx,
+            ema_decay=0.5,
+            grad_accum=1,
+            seed=0,
+            mean_over_devices=lambda tree: tree,
+            skip_nonfinite=skip,
+        )
+
+    for factor in (jnp.nan, jnp.inf):
+        after, metrics = run(before, factor, True)
+        assert int(after.step) == 1
+        jax.tree.map(np.testing.assert_array_equal, after[1:], before[1:])
+        assert not np.isfinite(metrics['grad_norm'])
+        np.testing.assert_allclose(metrics['param_norm'], np.sqrt(13.0), rtol=1e-6)
+    # Where all is finite, nothing changes by looking.
+    jax.tree.map(np.testing.assert_array_equal, run(before, 1.0, True)[0], run(before, 1.0, False)[0])
+
+
 def test_a_step_is_adam_on_the_clipped_gradient_with_ema():
     """One step of a linear model, against Adam's first step written out: lr * sign(g) up to eps."""
     params = {'a': jnp.array([3.0, -2.0])}
     tx = state.optimizer(learning_rate=0.1, warmup_steps=0, beta1=0.9, beta2=0.999, weight_decay=0.0, grad_clip=1.0)
 
     def loss_fn(params, images, labels, keys, index):
-        return jnp.sum(params['a'] * jnp.array([30.0, 40.0])) * jnp.ones(len(labels))
+        return jnp.sum(params['a'] * jnp.array([30.0, 40.0])) * jnp.ones(len(labels)), {}
 
     batch = {
         'image': np.zeros((4, 1, 1, 1), np.uint8),
@@ -96,6 +126,8 @@ def test_warm_up_and_weight_decay():
         updates, opt_state = tx.update(jnp.array(1.0), opt_state, params)
         moves.append(-float(updates))
     np.testing.assert_allclose(moves, [0.025, 0.05, 0.075, 0.1, 0.1, 0.1], rtol=1e-4)
+    rate = state.learning_rate_schedule(0.1, warmup_steps=4, decay_steps=8)
+    np.testing.assert_allclose([rate(i) for i in (0, 2, 3, 4, 8, 9)], [0.025, 0.05625, 0.0625, 0.05, 0, 0], rtol=1e-6)
 
     tx = state.optimizer(learning_rate=0.1, warmup_steps=0, beta1=0.9, beta2=0.999, weight_decay=0.5, grad_clip=0.0)
     updates, _ = tx.update(jnp.array(0.0), tx.init(jnp.array(2.0)), jnp.array(2.0))
@@ -118,14 +150,15 @@ def test_accumulated_gradient_is_the_gradient_of_the_mean():
     keys = jax.random.split(jax.random.key(0), 12)
 
     def loss_fn(w, x, keys):
-        return (x @ w) ** 2 + jax.vmap(jax.random.uniform)(keys) * w[0]
+        return (x @ w) ** 2 + jax.vmap(jax.random.uniform)(keys) * w[0], {'x': x[:, 0], 'pair': (x[:, 1], x[:, 2])}
 
-    value, gradient = mean_gradient(loss_fn, w, batch, keys, grad_accum=1)
+    (value, others), gradient = mean_gradient(loss_fn, w, batch, keys, grad_accum=1)
     x, u = np.asarray(batch), np.asarray(jax.vmap(jax.random.uniform)(keys))
+    np.testing.assert_allclose([others['x'], *others['pair']], x.mean(0), rtol=1e-5)
     np.testing.assert_allclose(value, np.mean((x @ w) ** 2 + u * w[0]), rtol=1e-5)
     np.testing.assert_allclose(gradient, 2 * (x * (x @ np.asarray(w))[:, None]).mean(0) + [u.mean(), 0, 0], rtol=1e-5)
     for pieces in (2, 3, 12):
-        assert_close(mean_gradient(loss_fn, w, batch, keys, grad_accum=pieces), (value, gradient), 1e-6)
+        assert_close(mean_gradient(loss_fn, w, batch, keys, grad_accum=pieces), ((value, others), gradient), 1e-6)
 
 
 def test_stratified_times_cover_the_batch(monkeypatch):
@@ -197,7 +230,7 @@ def test_the_whole_loss_learns():
     @jax.jit
     def step(params, opt_state, i):
         keys = example_keys(0, i, index)
-        mean = lambda p: jnp.mean(loss_fn(p, to_float(batch['image']), batch['label'], keys, index))  # noqa: E731
+        mean = lambda p: jnp.mean(loss_fn(p, to_float(batch['image']), batch['label'], keys, index)[0])  # noqa: E731
         value, grads = jax.value_and_grad(mean)(params)
         updates, opt_state = tx.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, value

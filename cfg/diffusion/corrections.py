@@ -1,0 +1,84 @@
+"""What newer guidance does to predictions beyond Eq. 6: rescaling, thresholding, projection.
+
+Pure functions of images [N, ...], each image on its own. Every one is harmless where its statistic vanishes (an
+image without contrast, an estimate that is 0).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from cfg.diffusion.process import expand
+
+Array = jax.Array
+
+
+def _axes(x: Array) -> tuple[int, ...]:
+    """All axes but the first."""
+    return tuple(range(1, x.ndim))
+
+
+def rescale(guided: Array, cond: Array, *, phi: Array) -> Array:
+    """phi guided std(cond) / std(guided) + (1 - phi) guided (Lin et al. 2023, arXiv 2305.08891, Section 3.4).
+
+    The standard deviation is over all components of an image. phi = 0 changes nothing, phi = 1 gives the guided
+    prediction the standard deviation of the conditional one.
+
+    Args:
+      guided, cond: outputs of a model, [N, ...].
+      phi: in [0, 1], [] or [N].
+    """
+    std_guided = jnp.std(guided, axis=_axes(guided), keepdims=True)
+    std_cond = jnp.std(cond, axis=_axes(cond), keepdims=True)
+    # Of an image of one value the deviation is rounding, and says nothing.
+    contrast = std_guided > 1e-6 * jnp.max(jnp.abs(guided), axis=_axes(guided), keepdims=True)
+    ratio = jnp.where(contrast, std_cond / jnp.where(contrast, std_guided, 1.0), 1.0)
+    return guided * (1.0 + expand(phi, guided) * (ratio - 1.0))
+
+
+def dynamic_threshold(x: Array, *, quantile: float) -> Array:
+    """clip(x, -s, s) / s with s = max(1, that quantile of |x|) (Saharia et al. 2022, Imagen, arXiv 2205.11487).
+
+    The result is in [-1, 1]. Where |x| <= 1 nothing changes. Where s is 1 it is plain clipping, as for quantile = 0 and
+    every image with a component inside [-1, 1].
+
+    Args:
+      x: estimates of clean images, [N, ...].
+      quantile: in [0, 1], of the components of an image, linearly interpolated.
+    """
+    s = jnp.quantile(jnp.abs(x), quantile, axis=_axes(x), keepdims=True)
+    s = jnp.maximum(s, 1.0)
+    return jnp.clip(x, -s, s) / s
+
+
+def decompose(v: Array, onto: Array) -> tuple[Array, Array]:
+    """v as its part parallel to `onto` and the rest, orthogonal to it; the parallel part of 0 is 0.
+
+    Returns:
+      (parallel, orthogonal), each [N, ...], of sum v.
+    """
+    # A unit vector first: the squares of a large image would lose more, or overflow.
+    size = jnp.sqrt(jnp.sum(jnp.square(onto), axis=_axes(v), keepdims=True))
+    unit = onto / jnp.where(size > 0.0, size, 1.0)
+    parallel = jnp.sum(v * unit, axis=_axes(v), keepdims=True) * unit
+    return parallel, v - parallel
+
+
+def limit_norm(v: Array, *, norm_threshold: Array) -> Array:
+    """v min(1, r / ||v||), with the norm over all components of an image; r = infinity changes nothing."""
+    r = expand(norm_threshold, v)
+    norm = jnp.sqrt(jnp.sum(jnp.square(v), axis=_axes(v), keepdims=True))
+    return v * jnp.where(norm > r, r / jnp.where(norm > r, norm, 1.0), 1.0)
+
+
+def adaptive_projection(x_cond: Array, update: Array, w: Array, *, eta: Array, norm_threshold: Array) -> Array:
+    """x_cond + w (orthogonal + eta parallel), of the update cut to norm r (Sadat et al. 2024, arXiv 2410.02416).
+
+    The two parts of the update are relative to x_cond. The update is x_cond - x_uncond, or its running sum. Without
+    cut and sum, and for eta = 1, this is Eq. 6 on the estimates of x.
+
+    Args:
+      x_cond, update: [N, ...].
+      w, eta, norm_threshold: [] or [N].
+    """
+    parallel, orthogonal = decompose(limit_norm(update, norm_threshold=norm_threshold), x_cond)
+    return x_cond + expand(w, x_cond) * (orthogonal + expand(eta, x_cond) * parallel)

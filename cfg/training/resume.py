@@ -1,0 +1,113 @@
+"""Going on from the checkpoints of a workdir, if they are of the same run."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cfg import setup
+from cfg.data.prepared import short_name
+from cfg.data.source import Source
+from cfg.errors import UserError
+from cfg.training.checkpoints import Checkpoints, DamagedError
+from cfg.training.meter import NO_SKIPS
+from cfg.training.state import TrainState
+
+log = logging.getLogger('cfg')
+
+# Fields that may differ between the parts of one run. The first change its length and what is written, not its numbers
+# (grad_accum and remat: only their rounding); the others are what people change on purpose in the middle of a run.
+FREE_FIELDS = (
+    'num_steps',
+    'log_every',
+    'sample_every',
+    'checkpoint_every',
+    'keep_last',
+    'keep_every',
+    'max_skipped',
+    'grad_accum',
+    'remat',
+)
+FREE_BY_INTENT = ('learning_rate', 'grad_clip')
+# Where the data lie and who reads them may change; what they are is told by their fingerprint.
+FREE_DATA_FIELDS = ('dir', 'workers')
+# What a run of each kind reads. A model's run may be evaluated with any classifier.
+PARTS = {'model': ('seed', 'data', 'model', 'diffusion', 'train')}
+PARTS['classifier'] = (*PARTS['model'], 'classifier')
+FREE = {'train': FREE_FIELDS, 'data': FREE_DATA_FIELDS}
+
+
+def restore(
+    config: ConfigDict, source: Source, checkpoints: Checkpoints, like: TrainState
+) -> tuple[TrainState, dict[str, int]] | None:
+    """The state to go on from, and what is known of its skipped steps."""
+    kind = config.train.kind
+    steps = checkpoints.steps()
+    for step in reversed(steps):  # one that tells its config will do: the workdir is of one run
+        try:
+            meta = checkpoints.meta(step)
+        except DamagedError:
+            continue
+        theirs = meta.get('kind', 'model')  # older versions trained nothing else
+        if theirs != kind:
+            raise UserError(
+                f'{checkpoints.folder} holds a {theirs}, and config.train.kind={kind!r} trains a {kind}: give another '
+                '--workdir.'
+            )
+        if meta.get('imported'):
+            raise UserError(
+                f'{checkpoints.folder / str(step)} was imported and has no optimizer to go on with: it can be used, '
+                'but not trained; give another --workdir to train in.'
+            )
+        _check_same_run(config, meta['config'], checkpoints.folder)
+        _check_same_data(source, meta, checkpoints.folder)
+        break
+    found = checkpoints.restore_newest(like)
+    if found is None:
+        return None
+    state, meta = found
+    log.info('Resuming from step %d.', int(state.step))
+    return state, meta.get('skipped', NO_SKIPS)
+
+
+def _check_same_run(config: ConfigDict, old: dict[str, Any], folder: Path) -> None:
+    """A workdir belongs to one run: what changes its numbers by accident must stay.
+
+    Raises:
+      UserError: names the first field that differs from the config of the newest checkpoint.
+    """
+    new, old = setup.config_dict(config), setup.with_newer_fields(old)
+    for part in PARTS[config.train.kind]:
+        before, now = old.get(part), new[part]
+        if not isinstance(now, dict):
+            before, now, part = {part: before}, {part: now}, ''
+        for name, value in now.items():
+            if part == 'data' and name == 'name':
+                same = name in before and short_name(before[name]) == short_name(value)
+            else:
+                same = before.get(name, value) == value
+            if same or name in FREE.get(part, ()):
+                continue  # a field that an older version did not have keeps that version's behaviour
+            field = f'{part}.{name}'.strip('.')
+            if part == 'train' and name in FREE_BY_INTENT:
+                log.info('config.%s is now %r; it was %r.', field, value, before[name])
+                continue
+            raise UserError(
+                f'The checkpoints in {folder} come from config.{field}={before[name]!r}, not {value!r}: '
+                'go on with that value, or give another --workdir.'
+            )
+
+
+def _check_same_data(source: Source, meta: dict[str, Any], folder: Path) -> None:
+    """Whether the images are those that the run began with.
+
+    Raises:
+      UserError: when they are others.
+    """
+    before = meta.get('data', {}).get('fingerprint', source.fingerprint)  # older versions wrote none
+    if before != source.fingerprint:
+        raise UserError(
+            f'The checkpoints in {folder} were trained on other images than those of {source.name} (fingerprint '
+            f'{before[:12]}, not {source.fingerprint[:12]}): set config.data.dir to those, or give another --workdir.'
+        )

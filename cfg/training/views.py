@@ -1,0 +1,112 @@
+"""What a run shows of its network while it trains: sample grids, or accuracies on images that it does not learn."""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from cfg import parallel, setup
+from cfg.data.grids import mosaic
+from cfg.data.images import to_float
+from cfg.data.source import Source
+from cfg.diffusion import loss, recipes
+from cfg.training.bands import accuracies, band_names
+from cfg.training.meter import average
+from cfg.training.state import TrainState
+
+log = logging.getLogger('cfg')
+
+MOST_HELD_OUT = 2048  # images; the standard error of an accuracy over all of them is at most 1.1 points
+
+
+class View(NamedTuple):
+    """What is logged of a network: numbers, and uint8 images [H, W, C]."""
+
+    scalars: dict[str, float]
+    images: dict[str, np.ndarray]
+
+
+def open_view(config: ConfigDict, source: Source, network: nn.Module) -> Callable[[TrainState], View] | None:
+    """What is logged every `config.train.sample_every` steps, as a function of the replicated state; None for nothing.
+
+    It runs on the devices of this process.
+
+    Raises:
+      UserError: when a batch does not divide over them, or held-out images cannot be read.
+    """
+    if not config.train.sample_every:
+        return None
+    return {'model': _sample_grid, 'classifier': _held_out}[config.train.kind](config, source, network)
+
+
+def _sample_grid(config: ConfigDict, source: Source, network: nn.Module) -> Callable[[TrainState], View]:
+    """One row a w, one column a class, same noise in a column."""
+    columns = min(source.num_classes, 10)
+    devices = len(parallel.local_devices())
+    settings = setup.sampler_settings(config)
+    recipe = recipes.parse_guidance(settings.guidance)
+    ws = recipe.w or tuple(config.sampling.w)
+    if recipes.needs_companion(recipe):
+        settings, ws = dataclasses.replace(settings, guidance='cfg'), tuple(config.sampling.w)
+    batch_size = -(-columns // devices) * devices
+    generator = setup.make_generator(config, source, network, batch_size=batch_size, settings=settings)
+    labels = np.arange(columns)
+
+    def view(state: TrainState) -> View:
+        params = parallel.on_this_process(state.ema_params if config.sampling.ema else state.params)
+        rows = [batch.images for w in ws for batch in generator({'model': params}, labels, w)]
+        return View({}, {'samples': mosaic(np.concatenate(rows), (len(ws), columns), width=640)})
+
+    return view
+
+
+def _held_out(config: ConfigDict, source: Source, network: nn.Module) -> Callable[[TrainState], View] | None:
+    """Loss and accuracies on up to `MOST_HELD_OUT` images of the split that is not trained on.
+
+    They are of the averaged parameters, with which a classifier guides. Images, noise and noise levels are the same
+    each time. The levels lie in the middle of as many equal strata of p(logsnr) as there are images.
+    """
+    held = setup.open_held_out(config)
+    if held is None or held.name == source.name or source.name == 'digits/all':
+        log.info('%s leaves no images that are not trained on: accuracies are those of training.', source.name)
+        return None
+    count = min(len(held), MOST_HELD_OUT)
+    examples = held.fetch(np.linspace(0, len(held) - 1, count).round().astype(int))
+    u_time = (np.random.default_rng(0).permutation(count) + 0.5) / count
+    examples |= {'index': np.arange(count, dtype=np.int32), 'u_time': u_time.astype(np.float32)}
+    devices = len(parallel.local_devices())
+    size = min(config.train.batch_size // len(parallel.everywhere()), -(-count // devices)) * devices
+    limits = {'logsnr_min': config.diffusion.logsnr_min, 'logsnr_max': config.diffusion.logsnr_max}
+    names = band_names(**limits)
+
+    def classify(params, examples):
+        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(examples['index'])
+        draws = loss.draw(keys, source.image_shape)._replace(u_time=examples['u_time'])
+        return loss.classification_loss(
+            lambda *inputs: network.apply({'params': params}, *inputs),
+            to_float(examples['image']),
+            examples['label'],
+            draws,
+            **limits,
+        )
+
+    run = parallel.pmap(classify, num_args=2)
+
+    def view(state: TrainState) -> View:
+        params, results = parallel.on_this_process(state.ema_params), []
+        for start in range(0, count, size):
+            # The last batch is filled up with the first examples, and what is too much is cut off again.
+            batch = {name: np.take(x, range(start, start + size), axis=0, mode='wrap') for name, x in examples.items()}
+            results.append(parallel.unshard(run(params, parallel.shard(batch))))
+        losses, correct = (np.concatenate(parts)[:count] for parts in zip(*results, strict=True))
+        measured = {'loss': losses} | accuracies(correct, u_time, names)
+        found = {name: average([jax.tree.map(float, jax.tree.map(jnp.mean, x))]) for name, x in measured.items()}
+        return View({f'held_out_{name}': value for name, value in found.items() if value is not None}, {})
+
+    return view

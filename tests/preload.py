@@ -1,0 +1,17 @@
+"""What every run of main.py imports, once; no JAX backend is started here."""
+
+from importlib import import_module
+
+for _name in (
+    'cfg.data.prepare',
+    'cfg.evaluation.report',
+    'cfg.evaluation.sample',
+    'cfg.evaluation.sweep',
+    'cfg.launching',
+    'cfg.status',
+    'cfg.training.logs',
+    'cfg.training.loop',
+    'sklearn.datasets',
+    'tensorflow_datasets',
+):
+    import_module(_name)

@@ -1,0 +1,52 @@
+"""What needs no second process: the flags, and everything where there is one process. The rest is in test_pod.py."""
+
+import contextlib
+
+import numpy as np
+import pytest
+
+from cfg import processes
+from cfg.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ('flags', 'expected'),
+    [
+        (('here:1', None, None), 'go with --num_processes'),
+        ((None, None, 1), 'go with --num_processes'),
+        (('here:1', 2, None), r'--process_id=None must be 0 to 1'),
+        (('here:1', 2, 2), r'--process_id=2 must be 0 to 1 with --num_processes=2'),
+        (('here', 2, 0), r'--coordinator=here must be HOST:PORT'),
+        ((None, 2, 0), r'--coordinator=None must be HOST:PORT'),
+    ],
+)
+def test_flags_that_do_not_go_together(flags, expected, monkeypatch):
+    monkeypatch.delenv('JAX_COORDINATOR_ADDRESS', raising=False)
+    with pytest.raises(UserError, match=expected):
+        processes.check_flags(*flags)
+
+
+@pytest.mark.parametrize('flags', [(None, None, None), (None, 1, None), (None, 1, 0), ('here:1', 2, 1)])
+def test_flags_that_do(flags):
+    processes.check_flags(*flags)
+
+
+def test_one_process_agrees_with_itself():
+    assert processes.largest(3) == 3
+    assert processes.from_first({'a': [1, None]}) == {'a': [1, None]}
+    assert np.array_equal(processes.gather({'x': np.arange(3)})['x'], np.arange(3))
+    assert processes.on_first(lambda: 1) == processes.on_each(lambda: 1) == processes.in_turn(lambda: 1) == 1
+    with processes.held_by_first(lambda: contextlib.nullcontext(5)) as held:
+        assert held == 5
+    assert not processes.told_to_stop(1)
+
+
+@pytest.mark.parametrize('way', [processes.on_first, processes.on_each, processes.in_turn])
+def test_errors_and_stops_pass_through(way):
+    def fail(error):
+        raise error
+
+    with pytest.raises(UserError, match='x is missing'):
+        way(lambda: fail(UserError('x is missing')))
+    with pytest.raises(SystemExit, match='143'):
+        way(lambda: fail(SystemExit(143)))
