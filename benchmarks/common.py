@@ -200,6 +200,12 @@ def quartiles(values: list[float]) -> tuple[float, float]:
     return low, high
 
 
+def describe_ratios(ratios: list[float]) -> str:
+    """Ratios of the rounds as median and quartiles."""
+    low, high = quartiles(ratios)
+    return f'{statistics.median(ratios):.3f} ({low:.3f}..{high:.3f})'
+
+
 def describe_times(seconds: list[float]) -> str:
     """Milliseconds as median, smallest and spread."""
     low, high = quartiles(seconds)
@@ -213,10 +219,11 @@ def peak_memory() -> str:
     """The most memory in use so far: of a device, or of this process where the device is the CPU."""
     import jax
 
-    stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    peaks = [s['peak_bytes_in_use'] for s in stats if 'peak_bytes_in_use' in s]
-    if peaks and jax.default_backend() != 'cpu':
-        return f'{max(peaks) / 2**30:.2f} GiB of device memory'
+    from cfg import parallel
+
+    peak = parallel.memory().get('device_memory_peak_bytes')
+    if peak is not None and jax.default_backend() != 'cpu':
+        return f'{peak / 2**30:.2f} GiB of device memory'
     return f'{peak_resident() / 2**30:.2f} GiB resident, the whole process'
 
 
@@ -280,6 +287,10 @@ def peer_request(config: ConfigDict, spec: Any, what: str, *, guided: bool = Tru
     if model.norm_groups != 32:
         raise UserError(
             f'config.model.norm_groups={model.norm_groups} must be 32 with --peer: guided-diffusion has no other.'
+        )
+    if model.label_in != 'everywhere':
+        raise UserError(
+            f"config.model.label_in={model.label_in!r} must be 'everywhere' with --peer: guided-diffusion has no other."
         )
     height, _, channels = spec.image_shape
     unet = {

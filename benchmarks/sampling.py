@@ -4,6 +4,7 @@ python benchmarks/sampling.py --config=configs/imagenet64.py [--w=1.0] [--num_st
 python benchmarks/sampling.py --config=benchmarks/config.py:medium_32 --peer=guided-diffusion [--forward]
 """
 
+import dataclasses
 import statistics
 import sys
 from pathlib import Path
@@ -47,7 +48,7 @@ def prepare_forward(config: ConfigDict) -> common.Work:
         rng.uniform(-10, 10, batch_size).astype(np.float32),
         rng.integers(0, spec.num_classes, batch_size, dtype=np.int32),
     )
-    inputs = next(parallel.prefetch([inputs]))
+    inputs = next(parallel.Prefetched([inputs]))
     return common.Work(
         lambda: apply(replicated, *inputs),
         images=batch_size,
@@ -57,13 +58,26 @@ def prepare_forward(config: ConfigDict) -> common.Work:
     )
 
 
+def passes(config: ConfigDict, *, w: float, num_steps: int):
+    """Evaluations of the network for one sample in `num_steps` steps: `cfg.diffusion.recipes.Passes`."""
+    from cfg import setup
+
+    return dataclasses.replace(setup.sampler_settings(config), num_steps=num_steps).count_passes(w)
+
+
 def prepare(config: ConfigDict, *, w: float, num_steps: int) -> common.Work:
     """A whole batch of samples in `num_steps` steps."""
     import numpy as np
 
     from cfg import parallel, setup
-    from cfg.models.flops import forward_flops
+    from cfg.diffusion import recipes
+    from cfg.models.flops import forward_flops, guided_flops
 
+    if recipes.needs_companion(recipes.parse_guidance(config.sampling.guidance)):
+        raise UserError(
+            f'config.sampling.guidance={config.sampling.guidance!r} needs a second network, and here is one of random '
+            "weights: choose a rule that needs none, such as 'cfg'."
+        )
     spec = setup.spec_of(config)
     batch_size = config.sampling.batch_size
     parallel.per_device(batch_size, 'config.sampling.batch_size')
@@ -72,12 +86,13 @@ def prepare(config: ConfigDict, *, w: float, num_steps: int) -> common.Work:
     shortened = config.copy_and_resolve_references()
     shortened.sampling.num_steps = num_steps
     generator = setup.make_generator(shortened, spec, network, batch_size=batch_size)
-    replicated = parallel.replicate(params)
+    replicated = parallel.replicate({'model': params})
     labels = np.random.default_rng(0).integers(0, spec.num_classes, batch_size, dtype=np.int32)
+    count, what = passes(config, w=w, num_steps=num_steps), (network, spec.image_shape)
     return common.Work(
         lambda: [batch.images for batch in generator(replicated, labels, w)],
         images=batch_size,
-        flops=batch_size * num_steps * (1 + is_guided(w)) * forward_flops(network, spec.image_shape),
+        flops=batch_size * (count.single * forward_flops(*what) + count.both * guided_flops(*what)),
         network=common.describe_network(config, spec.image_shape, params),
         ahead=0,  # a batch of samples ends on the host
     )
@@ -108,11 +123,12 @@ def describe(
     median = statistics.median(times.units)
     full = config.sampling.num_steps
     scaled = '' if num_steps == full else f', extrapolated from {num_steps} steps'
-    evaluations = work.images * num_steps * (1 + is_guided(w))
+    count = passes(config, w=w, num_steps=num_steps)
+    calls = count.single + count.both
     rows = [
-        ('batch', f'{work.images} images, w={w:g}: {"two predictions" if is_guided(w) else "one prediction"} a step'),
-        ('evaluations/s', f'{evaluations / median:.4g}'),
-        ('ms/network call', common.describe_times([seconds / num_steps for seconds in times.units])),
+        ('batch', f'{work.images} images, w={w:g}: {count.total} predictions in {num_steps} steps'),
+        ('evaluations/s', f'{work.images * count.total / median:.4g}'),
+        ('ms/network call', common.describe_times([seconds / calls for seconds in times.units])),
         ('images/s', f'{work.images * num_steps / full / median:.4g} at T={full}{scaled}'),
     ]
     return common.report(work, times, rows, dtype=config.model.dtype, peak_tflops=peak_tflops)

@@ -43,11 +43,13 @@ def prepare(config: ConfigDict) -> common.Work:
         'label': rng.integers(0, spec.num_classes, batch_size, dtype=np.int32),
         'index': np.arange(batch_size, dtype=np.int32),
     }
-    batch = next(parallel.prefetch([images]))
+    batch = next(parallel.Prefetched([images], parallel.everywhere()))
+
+    go_on = parallel.number_for_each(0, parallel.everywhere())
 
     def start():
         nonlocal replicated
-        replicated, metrics = step(replicated, batch)
+        replicated, metrics = step(replicated, batch, go_on)
         return metrics
 
     return common.Work(

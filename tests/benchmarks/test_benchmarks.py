@@ -2,18 +2,19 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks import common, evaluation, sampling, side_by_side, train_step
+from benchmarks import common, evaluation, guidance_cost, rule_cost, sampling, side_by_side, train_step
 from benchmarks import config as sizes
 from benchmarks import input as input_benchmark
 from cfg import setup
 from cfg.errors import UserError
-from cfg.models.flops import forward_flops
+from cfg.models.flops import forward_flops, guided_flops
 from tests.command_line import ROOT, SMALL
 
 FIELDS = ('network', 'device', 'batch', 'compilation', 'peak memory', 'utilisation', 'its peak is')
@@ -44,7 +45,35 @@ def test_sampling(small_config):
     assert rows['images/s'].endswith('at T=8, extrapolated from 4 steps')
     evaluations, images = float(rows['evaluations/s']), float(rows['images/s'].split()[0])
     assert evaluations == pytest.approx(images * 8 * 2, rel=1e-2)
-    assert 'two predictions' in rows['batch']
+    assert '8 predictions in 4 steps' in rows['batch']
+
+
+def test_the_cost_of_both_predictions(small_config):
+    small_config.sampling.batch_size = 4
+    text = guidance_cost.describe(small_config, rounds=2, units=1)
+    rows = dict(line.split('  ', 1) for line in text.splitlines())
+    rows = {name: value.strip() for name, value in rows.items()}
+    spec = setup.spec_of(small_config)
+    network = setup.build_network(small_config, spec)
+    counted = guided_flops(network.clone(label_in='decoder'), (8, 8, 1)) / forward_flops(network, (8, 8, 1))
+    assert float(rows['FLOP ratio, decoder']) == pytest.approx(counted, rel=1e-3)
+    assert float(rows['FLOP ratio, everywhere']) == 2
+    times = {name: float(rows[f'{name}, ms'].split()[0]) for name in ('guided, decoder', 'plain, decoder')}
+    ratio, low, high = (float(x) for x in re.findall(r'\d+\.\d+', rows['time ratio, decoder']))
+    assert low <= ratio <= high
+    assert min(times.values()) > 0
+    assert 'decoder/everywhere' in rows
+
+
+def test_the_cost_of_rules(small_config):
+    rules = ['cfg', 'cfg(interval=(None, 0))']
+    text = rule_cost.describe(small_config, rules=rules, w=1.0, num_steps=4, rounds=2)
+    rows = dict(re.split(r'  +', line, maxsplit=1) for line in text.splitlines())
+    assert [*rows] == ['network', 'batch', 'unguided', *rules]
+    shares = [float(re.search(r'evaluations (\S+) of', rows[name])[1]) for name in ('unguided', *rules)]
+    assert shares == [1.0, 2.0, 1.5]  # two of four levels are below 0
+    with pytest.raises(UserError, match=r'--rules: autoguidance needs a second network'):
+        rule_cost.describe(small_config, rules=['autoguidance'], w=1.0, num_steps=4, rounds=2)
 
 
 def test_guidance_is_half_the_work_at_no_strength():
@@ -277,3 +306,6 @@ def test_the_peer_gets_the_same_network():
     assert request['unet']['out_channels'] == 6
     assert (request['unet']['num_heads'], request['unet']['num_head_channels']) == (4, -1)
     assert (request['batch_size'], request['guided'], request['num_steps']) == (5, False, 7)
+    config.model.label_in = 'decoder'
+    with pytest.raises(UserError, match='label_in'):
+        common.peer_request(config, setup.spec_of(config), 'sampling')
