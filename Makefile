@@ -9,7 +9,7 @@ RUN := runs/digits
 FLAGS :=
 DIGITS := $(PY) main.py --config=configs/digits.py --workdir=$(RUN) $(FLAGS)
 MIXTURE := runs/mixture
-COMPARE := $(PY) main.py --config=configs/digits_compare.py $(FLAGS)
+COMPARE := $(PY) main.py $(FLAGS) --config=configs/digits_compare.py
 
 .PHONY: install install-dev digits compare mixture test lint format clean
 
@@ -41,7 +41,9 @@ compare: install
 	$(PY) main.py --config=configs/digits_classifier.py --workdir=runs/digits_classifier --mode=train
 	set -e; for seed in 0 1 2; do \
 	  $(COMPARE) --workdir=runs/compare$$seed --config.seed=$$seed --mode=train; \
-	  $(COMPARE) --workdir=runs/compare$$seed --config.seed=$$seed --mode=eval; \
+	  for part in rules steps samplers; do \
+	    $(COMPARE):$$part --workdir=runs/compare$$seed --config.seed=$$seed --mode=eval; \
+	  done; \
 	done
 	$(COMPARE) --workdir=runs/compare0 --config.seed=0 --mode=compare --config.report.workdirs="('runs/compare1', 'runs/compare2')"
 	@echo "Open runs/compare0/compare/index.html"

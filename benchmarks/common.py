@@ -19,6 +19,8 @@ from ml_collections import ConfigDict
 from cfg import command_line
 from cfg.errors import UserError
 
+flags.disclaim_key_flags()  # what is defined here is shown by --help of the script
+
 # Dense bfloat16 FLOP/s of one device of JAX, from the vendors' data sheets. The first substring of `device_kind` that
 # is found counts. A device of TPU v2 and v3 is one of the two cores of a chip (v3: 123e12 a chip).
 PEAKS = {

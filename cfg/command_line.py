@@ -1,5 +1,6 @@
 """What every command of the project does alike: flags, the config, and mistakes as one sentence. Imports no JAX."""
 
+import re
 import sys
 from collections.abc import Callable
 
@@ -11,6 +12,7 @@ from cfg import xla_flags
 from cfg.errors import UserError, out_of_disk, out_of_memory
 
 FLAGS = flags.FLAGS
+flags.disclaim_key_flags()  # what is defined here is shown by --help of who calls
 
 
 def define_config(example: str) -> None:
@@ -101,7 +103,16 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         return FLAGS(argv)
     except (KeyError, AttributeError) as error:
-        reason = str(error.args[0]).replace('\\n', ' ').replace("\\'", "'").strip("'")
-        sys.exit(complain(f"The config has no such field as '{reason}"))
+        sys.exit(complain(_no_such_field(argv, str(error.args[0]))))
     except (flags.Error, UserError, TypeError, ValueError, OSError) as error:
         sys.exit(complain(error))
+
+
+def _no_such_field(argv: list[str], reason: str) -> str:
+    """Which override names no field of the config, from what ml_collections says: a name of it, and perhaps a hint."""
+    name = (re.findall(r'lookup: (\S+)', reason) or re.findall(r'\w+', reason) or ['?'])[0]
+    paths = [arg.lstrip('-').partition('=')[0] for arg in argv if re.match('--?config[.]', arg)]
+    field = next((path for path in paths if f'.{name}.' in f'{path}.'), f'config.{name}')
+    hint = re.search(r'Did you mean "(\w+)"', reason)
+    meant = f'; did you mean {hint[1]}?' if hint else '.'
+    return f'{field} does not exist: every field of a config is in configs/default.py{meant}'

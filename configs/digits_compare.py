@@ -2,15 +2,19 @@
 
 It is trained by the same config, as autoguidance needs a checkpoint that configs/digits.py does not keep. The
 classifier is that of configs/digits_classifier.py. docs/digits.md has the commands and the result.
+
+`configs/digits_compare.py:PART` sweeps a part, into one workdir: 'rules' (the default), 'steps' (other T), or
+'samplers' (DDIM, for which CFG++ was made).
 """
 
 from configs import digits
 
-W = (0.3, 1.0, 3.0)
+W = (0.2, 0.35, 0.5, 1.0, 3.0)
+CFG_PLUS_PLUS = 'cfg_plus_plus(w=(-0.5, -0.2, -0.1, 0.0))'  # its lambda is 1 + w, in [0, 1]
 
 
-def get_config():
-    """The digits of step 300, with every rule at a few w. Values: ours; no rule was tuned."""
+def get_config(part='rules'):
+    """The digits of step 300, with every rule at the same few w. Values: ours; no rule was tuned."""
     config = digits.get_config()
 
     config.train.num_steps = 300
@@ -27,13 +31,22 @@ def get_config():
         "cfg(schedule='cosine')",
         "cfg(against='random')",
         'autoguidance(step=100)',
-        'cfg_plus_plus(w=(-0.9, -0.8, -0.5))',
+        CFG_PLUS_PLUS,
         "rescale(prediction='eps')",
         'apg',
-        "classifier(workdir='runs/digits_classifier')",
-        "classifier(workdir='runs/digits_classifier', model='unconditional')",
+        "classifier(workdir='runs/digits_classifier', w=(0.35, 1.0, 1.7, 3.0))",
+        "classifier(workdir='runs/digits_classifier', model='unconditional', w=(0.35, 1.0, 3.0, 6.0))",
         'scaled_score',
         'temperature',
     )
+    if part == 'steps':
+        config.eval.w = (0.35, 0.5)
+        config.eval.guidance = ('cfg', 'cfg(interval=(-3, 3))')
+        config.eval.num_steps = (8, 32)
+    elif part == 'samplers':
+        config.eval.guidance = (f'cfg(w={(0.0, *W)})', CFG_PLUS_PLUS)
+        config.eval.sampler = ('ddim',)
+    elif part != 'rules':
+        raise ValueError(f"configs/digits_compare.py:{part} must be one of 'rules', 'steps', 'samplers'.")
 
     return config

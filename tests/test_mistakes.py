@@ -2,13 +2,16 @@
 
 import pytest
 
-from tests.command_line import refused
+from tests.command_line import main, refused
 
 
 @pytest.mark.parametrize(
     ('arguments', 'expected'),
     [
-        (['--config.train.num_step=3'], ['num_step']),
+        (['--config.train.num_step=3'], ['config.train.num_step does not exist', 'did you mean num_steps?']),
+        (['--config.train.nope=3'], ['config.train.nope does not exist', 'configs/default.py']),
+        (['--config.seed=3', '--config.nope.x=3'], ['config.nope.x does not exist', 'configs/default.py']),
+        (['--config.seed.x=3'], ['config.seed.x does not exist', 'configs/default.py']),
         (['--config.train.num_steps=many'], ['num_steps', 'many']),
         (['--config.train.p_uncond=1.5'], ['config.train.p_uncond=1.5', '[0, 1]']),
         (['--config.eval.job=3/2', '--mode=eval'], ["config.eval.job='3/2'"]),
@@ -80,3 +83,9 @@ def test_missing_arguments(tmp_path):
 def test_a_mixture_has_nothing_to_train(tmp_path):
     message = refused(f'--workdir={tmp_path}', config='configs/mixture.py', small=False)
     assert '--mode=report' in message
+
+
+def test_help_shows_every_flag_of_the_command():
+    text = main('--help', config=None, small=False).stdout
+    for flag in ('config', 'workdir', 'mode', 'coordinator', 'num_processes', 'process_id'):
+        assert f'--{flag}: ' in text

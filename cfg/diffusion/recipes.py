@@ -136,7 +136,7 @@ USUAL = {'guidance': 'cfg', 'sampler': 'ancestral', 'grid': 'paper'}
 
 GUIDANCE: dict[str, dict[str, Option]] = {
     'cfg': _PAIR | _STRENGTH | _THRESHOLD,
-    'cfg_plus_plus': _PAIR | _STRENGTH | _THRESHOLD,
+    'cfg_plus_plus': _PAIR | _THRESHOLD,  # no w switches it off, and less of its w is more guidance
     'rescale': {'phi': _number(0.7, 0.0, 1.0), 'prediction': _choice('v', 'eps', 'x')} | _PAIR | _STRENGTH | _THRESHOLD,
     'apg': {
         'eta': _number(0.0, -math.inf),
@@ -284,7 +284,7 @@ def is_unconditional(recipe: Recipe, ws: Sequence[float]) -> bool:
     """Whether a rule asks the model for unconditional predictions alone at these w."""
     if recipe.options.get('model') == 'unconditional':
         return True
-    constant = recipe.options.get('interval') is None and recipe.options.get('schedule') == 'constant'
+    constant = recipe.options.get('interval') is None and recipe.options.get('schedule', 'constant') == 'constant'
     named = recipe.name in ('cfg', 'cfg_plus_plus') and compares_with_null(recipe)
     return named and constant and all(w == -1 for w in ws)
 
@@ -367,9 +367,9 @@ def _pair(options: Mapping[str, Any], parts: Parts) -> PairFn:
 
 
 def _strength(w: Strength, options: Mapping[str, Any], **ends: float) -> Strength:
-    if options['schedule'] != 'constant':
+    if options.get('schedule', 'constant') != 'constant':
         w = {'linear': strength.linear, 'cosine': strength.cosine}[options['schedule']](w, **ends)
-    if options['interval'] is not None:
+    if options.get('interval') is not None:
         low, high = options['interval']
         w = strength.interval(w, logsnr_lo=_end(low, -1), logsnr_hi=_end(high, 1))
     return w

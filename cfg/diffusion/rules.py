@@ -166,12 +166,13 @@ def thresholded(rule: Rule, *, quantile: float) -> Rule:
 
 
 def _on_x(rule: Rule, change: Callable[[Array], Array]) -> Rule:
-    """The rule with its x changed, and the eps that matches; an eps that renoises stays."""
+    """The rule with its x changed, and the eps that matches; of one that renoises, the x of that eps likewise."""
 
     def predict(z, logsnr, labels, state):
-        prediction, state = rule.predict(z, logsnr, labels, state)
-        x = change(prediction.x)
-        return Prediction(x, prediction.eps if rule.renoises else process.eps_from_x(z, x, logsnr)), state
+        (x, eps), state = rule.predict(z, logsnr, labels, state)
+        x = change(x)
+        of_eps = change(process.x_from_eps(z, eps, logsnr)) if rule.renoises else x
+        return Prediction(x, process.eps_from_x(z, of_eps, logsnr)), state
 
     return Rule(rule.init, predict, rule.renoises)
 

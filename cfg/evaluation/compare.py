@@ -5,26 +5,21 @@ Written from the rows of a sweep: `frontier.png`, `cost.png`, `points.csv`, `bes
 
 import csv
 import html
-import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from cfg import processes
 from cfg.errors import UserError
-from cfg.evaluation import frontier, plots, sweep
+from cfg.evaluation import compare_plots, frontier, plots, sweep
 from cfg.evaluation.frontier import Point, Setting
 from cfg.evaluation.loading import config_of_run
 from cfg.evaluation.results import read_results
 from cfg.files import lock
 
 FOLDER = 'compare'
-_FIELDS = ('guidance', 'sampler', 'grid', 'num_steps', 'logvar_interp', 'networks')
-_ALL = ('step', *_FIELDS)
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -70,9 +65,8 @@ def write(workdir: Path, others: Sequence[str] = (), *, note: str = '') -> Path:
         raise UserError(f'{workdir} holds no rows with a cost to compare: run --mode=compare or --mode=eval first.')
     out = workdir / FOLDER
     out.mkdir(exist_ok=True)
-    name = _namer([point.setting for point in found])
-    plots.save(figure_frontier(found, name), out / 'frontier.png')
-    plots.save(figure_cost(found), out / 'cost.png')
+    plots.save(compare_plots.figure_frontier(found), out / 'frontier.png')
+    plots.save(compare_plots.figure_cost(found), out / 'cost.png')
     _write_points(out / 'points.csv', found)
     table = best_table(found)
     with (out / 'best_at_cost.csv').open('w', newline='') as file:
@@ -116,140 +110,6 @@ def check(workdir: Path, others: Sequence[str] = ()) -> list[Path]:
     return folders
 
 
-def _namer(settings: Sequence[Setting], fields: Sequence[str] = _ALL, lone: bool = True) -> Callable[[Setting], str]:
-    """Settings in words: only what differs between them; `lone`: the rule, if nothing does, and the rest."""
-    # Of samplers without v it says nothing that the sampler does not.
-    values = {name: {getattr(setting, name) for setting in settings} - {None} for name in fields}
-    differing = [name for name in fields if len(values[name]) > 1]
-    forms = {
-        'step': 'step {:,}',
-        'num_steps': 'T = {}',
-        'grid': '{} grid',
-        'logvar_interp': 'v = {}',
-        'networks': 'networks {}',
-    }
-    rests = [json.loads(setting.rest) for setting in settings]
-    keys = [
-        key for key in dict.fromkeys(k for rest in rests for k in rest) if len({str(r.get(key)) for r in rests}) > 1
-    ]
-
-    def name(setting: Setting) -> str:
-        found = [(field, getattr(setting, field)) for field in differing or ['guidance'] * lone]
-        words = [forms.get(field, '{}').format(value) for field, value in found if value is not None]
-        rest = json.loads(setting.rest)
-        return ', '.join([*words, *(f'{key} = {rest.get(key)}' for key in keys)])
-
-    return name
-
-
-def figure_frontier(found: Sequence[Point], name: Callable[[Setting], str]) -> Figure:
-    """FID against the inception score, a line a setting through its w, with the spread over repetitions as bars."""
-    figure = Figure(figsize=(9, 7), layout='constrained')
-    axes = figure.subplots()
-    limit = _limit(found)
-    shown = [point for point in found if point.fid <= limit]
-    lines = frontier.curves(found)
-    for (setting, line), style in zip(lines.items(), _styles(lines), strict=True):
-        axes.errorbar(
-            [point.inception_score for point in line],
-            [point.fid for point in line],
-            xerr=[_bar(point.inception_score_spread) for point in line],
-            yerr=[_bar(point.fid_spread) for point in line],
-            label=name(setting),
-            elinewidth=0.8,
-            **style,
-        )
-    plots.tidy(axes)
-    scores = [point.inception_score for point in shown]
-    margin = 0.05 * (max(scores) - min(scores)) or 0.1
-    axes.set_xlim(min(scores) - margin, max(scores) + margin)
-    axes.set_xlabel('inception score (higher is better)', color=plots.INK)
-    axes.set_ylabel('FID (lower is better)', color=plots.INK)
-    _finish(figure, axes, found, limit)
-    return figure
-
-
-def figure_cost(found: Sequence[Point]) -> Figure:
-    """The lowest FID over w against the cost of a sample, a line for each rule and sampler through its T."""
-    figure = Figure(figsize=(9, 7), layout='constrained')
-    axes = figure.subplots()
-    name = _namer([point.setting for point in found], tuple(field for field in _ALL if field != 'num_steps'))
-    families: dict[tuple, list[Point]] = {}
-    for point in found:
-        families.setdefault(_key(point.setting, ('num_steps',)), []).append(point)
-    lines = {}
-    for members in families.values():
-        groups: dict[int, list[Point]] = {}
-        for point in members:
-            groups.setdefault(point.setting.num_steps, []).append(point)
-        line = sorted(filter(None, map(frontier.best, groups.values())), key=lambda point: point.cost)
-        if line:
-            lines[members[0].setting] = line
-    for line, style in zip(lines.values(), _styles(lines), strict=True):
-        axes.errorbar(
-            [point.cost for point in line],
-            [point.fid for point in line],
-            yerr=[_bar(point.fid_spread) for point in line],
-            label=name(line[0].setting),
-            elinewidth=0.8,
-            **style,
-        )
-    axes.set_xscale('log', base=2)
-    axes.xaxis.set_major_formatter(plots.PLAIN)
-    plots.tidy(axes)
-    axes.set_xlabel('network evaluations for one sample', color=plots.INK)
-    axes.set_ylabel('lowest FID over w', color=plots.INK)
-    best = [point for line in lines.values() for point in line]
-    _finish(figure, axes, best, _limit(found))
-    return figure
-
-
-_RULE = ('step', 'guidance', 'networks', 'rest')
-
-
-def _rule(setting: Setting) -> tuple:
-    return tuple(getattr(setting, name) for name in _RULE)
-
-
-def _key(setting: Setting, without: Sequence[str]) -> tuple:
-    return tuple(getattr(setting, name) for name in (*_ALL, 'rest') if name not in without)
-
-
-def _styles(settings: Iterable[Setting]) -> list[dict]:
-    """A colour for each rule, a kind of line for each way to sample it."""
-    rules, ways, found = [], [], []
-    for setting in settings:
-        rule, way = _rule(setting), _key(setting, _RULE)
-        rules += [rule] * (rule not in rules)
-        ways += [way] * (way not in ways)
-        found.append(plots.styles_of(rules.index(rule), ways.index(way)))
-    return found
-
-
-def _limit(found: Sequence[Point]) -> float:
-    """The largest FID that is drawn, so that what has failed does not hide what is compared."""
-    return 12.0 * min((point.fid for point in found if point.fid > 0), default=math.inf)
-
-
-def _bar(spread: float) -> float:
-    return 0.0 if math.isnan(spread) else spread
-
-
-def _finish(figure: Figure, axes: Axes, drawn: Sequence[Point], limit: float) -> None:
-    positive = [point.fid for point in drawn if 0 < point.fid <= limit]
-    if positive and max(positive) > plots.LOG_RATIO * min(positive):
-        axes.set_yscale('log')
-        axes.yaxis.set_major_formatter(plots.PLAIN)
-        axes.yaxis.set_minor_formatter(plots.PLAIN)
-        axes.set_ylim(0.8 * min(positive), 1.1 * max(positive))
-    elif positive:
-        axes.set_ylim(0.0, 1.1 * max(positive))
-    outside = sum(point.fid > limit for point in drawn)
-    if outside:
-        axes.set_title(f'{outside} points of FID above {limit:.3g} are not shown', fontsize=9, color=plots.MUTED)
-    figure.legend(loc='outside lower center', ncols=3, frameon=False, fontsize=8)
-
-
 def best_table(found: Sequence[Point]) -> list[list[str]]:
     """The best FID of each rule at each cost or less, with what reaches it; the first line is the heading.
 
@@ -257,11 +117,11 @@ def best_table(found: Sequence[Point]) -> list[list[str]]:
     `cfg` at the same cost (paired by repetition), and the w of the point, with sampler, grid and T where these differ.
     """
     costs = frontier.budgets(found)
-    where = _namer([point.setting for point in found], ('sampler', 'grid', 'num_steps', 'logvar_interp'), lone=False)
+    where = compare_plots.way_namer([point.setting for point in found])
     rules: dict[tuple, list[Point]] = {}
     for point in found:
-        rules.setdefault(_rule(point.setting), []).append(point)
-    name = _namer([point.setting for point in found], ('step', 'guidance', 'networks'))
+        rules.setdefault(compare_plots.rule_of(point.setting), []).append(point)
+    name = compare_plots.rule_namer([point.setting for point in found])
     lines = [['guidance', *(f'{cost:g} evaluations' for cost in costs)]]
     for (step, guidance, _, rest), members in rules.items():
         plain = next((them for key, them in rules.items() if key == (step, 'cfg', 0, rest)), [])
@@ -285,9 +145,9 @@ def _write_points(path: Path, found: Sequence[Point]) -> None:
     numbers = ('w', 'cost', 'fid', 'fid_spread', 'inception_score', 'inception_score_spread', 'count')
     with path.open('w', newline='') as file:
         writer = csv.writer(file)
-        writer.writerow((*_ALL, 'rest', *numbers))
+        writer.writerow((*compare_plots.FIELDS, 'rest', *numbers))
         for point in found:
-            of_setting = (getattr(point.setting, name) for name in (*_ALL, 'rest'))
+            of_setting = (getattr(point.setting, name) for name in (*compare_plots.FIELDS, 'rest'))
             writer.writerow((*of_setting, *(getattr(point, name) for name in numbers)))
 
 

@@ -59,6 +59,8 @@ def test_a_rule_may_bring_its_own_w():
     [
         (recipes.parse_guidance, 'cgf', 'must be one of cfg, cfg_plus_plus, rescale'),
         (recipes.parse_guidance, 'cfg(phi=0.5)', "an option 'phi' that cfg does not have: it has against, interval"),
+        (recipes.parse_guidance, 'cfg_plus_plus(interval=(-3, 3))', "'interval' that cfg_plus_plus does not have"),
+        (recipes.parse_guidance, 'cfg_plus_plus(schedule="cosine")', "'schedule' that cfg_plus_plus does not have"),
         (recipes.parse_guidance, 'rescale(phi=1.5)', r'phi must be a number from 0 to 1'),
         (recipes.parse_guidance, 'rescale(phi=True)', r'phi must be a number from 0 to 1'),
         (recipes.parse_guidance, 'rescale(phi="a")', r'phi must be'),

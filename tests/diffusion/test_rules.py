@@ -294,9 +294,13 @@ def test_a_sample_does_not_depend_on_its_batch(sampler):
 # --- CFG++ ---
 
 
-def test_cfg_plus_plus_at_minus_1_is_the_unconditional_model():
+@pytest.mark.parametrize('clip_x', [False, True])
+@pytest.mark.parametrize('sampler', ['ancestral', 'ddim', '2m', '2m_sde'])
+def test_cfg_plus_plus_at_minus_1_is_the_unconditional_model(sampler, clip_x):
+    """Clipped too, where the unguided estimate has to be clipped like the guided one."""
     rule = rules.cfg_plus_plus(NULL_PAIR, -1.0)
-    np.testing.assert_allclose(_samples('2m_sde', rule), _samples('2m_sde', _uncond_eps), rtol=0, atol=2e-5)
+    ours, plain = (_samples(sampler, model, clip_x=clip_x) for model in (rule, _uncond_eps))
+    np.testing.assert_allclose(ours, plain, rtol=0, atol=2e-5)
 
 
 def test_cfg_plus_plus_in_ddim_is_eq_6_with_a_strength_that_grows_with_the_step_count():
@@ -339,7 +343,11 @@ def test_cfg_plus_plus_matches_float64(clip_x):
         def estimate(z, level=level, alpha=alpha, sigma=sigma):
             cond, uncond = _eps_pair(z, level)
             x = (z - sigma * (uncond + (1 + w) * (cond - uncond))) / alpha
-            return (np.clip(x, -1, 1) if clip_x else x), uncond, (z - sigma * uncond) / alpha
+            x_uncond = (z - sigma * uncond) / alpha
+            if not clip_x:
+                return x, uncond, x_uncond
+            x, x_uncond = np.clip(x, -1, 1), np.clip(x_uncond, -1, 1)
+            return x, (z - alpha * x_uncond) / sigma, x_uncond
 
         x_ddim, uncond, _ = estimate(z_ddim)
         x_2m, _, x_uncond = estimate(z_2m)
@@ -382,13 +390,14 @@ def test_cfg_plus_plus_steps_from_the_renoised_point():
     np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5)
 
 
-def test_thresholds_leave_the_eps_that_renoises():
+def test_thresholds_change_the_eps_that_renoises_with_its_own_estimate():
     z, level = _inputs(), np.float32(-3)
     for wrapper in (rules.clipped, functools.partial(rules.thresholded, quantile=0.5)):
         rule = wrapper(rules.cfg_plus_plus(NULL_PAIR, 2.0))
         prediction = _predict(rule, z, level, _labels())
         assert rule.renoises
-        np.testing.assert_allclose(prediction.eps, _uncond_eps(z, level, _labels()), rtol=1e-6)
+        unguided = _predict(wrapper(rules.as_rule(_uncond_eps)), z, level, _labels())
+        np.testing.assert_allclose(prediction.eps, unguided.eps, rtol=1e-5, atol=1e-6)
         assert np.abs(prediction.x).max() <= 1
         start = rules.origin(rule, z, prediction, level)
         alpha, sigma = _scales(level)
