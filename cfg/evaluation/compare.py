@@ -60,19 +60,21 @@ def write(workdir: Path, others: Sequence[str] = (), *, note: str = '') -> Path:
         UserError: when there are no rows, or they cannot be compared.
     """
     folders = check(workdir, others)
-    found = frontier.points([read_results(folder) for folder in folders])
+    runs = [read_results(folder) for folder in folders]
+    found = frontier.points(runs)
     if not found:
         raise UserError(f'{workdir} holds no rows with a cost to compare: run --mode=compare or --mode=eval first.')
     out = workdir / FOLDER
     out.mkdir(exist_ok=True)
-    plots.save(compare_plots.figure_frontier(found), out / 'frontier.png')
-    plots.save(compare_plots.figure_cost(found), out / 'cost.png')
+    title = plots.features_of(next(run for run in runs if run)[-1:])
+    plots.save(compare_plots.figure_frontier(found, title), out / 'frontier.png')
+    plots.save(compare_plots.figure_cost(found, title), out / 'cost.png')
     _write_points(out / 'points.csv', found)
     table = best_table(found)
     with (out / 'best_at_cost.csv').open('w', newline='') as file:
         csv.writer(file).writerows(table)
     page = out / 'index.html'
-    page.write_text(_page(found, table, note), encoding='utf-8')
+    page.write_text(_page(found, table, title, note), encoding='utf-8')
     return page
 
 
@@ -81,33 +83,47 @@ _EQUAL = {
     'model': (),
     'diffusion': (),
     'data': ('name', 'image_size', 'crop', 'split', 'random_flip'),
-    'train': ('batch_size', 'stratified', 'learning_rate', 'warmup_steps', 'weight_decay', 'grad_clip', 'ema_decay'),
+    'train': (
+        *('batch_size', 'stratified', 'learning_rate', 'warmup_steps', 'decay_steps', 'beta1', 'beta2'),
+        *('weight_decay', 'grad_clip', 'ema_decay'),
+    ),
 }
-_TOLD = ('label_in',)
+# What rows tell: runs that differ in it are other points, and may have the same seed.
+_TOLD = (('model', 'label_in'), ('train', 'p_uncond'))
 
 
 def check(workdir: Path, others: Sequence[str] = ()) -> list[Path]:
     """The workdirs of a comparison, which must differ in nothing but their seed and what their rows tell.
 
     Raises:
-        UserError: names the first field in which two differ, or a folder that does not exist.
+        UserError: names the first field in which two differ, two of the same seed, or a folder that does not exist.
     """
-    folders = list(dict.fromkeys([workdir, *map(Path, others)]))
-    for folder in folders:
+    folders = {}
+    for folder in [workdir, *map(Path, others)]:
         if not folder.is_dir():
             raise UserError(f'config.report.workdirs holds {folder}, which does not exist: give the workdirs of runs.')
-    configs = [(folder, config) for folder in folders if (config := config_of_run(folder)) is not None]
+        folders.setdefault(folder.resolve(), folder)
+    configs = [(folder, config) for folder in folders.values() if (config := config_of_run(folder)) is not None]
     for folder, config in configs[1:]:
         first, other = configs[0]
         for part, names in _EQUAL.items():
             for name in sorted(set(names or config[part]) & other[part].keys() & config[part].keys()):
-                if config[part][name] != other[part][name] and name not in _TOLD:
+                if config[part][name] != other[part][name] and (part, name) not in _TOLD:
                     raise UserError(
                         f'{first} and {folder} are not two seeds of one run: config.{part}.{name} is '
                         f'{other[part][name]!r} there and {config[part][name]!r} here; leave one of them out of '
                         'config.report.workdirs.'
                     )
-    return folders
+    seen = {}
+    for folder, config in configs:
+        run = (config['seed'], *(config[part].get(name) for part, name in _TOLD))
+        if run in seen:
+            raise UserError(
+                f'{seen[run]} and {folder} both have config.seed={config["seed"]}: they are no repetitions of each '
+                'other; give runs of other seeds in config.report.workdirs.'
+            )
+        seen[run] = folder
+    return list(folders.values())
 
 
 def best_table(found: Sequence[Point]) -> list[list[str]]:
@@ -151,7 +167,7 @@ def _write_points(path: Path, found: Sequence[Point]) -> None:
             writer.writerow((*of_setting, *(getattr(point, name) for name in numbers)))
 
 
-def _page(found: Sequence[Point], table: Sequence[Sequence[str]], note: str) -> str:
+def _page(found: Sequence[Point], table: Sequence[Sequence[str]], title: str, note: str) -> str:
     counts = sorted({point.count for point in found})
     if counts == [1]:
         repeated = 'Every point is one run and one seed: no spread is known, and small differences mean nothing.'
@@ -163,11 +179,9 @@ def _page(found: Sequence[Point], table: Sequence[Sequence[str]], note: str) -> 
     head, *lines = ([html.escape(cell) for cell in line] for line in table)
     rows = [f'<tr>{"".join(f"<th>{cell}</th>" for cell in head)}</tr>']
     rows += [f'<tr><th>{line[0]}</th>{"".join(f"<td>{cell}</td>" for cell in line[1:])}</tr>' for line in lines]
-    if note:
-        repeated = f'<strong>{html.escape(note)}</strong><br>\n{html.escape(repeated)}'
-    else:
-        repeated = html.escape(repeated)
-    return _HTML.format(repeated=repeated, table='\n'.join(rows))
+    notes = [f'<strong>{html.escape(note)}</strong><br>'] if note else []
+    notes += [html.escape(f'{title}. {repeated}')]
+    return _HTML.format(notes='\n'.join(notes), table='\n'.join(rows))
 
 
 _HTML = """<!doctype html>
@@ -183,7 +197,7 @@ table {{ border-collapse: collapse; font-size: 13px }}
 th, td {{ border-bottom: 1px solid #e3e6ea; padding: .35rem .6rem; text-align: left; vertical-align: top }}
 </style>
 <h1>Guidance compared</h1>
-<p>{repeated} The w, sampler and T of a best point are picked by the
+<p>{notes} The w, sampler and T of a best point are picked by the
 same FID that is shown. Standard errors from cfg are Student's t of the differences within each repetition: with three
 repetitions 4.3 is what chance alone exceeds in a twentieth of the cases.</p>
 <h2>FID against IS</h2>

@@ -55,7 +55,7 @@ def way_namer(settings: Sequence[Setting]) -> Callable[[Setting], str]:
     return namer(settings, ('sampler', 'grid', 'num_steps', 'logvar_interp'), lone=False)
 
 
-def figure_frontier(found: Sequence[Point]) -> Figure:
+def figure_frontier(found: Sequence[Point], title: str) -> Figure:
     """FID against the inception score, a line a setting through its w, with the spread over repetitions as bars.
 
     Where there are too many rules for one plot each has a panel, with those of 'cfg', or of the first rule, in grey.
@@ -104,7 +104,7 @@ def figure_frontier(found: Sequence[Point]) -> Figure:
         axes.set_xlabel('inception score (higher is better)', color=plots.INK)
     for axes in leftmost:
         axes.set_ylabel('FID (lower is better)', color=plots.INK)
-    _finish(figure, panels, found, limit)
+    _finish(figure, panels, found, limit, title)
     return figure
 
 
@@ -123,7 +123,7 @@ def _draw(axes: Axes, line: Sequence[Point], **style: Any) -> None:
     )
 
 
-def figure_cost(found: Sequence[Point]) -> Figure:
+def figure_cost(found: Sequence[Point], title: str) -> Figure:
     """The lowest FID over w against the cost of a sample, a line for each rule and sampler through its T."""
     figure = Figure(figsize=(9, 7), layout='constrained')
     axes = figure.subplots()
@@ -154,7 +154,7 @@ def figure_cost(found: Sequence[Point]) -> Figure:
     axes.set_xlabel('network evaluations for one sample', color=plots.INK)
     axes.set_ylabel('lowest FID over w', color=plots.INK)
     best = [point for line in lines.values() for point in line]
-    _finish(figure, [axes], best, _limit(found))
+    _finish(figure, [axes], best, _limit(found), title)
     return figure
 
 
@@ -187,8 +187,8 @@ def _bar(spread: float) -> float:
     return 0.0 if math.isnan(spread) else spread
 
 
-def _finish(figure: Figure, panels: Sequence[Axes], drawn: Sequence[Point], limit: float) -> None:
-    """The scale of FID, the same in all panels, what it leaves out, and the legend."""
+def _finish(figure: Figure, panels: Sequence[Axes], drawn: Sequence[Point], limit: float, title: str) -> None:
+    """The scale of FID, the same in all panels, the title with what it leaves out, and the legend."""
     positive = [point.fid for point in drawn if 0 < point.fid <= limit]
     for axes in panels:
         if positive and max(positive) > plots.LOG_RATIO * min(positive):
@@ -199,7 +199,7 @@ def _finish(figure: Figure, panels: Sequence[Axes], drawn: Sequence[Point], limi
         elif positive:
             axes.set_ylim(0.0, 1.1 * max(positive))
     outside = sum(point.fid > limit for point in drawn)
-    if outside:
-        figure.suptitle(f'{outside} points of FID above {limit:.3g} are not shown', fontsize=9, color=plots.MUTED)
+    note = f'\n{outside} points of FID above {limit:.3g} are not shown' if outside else ''
+    figure.suptitle(f'{title}{note}', fontsize=9, color=plots.MUTED)
     if any(axes.get_legend_handles_labels()[1] for axes in panels):
         figure.legend(loc='outside lower center', ncols=3, frameon=False, fontsize=8)

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,8 @@ log = logging.getLogger('cfg')
 
 # Scores are compared only where these agree; the other settings of a row are what is compared.
 _SAME = ('num_samples', 'labels', 'is_split_size', 'features_sha256', 'reference_sha256')
-_COMPANIONS = ('uncond_params_sha256', 'weaker_params_sha256', 'classifier_params_sha256')
+_CLASSIFIER = 'classifier_params_sha256'
+_COMPANIONS = ('uncond_params_sha256', 'weaker_params_sha256', _CLASSIFIER)
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class Setting:
         guidance, sampler, grid: recipes.
         num_steps: T.
         logvar_interp: the paper's v; None of samplers that have none.
-        networks: 0, or a number for each further set of networks that one run has been measured with in this way:
-            other weaker models, other classifiers, or parameters of the step itself after it was trained again.
+        networks: 0, or a number for each further set of networks that was used in this way: other classifiers, or
+            in one run other weaker models, or parameters of the step itself after it was trained again.
         rest: everything else, as JSON.
     """
 
@@ -92,18 +94,25 @@ def points(runs: Sequence[Sequence[Row]]) -> list[Point]:
     if left_out:
         log.info('%d rows are left out: of other metrics or numbers of samples, or without a known cost.', left_out)
     found: dict[tuple[Setting, float], dict[int, list[Row]]] = {}
+    sets: dict[Setting, list[tuple]] = {}
     for number_of_run, run in enumerate(alike):
-        sets: dict[Setting, list[tuple]] = {}
+        own_sets: dict[Setting, list[tuple]] = {}
         for row in run:
             setting = _setting(row)
-            networks = tuple(row.get(name) for name in ('params_sha256', *_COMPANIONS))
-            known = sets.setdefault(setting, [])
-            if networks not in known:
-                known.append(networks)
-            setting = dataclasses.replace(setting, networks=known.index(networks))
+            # Every run has its own networks, which go by their order, but one classifier may serve all.
+            own = tuple(row.get(name) for name in ('params_sha256', *_COMPANIONS) if name != _CLASSIFIER)
+            networks = _place(own, own_sets.setdefault(setting, [])), row.get(_CLASSIFIER)
+            setting = dataclasses.replace(setting, networks=_place(networks, sets.setdefault(setting, [])))
             found.setdefault((setting, float(row['w'])), {}).setdefault(number_of_run, []).append(row)
     several = sum(map(bool, alike)) > 1
     return [_point(setting, w, by_run, several=several) for (setting, w), by_run in found.items()]
+
+
+def _place(value: Any, known: list[Any]) -> int:
+    """The place of a value in a list, at whose end it is put if it is new."""
+    if value not in known:
+        known.append(value)
+    return known.index(value)
 
 
 def cost_of(row: Row) -> float | None:
@@ -153,8 +162,13 @@ def curves(found: Sequence[Point]) -> dict[Setting, list[Point]]:
 
 
 def best(found: Sequence[Point], cost: float = math.inf) -> Point | None:
-    """The point of lowest mean FID among those that cost no more; None where there is none."""
+    """The point of lowest mean FID among those that cost no more; None where there is none.
+
+    Points with fewer repetitions than others of `found` do not count: theirs may be the lowest by luck.
+    """
+    most = max((point.count for point in found), default=0)
     affordable = [point for point in found if point.cost <= cost * (1 + 1e-9) and math.isfinite(point.fid)]
+    affordable = [point for point in affordable if point.count == most]
     return min(affordable, key=lambda point: point.fid, default=None)
 
 

@@ -15,7 +15,7 @@ from matplotlib.transforms import Bbox
 
 from cfg.evaluation.columns import score_text
 from cfg.evaluation.paper import PaperCurve, PaperTable
-from cfg.evaluation.results import Curve, floors, number
+from cfg.evaluation.results import Curve, Row, floors, number
 
 # The last curve (the final checkpoint) always takes the first of these.
 COLOURS = ('#1f5aa6', '#d9730d', '#2b8a57', '#9a3f9e', '#b8332e', '#0f8b9d', '#7a6a12')
@@ -57,6 +57,7 @@ def figure_against_w(curves: Sequence[Curve], paper: PaperTable | None) -> Figur
         tidy(axes)
         axes.margins(y=0.08)
     figure.align_ylabels()
+    upper.set_title(features_of([row for curve in curves for row in curve.rows]), fontsize=9, color=MUTED)
     upper.set_ylabel('FID (lower is better)', color=INK)
     lower.set_ylabel('inception score (higher is better)', color=INK)
     lower.set_xlabel('guidance strength w (asinh scale; 0 is not guided)', color=INK)
@@ -86,6 +87,7 @@ def figure_fid_against_is(curves: Sequence[Curve], paper: PaperTable | None) -> 
         axes.plot(number(floor, 'floor_inception_score'), number(floor, 'floor_fid'), **_FLOOR_POINT)
     tidy(axes)
     axes.margins(0.09)
+    axes.set_title(features_of([row for curve in curves for row in curve.rows]), fontsize=9, color=MUTED)
     axes.set_xlabel('inception score (higher is better)', color=INK)
     axes.set_ylabel('FID (lower is better)', color=INK)
     _scale_fid(axes, curves, paper)
@@ -168,6 +170,11 @@ def _mark_bests(axes: Axes, curve: Curve, x: np.ndarray, y: np.ndarray, colour: 
         axes.plot(x[place], y[place], **_BEST_IS, markeredgecolor=colour, zorder=3.9)
     if curve.best_fid is not None:
         axes.plot(x[curve.best_fid], y[curve.best_fid], **_BEST_FID, color=colour, zorder=4)
+
+
+def features_of(rows: Sequence[Row]) -> str:
+    """Of which features scores are, for above a plot: a picture is often shown without its page."""
+    return f'FID and IS with the features of: {" and ".join(dict.fromkeys(row["features"] for row in rows))}'
 
 
 def tidy(axes: Axes) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,6 +81,17 @@ def test_other_networks_are_other_points():
     assert [(point.fid, point.count) for point in frontier.points(runs)] == [(1.5, 2), (6.0, 2)]
 
 
+def test_the_same_classifier_is_the_same_over_runs():
+    """Whatever the order in which each run used several."""
+    rule = {'guidance': 'classifier'}
+    runs = [
+        [row(1.0, classifier_params_sha256='a', **rule), row(5.0, classifier_params_sha256='b', **rule)],
+        [row(5.2, params_sha256='other', classifier_params_sha256='b', **rule)],
+    ]
+    found = [(point.fid, point.count) for point in frontier.points(runs)]
+    assert found == [(1.0, 1), (pytest.approx(5.1), 2)]
+
+
 def test_rows_from_before_costs_were_written_have_one():
     old = row(1.0)
     del old['cost'], old['evaluations']
@@ -92,6 +104,15 @@ def test_the_best_at_a_cost():
     assert frontier.best(found, 7.0) is None
     assert [frontier.best(found, cost).fid for cost in (8.0, 15.0, 16.0, 31.0, 32.0, math.inf)] == [5, 5, 3, 3, 1, 1]
     assert frontier.budgets(found) == [8.0, 16.0, 32.0]
+
+
+def test_the_best_is_among_the_points_with_most_repetitions():
+    """A point that one run alone has may be lowest by luck, and has no spread."""
+    runs = [[row(fid, w=0.5)] for fid in (1.0, 1.2, 1.1)]
+    runs[0].append(row(0.9, w=0.7))
+    best = frontier.best(frontier.points(runs))
+    assert (best.w, best.count) == (0.5, 3)
+    assert frontier.best(frontier.points(runs[:1])).w == 0.7
 
 
 def test_a_difference_in_its_standard_errors():
@@ -140,22 +161,49 @@ def test_the_files(tmp_path):
     assert lines[0][2] == '0.125 ± 0.088 (w = 0, T = 16)'
 
 
-def test_runs_of_other_configs_are_no_repetitions(tmp_path, monkeypatch):
+def changed(**changes):
+    """The config of a run, with fields of its parts changed."""
+    config = small_config()
+    with config.unlocked():
+        for name, value in changes.items():
+            part, _, field = name.rpartition('__')
+            (config[part] if part else config)[field] = value
+    return config_dict(config)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'expected'),
+    [
+        ({'seed': 1, 'model__channels': 16}, r'not two seeds of one run: config\.model\.channels is 8 there and 16'),
+        ({'seed': 1, 'train__beta2': 0.9}, r'not two seeds of one run: config\.train\.beta2'),
+        ({'seed': 1, 'train__decay_steps': 9}, r'not two seeds of one run: config\.train\.decay_steps'),
+        ({}, r'both have config\.seed=0: .* give runs of other seeds'),
+    ],
+)
+def test_runs_of_other_configs_are_no_repetitions(tmp_path, monkeypatch, changes, expected):
+    for folder in 'ab':
+        write_rows(tmp_path / folder, 1.0)
+    configs = {tmp_path / 'a': changed(), tmp_path / 'b': changed(**changes)}
+    monkeypatch.setattr(compare, 'config_of_run', configs.get)
+    with pytest.raises(UserError, match=expected):
+        compare.write(tmp_path / 'a', (str(tmp_path / 'b'),))
+
+
+def test_runs_may_differ_in_what_their_rows_tell(tmp_path, monkeypatch):
     for folder in 'abc':
         write_rows(tmp_path / folder, 1.0)
-    config = small_config()
-    configs = {}
-    for folder, change in (('a', {}), ('b', {'seed': 1}), ('c', {'channels': 16})):
-        values = config_dict(config)
-        values['seed'] = change.get('seed', 0)
-        values['model']['channels'] = change.get('channels', 8)
-        configs[tmp_path / folder] = values
-    monkeypatch.setattr(compare, 'config_of_run', configs.get)
-    compare.write(tmp_path / 'a', (str(tmp_path / 'b'),))
-    with pytest.raises(UserError, match=r'not two seeds of one run: config\.model\.channels is 8 there and 16 here'):
-        compare.write(tmp_path / 'a', (str(tmp_path / 'b'), str(tmp_path / 'c')))
+    configs = {'a': changed(), 'b': changed(seed=1), 'c': changed(model__label_in='decoder')}
+    monkeypatch.setattr(compare, 'config_of_run', lambda folder: configs[folder.name])
+    compare.write(tmp_path / 'a', (str(tmp_path / 'b'), str(tmp_path / 'c')))
     with pytest.raises(UserError, match=r'holds .*none, which does not exist'):
         compare.write(tmp_path / 'a', (str(tmp_path / 'none'),))
+
+
+def test_a_run_counts_once_however_its_folder_is_written(tmp_path, monkeypatch):
+    for folder in 'ab':
+        write_rows(tmp_path / folder, 1.0)
+    monkeypatch.chdir(tmp_path)
+    assert 'Means over 2 repetitions' in compare.write(Path('a'), ('b', str(tmp_path / 'a'), './b')).read_text()
 
 
 def test_nothing_to_compare(tmp_path):
