@@ -7,9 +7,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy import stats
 
-from benchmarks import common, evaluation, guidance_cost, rule_cost, sampling, side_by_side, train_step
+from benchmarks import (
+    classifier_accuracy,
+    common,
+    evaluation,
+    guidance_cost,
+    rule_cost,
+    sampling,
+    side_by_side,
+    train_step,
+)
 from benchmarks import config as sizes
 from benchmarks import input as input_benchmark
 from cfg import setup
@@ -159,6 +170,29 @@ def test_a_mistake_is_one_sentence(name, config, arguments, expected):
     assert done.returncode == 2, done.stderr
     assert 'Traceback' not in done.stderr
     assert expected in done.stderr.strip().splitlines()[-1]
+
+
+def test_bayes_rule_of_known_images():
+    """By scipy in float64: p(c | z) with p(z | c) the mean of Gaussians around the known images of the class."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.uniform(-1, 1, (7, 2, 2, 1)), np.array([0, 0, 1, 1, 1, 2, 2])
+    logsnr = np.array([-20.0, -3.0, 0.0, 2.0, 4.0])
+    alpha, sigma = np.sqrt(1 / (1 + np.exp(-logsnr))), np.sqrt(1 / (1 + np.exp(logsnr)))
+    z = alpha[:, None, None, None] * images[:5] + sigma[:, None, None, None] * rng.standard_normal((5, 2, 2, 1))
+    arrays = (np.float32(x) for x in (z, logsnr, images))
+    logits = np.asarray(classifier_accuracy.bayes_logits(*arrays, labels, 3), np.float64)
+    for n in range(5):
+        mean, covariance = alpha[n] * images.reshape(7, 4), sigma[n] ** 2 * np.eye(4)
+        density = np.array([stats.multivariate_normal.pdf(z[n].ravel(), m, covariance) for m in mean])
+        expected = np.array([density[labels == label].sum() for label in range(3)])
+        posterior = np.exp(logits[n] - logits[n].max())
+        np.testing.assert_allclose(posterior / posterior.sum(), expected / expected.sum(), rtol=1e-4, atol=1e-6)
+
+
+def test_the_accuracy_of_a_classifier_needs_one(small_config, tmp_path):
+    with pytest.raises(UserError, match=r'only the halves of the digits'):
+        small_config.data.name = 'mixture'
+        classifier_accuracy.describe(small_config, str(tmp_path), draws=1)
 
 
 @pytest.mark.parametrize('name', sizes.SIZES)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import classifier_accuracy
 from cfg import describe, setup
 from cfg.data.digits import digits
 from cfg.diffusion import loss, recipes, schedule
@@ -110,6 +111,19 @@ def test_held_out_numbers_are_those_of_the_averaged_parameters_on_the_other_half
     assert row['held_out_accuracy'] == pytest.approx(right.mean(), abs=2 / count)
     clean = np.asarray(logsnr) > 1.763
     assert row['held_out_accuracy_logsnr_1.8_to_20.0'] == pytest.approx(right[clean].mean(), abs=8 / count)
+
+
+def test_the_accuracy_by_noise_level_beside_bayes_rule(run):
+    """As benchmarks/classifier_accuracy.py prints it: the rule is right where there is little noise alone."""
+    text = classifier_accuracy.describe(config_of(), str(run), draws=1)
+    head, *lines = text.splitlines()
+    assert head.split()[-1] == 'all'
+    assert len(lines) == 6
+    rule = [float(cell.rstrip('%')) for cell in lines[4].split()[-5:]]
+    assert rule[0] > 95
+    assert rule[3] < 40
+    assert rule[4] == pytest.approx(np.mean(rule[:4]), abs=1)
+    assert all(0 <= float(cell.rstrip('%')) <= 100 for line in lines[::2] for cell in line.split()[-5:])
 
 
 def test_stopped_and_resumed_is_the_same_as_unbroken(run, tmp_path):
