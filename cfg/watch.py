@@ -21,7 +21,7 @@ from cfg.errors import UserError
 FOLDER = 'heartbeats'
 INTERVAL = 2.0  # seconds between beats
 SILENCE = 60.0  # without a beat of a process on another host, after which it counts as dead
-PATIENCE = 3  # intervals in which the cause of a broken connection may show
+PATIENCE = 3  # intervals in which the cause of an error may show in the files of the others
 
 # Exit status of a process that ends because another one of its run died or hangs: the same command goes on.
 STATUS_START_AGAIN = 75
@@ -149,19 +149,22 @@ class Watch:
     def _run(self) -> None:
         while not self._done.wait(self._interval):
             self.beat()
-            reason = self._trouble()
-            if reason is not None and not self._done.is_set():
-                status, sentence = reason
-                self._end('failed', sentence, status=status)
-                print(f'error: {sentence}', file=sys.stderr, flush=True)
-                self._leave(status)
-                return
+            self.look()
+
+    def look(self) -> None:
+        """Looks at the others once, and ends this process if one of them is lost."""
+        reason = self._trouble()
+        if reason is not None and not self._done.is_set():
+            status, sentence = reason
+            self._end('failed', sentence, status=status)
+            print(f'error: {sentence}', file=sys.stderr, flush=True)
+            self._leave(status)
 
     def _trouble(self) -> tuple[int, str] | None:
         """What is wrong with another process, as (exit status, sentence)."""
         if self._own['run'] is None:
             return self._not_all_there()
-        others = [self._look(index) for index in range(self._count or 1) if index != self._index]
+        others = [self._beat_of(index) for index in range(self._count or 1) if index != self._index]
         for beat, silent in others:
             who = _name(beat)
             if beat['state'] in ('failed', 'stopped') and beat.get('status') and silent >= self._interval:
@@ -200,7 +203,7 @@ class Watch:
             'all must see, and with the same --coordinator, and start all of them again.'
         )
 
-    def _look(self, index: int) -> tuple[Beat, float]:
+    def _beat_of(self, index: int) -> tuple[Beat, float]:
         """The newest beat of another process of this run, and for how long it has been the newest."""
         beat = _read(path_of(self._workdir, self._what, index))
         if beat is None or beat['run'] != self._own['run']:
@@ -222,16 +225,17 @@ class Watch:
         status = self._status_of(error)
         if status is None:
             sys.excepthook(type(error), error, error.__traceback__)
-            # A connection breaks when the process at its other end dies: the cause may show in a moment, and the
-            # thread ends this process with it.
-            time.sleep(PATIENCE * self._interval)
-            status = STATUS_START_AGAIN if type(error).__name__ in ('JaxRuntimeError', 'XlaRuntimeError') else 1
+            # A connection breaks when the process at its other end dies. Once that is known, which takes `silence`
+            # where it was on another host, the thread ends this process and names it.
+            broken = type(error).__name__ in ('JaxRuntimeError', 'XlaRuntimeError')
+            time.sleep(PATIENCE * self._interval + (self._silence if broken else 0.0))
+            status = STATUS_START_AGAIN if broken else 1
         self._end('failed', error, status=status)
         if self._index == 0:  # the others lose JAX's coordinator with this process: they first read why
             deadline = time.monotonic() + PATIENCE * self._interval
             while time.monotonic() < deadline and any(
                 beat['state'] in ('starting', 'running') and not _is_gone(beat, silent, self._silence)
-                for beat, silent in map(self._look, range(1, self._count or 1))
+                for beat, silent in map(self._beat_of, range(1, self._count or 1))
             ):
                 time.sleep(0.1)
         self._leave(status)
