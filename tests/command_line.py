@@ -4,7 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+from cfg.xla_flags import jaxlib_knows
+
 ROOT = Path(__file__).parents[1]
+# Programs here run for moments, so that most of the time is compilation, which is several times faster without
+# optimisation. On a busy machine a device may come to a collective late, after which XLA ends the process.
+XLA_FLAGS = '--xla_backend_optimization_level=0'
+if jaxlib_knows('xla_cpu_collective_call_terminate_timeout_seconds'):
+    XLA_FLAGS += ' --xla_cpu_collective_call_terminate_timeout_seconds=600'
 # One network, batch and place of checkpoints for every process that the suite starts: they compile the same programs,
 # and one resolution is traced in half the time, which every process does anew.
 SMALL = [
@@ -37,7 +44,7 @@ def command(*arguments, config='configs/digits.py', small=True):
 
 def main(*arguments, **kwargs):
     """Runs main.py to its end; stdout, stderr and status."""
-    return subprocess.run(command(*arguments, **kwargs), cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command(*arguments, **kwargs), cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
 def sentence(done):

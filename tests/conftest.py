@@ -5,9 +5,10 @@ import os
 import shutil
 from pathlib import Path
 
-# Before JAX starts. Tests of one device take the first of the four. Programs here run for moments, so that most of
-# the time is compilation, which is several times faster without optimisation.
-FLAGS = '--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0'
+from tests.command_line import XLA_FLAGS
+
+# Before JAX starts. Tests of one device take the first of the four.
+FLAGS = f'--xla_force_host_platform_device_count=4 {XLA_FLAGS}'
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {FLAGS}'.strip()
 os.environ['JAX_PLATFORMS'] = 'cpu'
 # Many tests, and the processes that they start, compile the same programs.

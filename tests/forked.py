@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.command_line import ROOT, command, sentence
+from tests.command_line import ROOT, XLA_FLAGS, command, sentence
 
 _context = multiprocessing.get_context('forkserver')
 _context.set_forkserver_preload(['tests.preload'])
@@ -42,13 +42,12 @@ class Run:
         outputs = self.output, Path(errors or output)
         for path in outputs:
             path.unlink(missing_ok=True)
-        flags = f'--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0'
-        environ = {'XLA_FLAGS': flags}
+        environ = {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} {XLA_FLAGS}'}
         line = command(*map(str, arguments), **kwargs)[1:]
         self.process = _context.Process(target=_child, args=(line, environ, outputs))
         self.process.start()
 
-    def wait(self, timeout=300):
+    def wait(self, timeout=600):
         """The exit status; negative for a signal."""
         self.process.join(timeout)
         assert self.process.exitcode is not None, f'still running:\n{self.text}'
@@ -116,7 +115,7 @@ def ok(runs):
     assert statuses == [0] * len(runs), '\n'.join(run.text for run in runs)
 
 
-def wait_until(condition, timeout=120, pause=0.005):
+def wait_until(condition, timeout=400, pause=0.005):
     """Returns when the condition holds."""
     deadline = time.monotonic() + timeout
     while not condition():

@@ -1,5 +1,6 @@
 """Training and a sweep, killed and damaged at random, and what is there in the end: what an undisturbed run leaves."""
 
+import contextlib
 import json
 import random
 import re
@@ -11,9 +12,13 @@ import time
 
 import pytest
 
+from cfg.evaluation.results import read_results
 from cfg.status import describe
 from tests.command_line import ROOT, command
 from tests.forked import Run, finish, group, ok, wait_until
+
+# Many processes, one after the other, on a machine that may be busy.
+pytestmark = pytest.mark.timeout(1500)
 
 STEPS = 36
 TRAIN = (
@@ -86,7 +91,8 @@ def disturb(runs, event, workdir, chance):
     for run in victims:
         run.signal(signal.SIGTERM if event.startswith('term') else signal.SIGKILL)
     statuses = finish(runs)
-    if not alive or statuses == [0] * len(runs):
+    # After the last step a signal may come to a process that no longer listens, and find the others already done.
+    if not alive or STEPS in steps(workdir):
         return False
     if event.startswith('term'):
         assert statuses == [128 + signal.SIGTERM] * len(runs), '\n'.join(run.text for run in runs)
@@ -109,7 +115,7 @@ def chaos(start, events, workdir, expected, chance):
         damaged = None
         if disturbed:
             events.pop()
-            damaged = damage(workdir, chance) if chance.random() < 0.4 else None
+            damaged = damage(workdir, chance) if named < 2 or chance.random() < 0.4 else None
         else:  # it was done before we came: once more from the start
             assert digests(workdir) == expected
             shutil.rmtree(workdir)
@@ -159,11 +165,11 @@ def test_a_full_disk_stops_training_with_the_last_good_checkpoint_intact(tmp_pat
     )
     wait_until(lambda: steps(workdir))
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (40_000, 40_000))
-    text, _ = process.communicate(timeout=120)
+    text, _ = process.communicate(timeout=400)
     assert process.returncode == 2, text
-    last_line = text.strip().splitlines()[-1]
-    assert last_line.startswith(f'error: A checkpoint could not be written to {workdir}/checkpoints (File too large; ')
-    (last,) = map(int, re.findall(r'the last good one is of step (\d+)', last_line))
+    (error,) = (line for line in text.splitlines() if line.startswith('error: '))
+    assert error.startswith(f'error: A checkpoint could not be written to {workdir}/checkpoints (File too large; ')
+    (last,) = map(int, re.findall(r'the last good one is of step (\d+)', error))
     assert steps(workdir)[-1] == last
     run = Run(*arguments[:-2], f'--config.train.num_steps={last + 2}', output=tmp_path / 'log')
     assert run.wait() == 0, run.text
@@ -193,8 +199,11 @@ def test_a_sweep_of_two_processes_killed_at_random_is_the_undisturbed_one(tmp_pa
         shutil.copytree(base, workdir, ignore=shutil.ignore_patterns('results.jsonl', 'samples', 'unfinished'))
 
     def progress():
-        found = [*workdir.glob('results.jsonl'), *workdir.glob('unfinished/*/state.npz')]
-        return {(path.name, path.stat().st_mtime_ns) for path in found if path.exists()}
+        found = set()
+        for path in (*workdir.glob('results.jsonl'), *workdir.glob('unfinished/*/state.npz')):
+            with contextlib.suppress(FileNotFoundError):  # a row that was finished meanwhile
+                found.add((path.name, path.stat().st_mtime_ns))
+        return found
 
     def wait_for_change(before, runs):
         wait_until(lambda: progress() != before or not runs[0].process.is_alive())
@@ -208,7 +217,7 @@ def test_a_sweep_of_two_processes_killed_at_random_is_the_undisturbed_one(tmp_pa
         number = signal.SIGTERM if kills == 2 else signal.SIGKILL
         runs[kills % 2].signal(number)
         statuses = finish(runs)
-        if statuses == [0, 0]:
+        if len(read_results(workdir)) == len(expected):  # it was done before we came
             assert rows(workdir) == expected
             fresh()
             continue

@@ -10,6 +10,9 @@ import pytest
 from tests import forked
 from tests.command_line import main
 
+# Several times what the longest needs on a machine that does nothing else.
+pytestmark = pytest.mark.timeout(1500)
+
 
 def ok(*arguments, run=forked.main, **kwargs):
     """stdout of a run that succeeds."""

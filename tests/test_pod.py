@@ -10,7 +10,10 @@ import pytest
 
 from cfg.status import describe
 from cfg.training.checkpoints import Checkpoints
-from tests.forked import Run, finish, group, ok, wait_until
+from tests.forked import Run, finish, free_port, group, ok, wait_until
+
+# Several times what the longest needs on a machine that does nothing else.
+pytestmark = pytest.mark.timeout(1500)
 
 STEPS = 24
 TRAIN = ('--mode=train',)
@@ -121,14 +124,13 @@ def test_a_run_goes_on_with_other_devices(pair, one, folder, devices):
 
 @pytest.mark.parametrize('early', [False, True])
 def test_sigterm_of_one_saves_a_common_step_and_stops_both(pair, folder, early):
-    """Also one from before the first step, which JAX's preemption service catches."""
+    """Also one from before the first step, as a rule, which JAX's preemption service catches."""
     workdir = folder / f'stopped{early}'
     long = (f'--workdir={workdir}', '--mode=train', '--config.train.num_steps=100000')
     runs = group(*long, '--config.train.checkpoint_every=100000', folder=folder / 'logs')
     if early:
         beats = workdir / 'heartbeats'
         wait_until(lambda: [json.loads(path.read_text())['state'] for path in beats.glob('*.json')] == ['running'] * 2)
-        assert 'train: ' not in runs[0].text
     else:
         wait_until(lambda: 'train: ' in runs[0].text)
     runs[1].signal(signal.SIGTERM)
@@ -152,8 +154,7 @@ def test_when_one_is_killed_the_other_says_so_and_ends(folder):
 def test_who_has_not_started_is_named(folder):
     workdir = folder / 'alone'
     arguments = (f'--workdir={workdir}', *TRAIN, '--config.processes.start_seconds=3')
-    runs = group(*arguments, folder=folder / 'logs', count=3)
-    runs[1].process.kill()
-    runs[0].process.kill()
-    assert runs[2].wait() == 75, runs[2].text
-    assert 'After 3 s of 3 processes, number' in runs[2].text
+    place = (f'--coordinator=127.0.0.1:{free_port()}', '--num_processes=3', '--process_id=2')
+    run = Run(*arguments, *place, output=folder / 'alone.log')
+    assert run.wait() == 75, run.text
+    assert 'After 3 s of 3 processes, number 0, 1 has not started' in run.text
