@@ -5,7 +5,8 @@ import fcntl
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -88,7 +89,9 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def lock(workdir: Path, what: str, *, part: str = '', wait: bool = False) -> Iterator[None]:
+def lock(
+    workdir: Path, what: str, *, part: str = '', wait: bool = False, waiting: Callable[[], None] | None = None
+) -> Iterator[None]:
     """Holds `what` ('train', say) of a folder for one process; a process that dies lets go.
 
     Args:
@@ -96,6 +99,7 @@ def lock(workdir: Path, what: str, *, part: str = '', wait: bool = False) -> Ite
       what: the mode.
       part: of what it does there, where several may run beside each other.
       wait: until another process lets go, instead of refusing.
+      waiting: is called every second meanwhile, and may raise.
 
     Raises:
       UserError: when another process holds it.
@@ -112,10 +116,21 @@ def lock(workdir: Path, what: str, *, part: str = '', wait: bool = False) -> Ite
                     f'Another process runs --mode={what} on {workdir}: wait for it, stop it, or work in another folder.'
                 ) from None
             log.info('Another process works on %s: waiting for it.', part or what)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _wait_for(file, waiting)
         except OSError as error:  # a file system without locks
             log.warning('%s cannot be locked (%s): take care that nothing else runs there.', workdir, error.strerror)
         yield
+
+
+def _wait_for(file: IO[str], waiting: Callable[[], None] | None) -> None:
+    """Locks a file as soon as it can; not in one call, which no signal handler of ours could end."""
+    while True:
+        if waiting is not None:
+            waiting()
+        time.sleep(1.0)
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
 
 
 def resident_bytes() -> int:

@@ -155,7 +155,13 @@ def measuring(
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     parent = network.cache / folder
     check_writable(parent, f'The cache folder {parent}')
-    with lock(parent, 'eval', part=digest, wait=True):
+    elsewhere = Progress(stream.name, stream.count, unit='image')
+
+    def waiting() -> None:
+        elsewhere.update(0, 'another job measures them')  # also says that this one does not hang
+        stop.leave(lambda: None)
+
+    with lock(parent, 'eval', part=digest, wait=True, waiting=waiting):
         measured = Measurement(
             parent / digest,
             network,

@@ -184,6 +184,7 @@ class _Sweep:
         progress = Progress('eval', len(points) * self._config.eval.num_samples, unit='sample')
         failures = []
         for number, values in enumerate(points):
+            self._stop.leave(lambda: None, processes.largest(self._stop.received or 0))  # came while a row was scored
             point, identity = Point(*values), todo[number][1] if processes.is_first() else None
             with contextlib.ExitStack() as held:
                 if not processes.from_first(identity is not None and self._take(identity, held)):
@@ -243,7 +244,7 @@ class _Sweep:
         labels = draw_labels(
             options.labels, num_samples=options.num_samples, num_classes=self._spec.num_classes, seed=point.seed
         )
-        params = self._on_devices(point)
+        params = processes.on_each(lambda: self._on_devices(point))  # a row that one cannot read is nobody's
         network = shared(self._features)
         with processes.held_by_first(lambda: self._open(identity, network)) as measured:
             start = processes.from_first(measured.count if measured else None)

@@ -1,15 +1,18 @@
 """The sweep in one process: its product, its jobs, and going on in the middle of a row."""
 
+import contextlib
 import itertools
 import json
 import re
 import shutil
+import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from cfg import importing
+from cfg import importing, progress
 from cfg.data.digits import digits
 from cfg.errors import UserError
 from cfg.evaluation import compare, metrics, references, sweep
@@ -359,6 +362,63 @@ def test_a_bad_row_costs_no_other_row(workdir, monkeypatch):
     with pytest.raises(UserError, match=r'1 of 3 rows could not be measured; .*Sample \d+ at w=1e\+30 is not finite'):
         sweep.evaluate(config, workdir)
     assert [row['w'] for row in read_results(workdir)] == [0.0, 1.0]
+
+
+def test_a_checkpoint_that_one_process_cannot_read_is_a_bad_row_for_all(workdir, monkeypatch):
+    """With a stand-in for the agreement of the processes: the second one has the bad disk."""
+
+    def on_each(fn):
+        result = fn()
+        if set(result) >= {'model'} and not rows_of(workdir):
+            monkeypatch.undo()
+            raise UserError('Process 1: the checkpoint is damaged')
+        return result
+
+    monkeypatch.setattr(sweep.processes, 'on_each', on_each)
+    with pytest.raises(UserError, match=r'1 of 2 rows could not be measured; .* Process 1: the checkpoint is damaged'):
+        sweep.evaluate(config_of(w=(0.0, 1.0), num_samples=20), workdir)
+    assert [row['w'] for row in read_results(workdir)] == [1.0]
+
+
+def test_a_stop_while_a_row_is_scored_begins_no_other_row(workdir, monkeypatch):
+    score, add, drawn = sweep.score, sweep.Measurement.add, []
+
+    def scored(*args):
+        signal.raise_signal(signal.SIGTERM)
+        return score(*args)
+
+    def added(self, images, *args, **kwargs):
+        drawn.append(len(images))
+        return add(self, images, *args, **kwargs)
+
+    monkeypatch.setattr(sweep, 'score', scored)
+    monkeypatch.setattr(sweep.Measurement, 'add', added)
+    with pytest.raises(SystemExit, match='143'):
+        sweep.evaluate(config_of(w=(0.0, 1.0), num_samples=20), workdir)
+    assert [row['w'] for row in read_results(workdir)] == [0.0]
+    assert drawn == [20]
+
+
+def test_a_job_that_waits_for_another_can_be_stopped(workdir, monkeypatch):
+    """Both measure the real images; the wait is progress, so that nobody takes it for a process that hangs."""
+    measured = workdir / 'features' / 'measured'
+    parts = [path.name[1:].removesuffix('.lock') for path in measured.glob('.*.lock')]
+    heard, slept = [], []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        if len(slept) == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr('cfg.files.time', SimpleNamespace(sleep=sleep))
+    with contextlib.ExitStack() as held:
+        for part in parts:
+            held.enter_context(lock(measured, 'eval', part=part))
+        held.enter_context(progress.listening(heard.append))
+        with pytest.raises(SystemExit, match='143'):
+            sweep.evaluate(config_of(), workdir)
+    assert len(slept) == 3
+    assert [(work.what.split(' of ')[0], work.done) for work in heard] == [('real images', 0)] * 4
 
 
 def test_few_samples_are_a_warning_that_stays_in_the_row(workdir, capsys):
