@@ -1,6 +1,7 @@
 """A mode that may run as several processes: joined before it begins, watched while it runs."""
 
 import contextlib
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -61,6 +62,9 @@ def joined(
         run = processes.start(
             FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, timeout=options.start_seconds + 60
         )
+        if what != 'train':
+            # JAX's preemption service has taken SIGTERM, and the training loop alone asks it whether one came.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         watch.joined(processes.index(), processes.count(), run)
 
         def look() -> None:

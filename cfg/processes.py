@@ -82,7 +82,7 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
       A name of this run of the processes, the same on all.
 
     Raises:
-      UserError: when the launcher that JAX found cannot be used.
+      UserError: when the launcher that JAX found cannot be used, or JAX does not find the one there is.
     """
     if num_processes != 1 and (num_processes is not None or _may_be_several()):
         try:
@@ -96,6 +96,12 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
                     f'JAX cannot join the processes of this run ({reason}): give --coordinator, --num_processes and '
                     '--process_id, or --num_processes=1 to run alone.'
                 ) from error
+    size = os.environ.get('OMPI_COMM_WORLD_SIZE', '1')
+    if num_processes is None and size != '1' and count() == 1:  # from version 5 on it does not say what JAX looks for
+        raise UserError(
+            f'Open MPI started {size} processes, which JAX does not find: give --coordinator, --num_processes and '
+            '--process_id, or --num_processes=1 to run alone.'
+        )
     if not is_first():
         # One process speaks.
         progress.silence()

@@ -1,12 +1,15 @@
 """What needs no second process: the flags, and everything where there is one process. The rest is in test_pod.py."""
 
 import contextlib
+import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from cfg import processes
+from cfg import launching, processes
 from cfg.errors import UserError
+from configs import digits
 
 
 @pytest.mark.parametrize(
@@ -50,3 +53,31 @@ def test_errors_and_stops_pass_through(way):
         way(lambda: fail(UserError('x is missing')))
     with pytest.raises(SystemExit, match='143'):
         way(lambda: fail(SystemExit(143)))
+
+
+def test_processes_that_jax_does_not_find_are_not_taken_for_one(monkeypatch):
+    """Open MPI 5 no longer sets the variable that JAX looks for."""
+    monkeypatch.setattr(processes, '_may_be_several', lambda: False)
+    monkeypatch.setenv('OMPI_COMM_WORLD_RANK', '0')
+    monkeypatch.setenv('OMPI_COMM_WORLD_SIZE', '2')
+    with pytest.raises(UserError, match='Open MPI started 2 processes, which JAX does not find: give --coordinator, '):
+        processes.start(None, None, None, timeout=60)
+    processes.start(None, 1, None, timeout=60)  # alone, as was asked for
+    monkeypatch.setenv('OMPI_COMM_WORLD_SIZE', '1')
+    processes.start(None, None, None, timeout=60)
+
+
+@pytest.mark.parametrize('mode', launching.MODES)
+def test_sigterm_ends_what_does_not_ask_jax_whether_it_came(tmp_path, monkeypatch, mode):
+    def taken_by_jax(number, frame):
+        pass
+
+    flags = SimpleNamespace(coordinator=None, num_processes=1, process_id=None)
+    monkeypatch.setattr(launching, 'FLAGS', flags)
+    before = signal.signal(signal.SIGTERM, taken_by_jax)
+    try:
+        with launching.joined(digits.get_config(), tmp_path, mode, status_of=lambda error: None):
+            found = signal.getsignal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert found is (taken_by_jax if mode == 'train' else signal.SIG_DFL)
