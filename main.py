@@ -67,8 +67,12 @@ def _dispatch() -> None:
     if FLAGS.workdir is None:
         raise UserError('--workdir is missing: give the folder of the run.')
     if FLAGS.mode == 'status':
+        import jax
+
         from cfg import status
 
+        # An accelerator may be in use, and on a slice of TPUs it would wait for the other hosts.
+        jax.config.update('jax_platforms', 'cpu')
         print(status.describe(setup.check_workdir(FLAGS.workdir, create=False, write=False)))
         return
     config = command_line.read_config()

@@ -21,8 +21,8 @@ def ok(*arguments, run=forked.main, **kwargs):
     return done.stdout
 
 
-def status(workdir):
-    lines = ok(f'--workdir={workdir}', '--mode=status').splitlines()
+def status(workdir, **kwargs):
+    lines = ok(f'--workdir={workdir}', '--mode=status', **kwargs).splitlines()
     return dict(line.split(': ', 1) for line in lines)
 
 
@@ -37,8 +37,9 @@ def trained_fixture(tmp_path_factory):
     return workdir
 
 
-def test_what_training_leaves(trained):
-    lines = status(trained)
+def test_what_training_leaves(trained, monkeypatch):
+    monkeypatch.setenv('JAX_PLATFORMS', 'tpu')  # which is not there, or is in use
+    lines = status(trained, run=main)
     assert lines['step'] == '24'
     assert len(lines['params_sha256']) == len(lines['ema_params_sha256']) == 64
     log = [json.loads(line) for line in (trained / 'metrics.jsonl').read_text().splitlines()]
