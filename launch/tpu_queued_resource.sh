@@ -74,7 +74,8 @@ remote_setup() { # bucket, folder of the data in it, mount point, where the data
     sudo mkdir -p "$3"
     sudo chown "$(id -un)" "$3"
     # Checkpoints become visible by renaming a folder; without hierarchical namespace gcsfuse renames file by file.
-    gcsfuse --implicit-dirs --rename-dir-limit=100000 "$1" "$3"
+    # Without the limit of 0 s a worker would see the heartbeats of the others as they were a minute ago, or for ever.
+    gcsfuse --implicit-dirs --rename-dir-limit=100000 --metadata-cache-ttl-secs=0 "$1" "$3"
   fi
   mkdir -p "$4/prepared_images"
   gcloud storage rsync --recursive "gs://$1/$2/prepared_images" "$4/prepared_images"

@@ -547,6 +547,7 @@ def test_a_worker_is_set_up_once(stage):
     assert installed[-3:] == ['-r', 'requirements.txt', 'jax[tpu]']
     (mounted,) = stage.calls('gcsfuse')
     assert mounted[-2:] == ['my-bucket', '/mnt/cfg-bucket']
+    assert '--metadata-cache-ttl-secs=0' in mounted  # the heartbeats of other hosts are those of now
     (copied,) = stage.calls('gcloud', 'storage')
     assert copied[-2:] == ['gs://my-bucket/data/prepared_images', '/var/tmp/cfg-data/prepared_images']
 
