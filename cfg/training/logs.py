@@ -28,23 +28,22 @@ class Logs:
     def __init__(self, workdir: Path, *, start_step: int):
         logging.getLogger('tensorflow').setLevel(logging.ERROR)
         tf.config.set_visible_devices([], 'GPU')
-        path = workdir / METRICS_FILE
-        _drop_later_lines(path, start_step)
+        self._path = workdir / METRICS_FILE
+        _drop_later_lines(self._path, start_step)
         self._tensorboard = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir / 'tensorboard')))
-        self._file = path.open('a')
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self._file.close()
         self._tensorboard.close()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Writes numbers of a step to both places."""
         self._tensorboard.write_scalars(step, values)
-        self._file.write(json.dumps({'step': step} | values) + '\n')
-        self._file.flush()
+        # Closed each time, as in a bucket that is mounted nothing is sure to be there before.
+        with self._path.open('a') as file:
+            file.write(json.dumps({'step': step} | values) + '\n')
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Writes one uint8 image [H, W, C] to TensorBoard."""

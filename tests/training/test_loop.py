@@ -3,6 +3,7 @@ import os
 import re
 import shutil
 import signal
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,7 +16,9 @@ from cfg.files import lock
 from cfg.status import describe
 from cfg.training import build, loop, state
 from cfg.training.checkpoints import Checkpoints
+from cfg.training.logs import Logs
 from cfg.training.meter import Meter
+from cfg.training.metrics_file import read_metrics
 from tests.conftest import small_config
 
 
@@ -57,6 +60,16 @@ def test_tensorboard_holds_the_same_numbers_and_the_grids(run):
     losses = {event.step: float(make_ndarray(event.tensor_proto)) for event in events.Tensors('loss')}
     assert losses == pytest.approx({row['step']: row['loss'] for row in metrics(run)})
     assert {event.step for event in events.Tensors('samples')} == {3, 6}
+
+
+def test_the_metrics_are_on_disk_after_every_line(tmp_path):
+    """Also where a file appears when it is closed, as in a bucket that is mounted: no line waits in an open one."""
+    with Logs(tmp_path, start_step=0) as logs:
+        logs.scalars(1, {'loss': 0.5})
+        open_files = {path.readlink() for path in Path('/proc/self/fd').iterdir() if path.is_symlink()}
+        assert tmp_path / 'metrics.jsonl' not in open_files
+        logs.scalars(2, {'loss': 0.25})
+    assert read_metrics(tmp_path / 'metrics.jsonl') == [{'step': 1, 'loss': 0.5}, {'step': 2, 'loss': 0.25}]
 
 
 def test_stopped_and_resumed_is_the_same_as_unbroken(run, tmp_path, small_config):
