@@ -8,6 +8,7 @@ A sample file holds `arr_0`, uint8 [N, H, W, C], and maybe `arr_1`, labels [N]. 
 import contextlib
 import functools
 import hashlib
+import lzma
 import math
 import zipfile
 import zlib
@@ -26,7 +27,8 @@ Array = np.ndarray
 
 MOMENTS = (('mu', 'sigma'), ('mu_s', 'sigma_s'))
 _NEGATIVE = 1e-6  # of the largest eigenvalue of a covariance: what rounding may leave below 0
-_BROKEN = (zipfile.BadZipFile, EOFError, ValueError, OSError, zlib.error)
+# Of a turned bit zipfile says also that a method or a version is not supported, that a password or a member is missing.
+_BROKEN = (zipfile.BadZipFile, EOFError, ValueError, OSError, KeyError, RuntimeError, zlib.error, lzma.LZMAError)
 
 
 def check(path: Path, what: str) -> None:

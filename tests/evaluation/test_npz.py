@@ -87,6 +87,29 @@ def test_a_file_that_is_cut_off_is_named(tmp_path):
         list(open_images(path, WHAT).batches(4))
 
 
+@pytest.mark.parametrize(
+    ('place', 'value'),
+    [
+        (6, 255),  # the version that is needed
+        (8, 1),  # flags: encrypted
+        (8, 32),  # patched data
+        (8, 64),  # strong encryption
+        (10, 14),  # the method: LZMA
+        (10, 99),  # none that there is
+        (46 + len('mu'), 0),  # the name of the member
+    ],
+)
+def test_a_turned_byte_in_the_list_of_members_is_named(tmp_path, place, value):
+    path = tmp_path / 'x.npz'
+    for name, array, read in (('arr_0', images(400), open_images), ('mu', np.zeros(4000), read_moments)):
+        np.savez(path, **{name: array, 'sigma': np.eye(4)})
+        content = bytearray(path.read_bytes())
+        content[content.index(b'PK\x01\x02') + place] = value  # of the first member
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r'config\.eval\.samples=.*x\.npz (cannot be read|holds no images)'):
+            read(path, WHAT)
+
+
 def test_a_reference_is_read_as_it_was_written(tmp_path):
     rng = np.random.default_rng(0)
     pool, spatial = Moments.of(rng.normal(size=(50, 6))), Moments.of(rng.normal(size=(50, 4)))
