@@ -76,6 +76,12 @@ def warnings(
             f'{num_samples} samples are no more than the {network.width} features, so their covariance is singular and '
             'FID is far too high: compare it only with FIDs of as many samples.'
         )
+    last = num_samples % options.is_split_size
+    if num_samples > options.is_split_size and last:
+        found.append(
+            f'The last split of the inception score holds {last} of {options.is_split_size} samples and counts as much '
+            'as the others, so the score is too low: take a multiple of config.eval.is_split_size.'
+        )
     if reference.features is None:
         found.append('The reference holds no images, so there are no precision, recall and KID.')
     else:

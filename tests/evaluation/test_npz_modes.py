@@ -155,10 +155,10 @@ def replace_features(monkeypatch, network, **changes):
     monkeypatch.setattr('cfg.evaluation.loading.open_features', lambda *_: changed)
 
 
-def scored(tmp_path, samples, reference):
+def scored(tmp_path, samples, reference, **changes):
     """The row of --mode=evaluate_npz, read as strictly as JSON is defined."""
     paths = {'samples': str(tmp_path / samples), 'reference': str(tmp_path / reference)}
-    npz_modes.evaluate_npz(config_of(tmp_path, **paths), tmp_path)
+    npz_modes.evaluate_npz(config_of(tmp_path, **paths, **changes), tmp_path)
 
     def refuse(name):
         raise AssertionError(f'{name} is no JSON')
@@ -212,6 +212,16 @@ def test_few_reference_images_are_warnings_and_the_row_is_json(fake, tmp_path, c
     assert ('KID needs at least 2 real images' in texts) == (count < 2)
     assert ('Precision and recall need more than 3 samples and real images' in texts) == (count < 4)
     assert (f'KID is of subsets of {count}' in texts) == (count >= 2)
+
+
+@pytest.mark.parametrize(('size', 'last'), [(29, 1), (25, 5), (15, None), (10, None), (30, None), (31, None)])
+def test_an_uneven_last_split_of_the_inception_score_is_a_warning(fake, tmp_path, size, last):
+    np.savez(tmp_path / 'samples.npz', colours(30))
+    np.savez(tmp_path / 'reference.npz', colours(40, seed=1))
+    texts = scored(tmp_path, 'samples.npz', 'reference.npz', is_split_size=size)['warnings']
+    found = [text for text in texts if 'inception score' in text]
+    assert len(found) == (last is not None)
+    assert all(f'The last split of the inception score holds {last} of {size} samples' in text for text in found)
 
 
 def test_a_number_that_is_not_finite_is_no_row(fake, tmp_path, monkeypatch):
