@@ -49,6 +49,7 @@ class Reference:
       sha256: of the images (their fingerprint), or of the file.
       file_sha256: of the file; None if the images of a data set were measured.
       image_shape: (H, W, C) of the images; None if there are none.
+      count: images that the moments are of; None where they were read, as files do not say.
       pool: of the pool features.
       spatial: of the spatial features; None without.
       features: float32 [M, D], pool features of some of the images, for precision, recall and KID; None without.
@@ -58,6 +59,7 @@ class Reference:
     sha256: str
     file_sha256: str | None
     image_shape: tuple[int, ...] | None
+    count: int | None
     pool: Gaussian
     spatial: Gaussian | None
     features: Array | None
@@ -212,6 +214,7 @@ def reference_of_source(config: ConfigDict, source: Source, network: FeatureNetw
         sha256=source.fingerprint,
         file_sha256=None,
         image_shape=tuple(source.image_shape),
+        count=measured.count,
         pool=Gaussian.of(measured.moments),
         spatial=Gaussian.of(measured.spatial),
         features=measured.features if len(measured.features) else None,
@@ -261,6 +264,7 @@ def reference_of_file(config: ConfigDict, network: FeatureNetwork, stop: StopSig
         sha256=sha256,
         file_sha256=sha256,
         image_shape=None if file is None else file.image_shape,
+        count=measured.count if stored is None else None,
         pool=pool,
         spatial=spatial,
         features=None if measured is None else measured.features,

@@ -76,6 +76,11 @@ def warnings(
             f'{num_samples} samples are no more than the {network.width} features, so their covariance is singular and '
             'FID is far too high: compare it only with FIDs of as many samples.'
         )
+    if reference.count is not None and reference.count <= network.width:
+        found.append(
+            f'The moments of the reference are of {reference.count} images, no more than the {network.width} features, '
+            'so their covariance is singular and FID is far too high: give a reference of more images.'
+        )
     last = num_samples % options.is_split_size
     if num_samples > options.is_split_size and last:
         found.append(

@@ -214,6 +214,18 @@ def test_few_reference_images_are_warnings_and_the_row_is_json(fake, tmp_path, c
     assert (f'KID is of subsets of {count}' in texts) == (count >= 2)
 
 
+@pytest.mark.parametrize(
+    ('count', 'stored', 'expected'), [(6, False, True), (7, False, False), (4, True, False), (40, False, False)]
+)
+def test_a_reference_of_few_images_is_a_warning(fake, tmp_path, count, stored, expected):
+    images = colours(count, seed=1)
+    np.savez(tmp_path / 'samples.npz', colours(30))
+    np.savez(tmp_path / 'reference.npz', images, **(moments_of(images) if stored else {}))
+    texts = scored(tmp_path, 'samples.npz', 'reference.npz')['warnings']
+    words = f'The moments of the reference are of {count} images, no more than the 6 features'
+    assert any(text.startswith(words) for text in texts) == expected
+
+
 @pytest.mark.parametrize(('size', 'last'), [(29, 1), (25, 5), (15, None), (10, None), (30, None), (31, None)])
 def test_an_uneven_last_split_of_the_inception_score_is_a_warning(fake, tmp_path, size, last):
     np.savez(tmp_path / 'samples.npz', colours(30))
