@@ -32,7 +32,7 @@ def config_of(**changes):
     config = small_config()
     config.eval.num_samples = 100
     config.eval.keep_samples = 30
-    config.eval.is_split_size = 40
+    config.eval.is_split_size = 50
     config.eval.save_seconds = 0.0
     config.eval.kid_subset_size = 50
     config.eval.kid_subsets = 5
@@ -186,7 +186,7 @@ def test_a_row_says_how_it_was_measured(workdir):
     assert row['reference_file_sha256'] is None
     assert row['sfid'] is None
     assert {'jax', 'jaxlib', 'flax', 'numpy'} == set(row['versions'])
-    assert (row['num_samples'], row['labels'], row['seed'], row['is_split_size']) == (100, 'balanced', 1, 40)
+    assert (row['num_samples'], row['labels'], row['seed'], row['is_split_size']) == (100, 'balanced', 1, 50)
     numbers = ('fid', 'inception_score', 'precision', 'recall', 'kid', 'kid_standard_error', 'finite_sample_fid')
     assert np.isfinite([row[name] for name in numbers]).all()
     assert 0 <= row['precision'] <= 1
