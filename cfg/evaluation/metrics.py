@@ -85,7 +85,8 @@ class KID(NamedTuple):
     Attributes:
       value: mean over subsets.
       std: standard deviation over subsets, which is what is published beside it.
-      standard_error: of the value, as an estimate for the distributions; nan where the subsets are all there is.
+      standard_error: of the value, as an estimate for the distributions; nan where the subsets are all there is,
+        or there is one alone.
     """
 
     value: float
@@ -118,7 +119,7 @@ def kid(samples: Array, reference: Array, *, num_subsets: int, subset_size: int,
         values.append(_unbiased_mmd2(x, y))
     spread, count = float(np.std(values)), min(len(samples), len(reference))
     error = math.nan
-    if count > subset_size:
+    if count > subset_size and num_subsets > 1:
         error = spread * math.sqrt(subset_size / (count - subset_size) + 1 / num_subsets)
     return KID(float(np.mean(values)), spread, error)
 
