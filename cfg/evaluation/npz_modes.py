@@ -129,6 +129,7 @@ def _row(
         'features': network.name,
         'features_sha256': network.sha256,
         'features_file_sha256': network.file_sha256,
+        'classifier': network.classifier,
         **score(measured, reference, options),
         **reference.facts(file.count),
         'warnings': notices,

@@ -11,7 +11,7 @@ from typing import Any
 
 from cfg.errors import UserError
 from cfg.evaluation.results import RESULTS_FILE, Row, read_rows, sampling_of
-from cfg.files import write_whole
+from cfg.files import lock, write_whole
 
 LIBRARIES = ('jax', 'jaxlib', 'flax', 'numpy')
 
@@ -59,6 +59,11 @@ def repair(path: Path) -> list[Row]:
     """The rows of a results file (none: []); a last line that is not JSON, as it was cut off, is removed from it."""
     if not path.exists():
         return []
+    _mend(path)
+    return read_rows(path)
+
+
+def _mend(path: Path) -> None:
     content = path.read_bytes()
     lines = [line for line in content.split(b'\n') if line.strip()]
     if lines and not _is_json(lines[-1]):
@@ -66,11 +71,10 @@ def repair(path: Path) -> list[Row]:
     mended = b''.join(line + b'\n' for line in lines)
     if mended != content:
         write_whole(path, mended)
-    return read_rows(path)
 
 
 def append(path: Path, row: Row) -> None:
-    """Adds one line and waits until it is on disk.
+    """Adds one line, in the place of one that was cut off, and waits until it is on disk.
 
     Raises:
       UserError: when a number is not finite, which JSON cannot say.
@@ -81,10 +85,13 @@ def append(path: Path, row: Row) -> None:
             f'No row is added to {path}: {", ".join(bad)}; see whether the weights, the reference and the images are '
             'right.'
         )
-    with path.open('ab') as file:
-        file.write(json.dumps(row, allow_nan=False).encode() + b'\n')
-        file.flush()
-        os.fsync(file.fileno())
+    with lock(path.parent, 'eval', part=path.name, wait=True):  # a line that another process writes is not cut off
+        if path.exists():
+            _mend(path)
+        with path.open('ab') as file:
+            file.write(json.dumps(row, allow_nan=False).encode() + b'\n')
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _is_finite(value: Any) -> bool:

@@ -245,6 +245,22 @@ def test_a_number_that_is_not_finite_is_no_row(fake, tmp_path, monkeypatch):
     assert not (tmp_path / 'evaluate_npz.jsonl').exists()
 
 
+@pytest.mark.parametrize(('torn', 'whole'), [('{"fid": 1', 0), ('{"fid": 1.0}', 1), ('{"fid": 1.0}\n{"f', 1), ('', 0)])
+def test_a_line_that_was_cut_off_does_not_swallow_the_next_row(fake, tmp_path, torn, whole):
+    np.savez(tmp_path / 'samples.npz', colours(30))
+    path = tmp_path / 'evaluate_npz.jsonl'
+    path.write_text(torn)
+    row = scored(tmp_path, 'samples.npz', 'samples.npz')
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [{'fid': 1.0}] * whole + [row]
+
+
+@pytest.mark.parametrize('classifier', [None, 'noise-aware classifier 0123'])
+def test_a_row_says_what_gave_the_classes(fake, tmp_path, monkeypatch, classifier):
+    np.savez(tmp_path / 'samples.npz', colours(30))
+    replace_features(monkeypatch, fake, classifier=classifier)
+    assert scored(tmp_path, 'samples.npz', 'samples.npz')['classifier'] == classifier
+
+
 @pytest.mark.parametrize(
     ('path', 'expected'),
     [
