@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cfg.evaluation.latex import Cell, tabular
-from cfg.evaluation.paper import NUM_SAMPLES, PaperTable
+from cfg.evaluation.paper import NUM_SAMPLES, NUM_STEPS, PaperTable, departures, setting_of
 from cfg.evaluation.results import Curve
 
 _METRICS = (('fid', 'FID'), ('inception_score', 'IS'))
@@ -59,7 +59,7 @@ class Comparison:
 
 
 def compare(paper: PaperTable, curves: Sequence[Curve]) -> Comparison:
-    """Sets our curves beside the paper's; one whose p_uncond or T is in the paper gets a column of differences."""
+    """Sets our curves beside the paper's; one of its method, with a p_uncond or T that it has, gets differences."""
     measured = [row['w'] for curve in curves for row in curve.rows]
     w = np.unique(np.round(np.concatenate([*(curve.w for curve in paper.curves), measured]), _DIGITS))
     columns = []
@@ -171,6 +171,14 @@ def _notes(paper: PaperTable, curves: Sequence[Curve]) -> list[str]:
             reasons.setdefault('their features are not those of Inception', []).append(curve.label)
         if counts != [NUM_SAMPLES]:
             reasons.setdefault(f'they are not of {NUM_SAMPLES:,} samples', []).append(curve.label)
+        if others := departures(row):
+            reasons.setdefault(f'they are not drawn as there but with {", ".join(others)}', []).append(curve.label)
+        num_steps = setting_of(row, 'num_steps')
+        if paper.key != 'num_steps' and num_steps not in (None, NUM_STEPS):
+            notes.append(
+                f"{curve.label}: T = {num_steps}; the paper does not state its own here, and the authors' related work "
+                f'has {NUM_STEPS}.'
+            )
     if reasons:
         why = ', and '.join(f'{reason} ({"; ".join(labels)})' for reason, labels in reasons.items())
         notes.append(f'Our numbers cannot be compared with those of the paper: {why}.')
@@ -179,5 +187,5 @@ def _notes(paper: PaperTable, curves: Sequence[Curve]) -> list[str]:
         notes.append(f'Differences: {"; ".join(f"{ours} minus the paper at {theirs}" for ours, theirs in pairs)}.')
     else:
         name = {'p_uncond': 'p_uncond', 'num_steps': 'T'}[paper.key]
-        notes.append(f'No curve of ours has the {name} of one of the paper, so there are no differences.')
+        notes.append(f'No curve of ours has the method and a {name} of the paper, so there are no differences.')
     return notes

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cfg.diffusion.recipes import USUAL
 from cfg.errors import UserError
-from cfg.evaluation.results import Curve, Row
+from cfg.evaluation.results import Curve, Row, sampling_of
 
 NUM_SAMPLES = 50_000  # of each number in the tables
+NUM_STEPS = 256  # T where the paper does not state it, from the authors' related work
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,9 @@ class PaperTable:
     curves: tuple[PaperCurve, ...]
 
     def match(self, curve: Curve) -> PaperCurve | None:
-        """The paper's curve of the setting of one of ours, if there is one."""
+        """The paper's curve of the setting of one of ours, if there is one and ours is drawn as the paper does it."""
+        if departures(curve.rows[0]):
+            return None
         value = setting_of(curve.rows[0], self.key)
         return next((paper for paper in self.curves if value is not None and paper.setting == value), None)
 
@@ -74,6 +78,12 @@ _TABLES = {
 def setting_of(row: Row, key: str) -> float | None:
     """The p_uncond or T of a row; None if the row does not say."""
     return row.get(key) if key in row else (row.get('sampling') or {}).get(key)
+
+
+def departures(row: Row) -> list[str]:
+    """The guidance, sampler and grid of a row that are not the paper's, in words."""
+    sampling = sampling_of(row)
+    return [f'{name} {sampling[name]}' for name, usual in USUAL.items() if sampling[name] != usual]
 
 
 def paper_table(name: str) -> PaperTable:

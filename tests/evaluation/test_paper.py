@@ -76,6 +76,10 @@ def test_numbers_that_the_paper_states_in_its_text():
         ('table2_imagenet128', {}, 256.0),
         ('table2_imagenet128', {'sampling': {'num_steps': 64}}, None),
         ('table2_imagenet128', {'sampling': None}, None),
+        ('table1_imagenet64', {'sampling': {'sampler': 'ddim', 'num_steps': 256}}, None),
+        ('table2_imagenet128', {'sampling': {'sampler': 'ancestral', 'num_steps': 256, 'guidance': 'apg'}}, None),
+        ('table2_imagenet128', {'sampling': {'sampler': 'ancestral', 'num_steps': 256, 'grid': 'uniform'}}, None),
+        ('table2_imagenet128', {'sampling': {'num_steps': 256, 'guidance': 'cfg', 'grid': 'paper'}}, 256.0),
     ],
 )
 def test_a_curve_of_ours_is_beside_that_of_the_same_setting(name, changes, setting):
@@ -134,6 +138,10 @@ def test_files_of_the_comparison(tmp_path):
         ({'num_samples': 10_000}, ['not of 50,000 samples']),
         ({'features': 'digits-classifier (64 features; not Inception)'}, ['not those of Inception']),
         ({'num_samples': 10, 'features': 'other'}, ['not of 50,000 samples', 'not those of Inception']),
+        (
+            {'sampling': {'sampler': 'ddim', 'guidance': 'apg', 'num_steps': 16}},
+            ['not drawn as there but with guidance apg, sampler ddim', 'T = 16; the paper does not state'],
+        ),
     ],
 )
 def test_what_cannot_be_compared_says_so(tmp_path, changes, reasons):
@@ -141,6 +149,15 @@ def test_what_cannot_be_compared_says_so(tmp_path, changes, reasons):
     page = write_report(tmp_path, paper='table1_imagenet64')
     assert 'cannot be compared with those of the paper' in page
     assert all(reason in page for reason in reasons)
+
+
+def test_a_t_that_the_paper_does_not_state_is_named():
+    table = paper_table('table1_imagenet64')
+    for num_steps, named in ((16, True), (256, False)):
+        curves = group_curves([row(0.0, sampling={'sampler': 'ancestral', 'num_steps': num_steps})])
+        notes = ' '.join(comparison.compare(table, curves).notes)
+        assert ('the paper does not state its own' in notes) == named
+        assert 'minus the paper at p_uncond = 0.1' in notes
 
 
 def test_without_a_table_nothing_speaks_of_the_paper(tmp_path):
