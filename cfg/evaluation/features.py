@@ -50,6 +50,7 @@ class FeatureNetwork:
       extract: uint8 [N, H, W, C] -> Features on the host.
       classifier: what gives the classes of the data set, for results; None if nothing does.
       cache: folder for what is measured of real images.
+      plain: the same without the classifier, where it is another network; None where there is no other.
     """
 
     name: str
@@ -61,6 +62,7 @@ class FeatureNetwork:
     extract: Callable[[Array], Features]
     classifier: str | None
     cache: Path
+    plain: 'FeatureNetwork | None' = None
 
     def check_images(self, image_shape: tuple[int, ...], what: str) -> None:
         """Raises a UserError that names `what` holds the images, unless it takes such images."""

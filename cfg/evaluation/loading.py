@@ -316,8 +316,10 @@ def _with_classifier(config: ConfigDict, network: FeatureNetwork, image_shape: t
     run = on_devices(classes, classifier.params, batch_size=config.eval.batch_size)
     return dataclasses.replace(
         network,
+        image_shape=tuple(image_shape),
         extract=lambda images: network.extract(images)._replace(classes=run(images)),
         classifier=f'{"imported" if classifier.imported else "noise-aware"} classifier {classifier.sha256[:16]}',
+        plain=network,
     )
 
 

@@ -17,10 +17,11 @@ from cfg.evaluation.measurement import Measurement
 from cfg.evaluation.references import (
     Reference,
     chosen,
-    measure_source,
+    measure_reference,
     measuring,
     open_reference,
     stream_of_file,
+    stream_of_source,
 )
 from cfg.evaluation.rows import append, table, versions
 from cfg.evaluation.scoring import score, warnings
@@ -57,7 +58,7 @@ def write_stats(config: ConfigDict, workdir: Path | None) -> Path:
     name = f'{data}_{source.fingerprint[:8]}_{network.sha256[:8]}.npz'
     path = Path(config.stats.path or cache / name)
     with StopSignal() as stop:
-        measured = measure_source(config, source, network, stop)
+        measured = measure_reference(config, stream_of_source(source, config.stats.num_images), network, stop)
     indices = chosen(len(source), config.stats.num_images)
     kept = source.fetch(indices)['image'] if len(indices) else np.zeros((0, *source.image_shape), np.uint8)
     npz.write_reference(

@@ -26,6 +26,7 @@ Array = np.ndarray
 Row = dict[str, Any]
 
 BATCH = 500  # images between two looks at the clock and at signals
+SPLIT_SIZE = 5000  # of references, whose inception score nobody asks for
 
 
 class Gaussian(NamedTuple):
@@ -208,7 +209,7 @@ def open_reference(config: ConfigDict, network: FeatureNetwork, stop: StopSignal
 
 def reference_of_source(config: ConfigDict, source: Source, network: FeatureNetwork, stop: StopSignal) -> Reference:
     """All images of a data set; the features of `config.stats.num_images` of them."""
-    measured = measure_source(config, source, network, stop)
+    measured = measure_reference(config, stream_of_source(source, config.stats.num_images), network, stop)
     return Reference(
         name=f'{source.name} ({len(source)} real images)',
         sha256=source.fingerprint,
@@ -221,15 +222,10 @@ def reference_of_source(config: ConfigDict, source: Source, network: FeatureNetw
     )
 
 
-def measure_source(config: ConfigDict, source: Source, network: FeatureNetwork, stop: StopSignal) -> Measurement:
-    """`measure` with the settings of a config."""
-    return measure(
-        stream_of_source(source, config.stats.num_images),
-        network,
-        is_split_size=config.eval.is_split_size,
-        save_seconds=config.eval.save_seconds,
-        stop=stop,
-    )
+def measure_reference(config: ConfigDict, stream: Stream, network: FeatureNetwork, stop: StopSignal) -> Measurement:
+    """`measure` for moments and features alone, which are the same however samples are classified and split."""
+    save_seconds = config.eval.save_seconds
+    return measure(stream, network.plain or network, is_split_size=SPLIT_SIZE, save_seconds=save_seconds, stop=stop)
 
 
 def reference_of_file(config: ConfigDict, network: FeatureNetwork, stop: StopSignal) -> Reference:
@@ -241,16 +237,10 @@ def reference_of_file(config: ConfigDict, network: FeatureNetwork, stop: StopSig
     measured, file = None, None
     if stored is None or npz.has_images(path, what):
         file = npz.open_images(path, what)
-        network.check_images(file.image_shape, f'{what}={path}')
+        (network.plain or network).check_images(file.image_shape, f'{what}={path}')
         if stored is None and file.count < 2:
             raise UserError(f'{what}={path} holds {file.count} image and no moments: give at least 2 images.')
-        measured = measure(
-            stream_of_file(file),
-            network,
-            is_split_size=config.eval.is_split_size,
-            save_seconds=config.eval.save_seconds,
-            stop=stop,
-        )
+        measured = measure_reference(config, stream_of_file(file), network, stop)
     if stored is None:
         pool, spatial = Gaussian.of(measured.moments), Gaussian.of(measured.spatial)
     else:
@@ -302,8 +292,15 @@ def floor(config: ConfigDict, source: Source, network: FeatureNetwork, stop: Sto
     if held_out is None or len(held_out) < 2:
         return {}
     train = setup.open_source(config, 'train')
-    of_train = measure_source(config, train if train.fingerprint != source.fingerprint else source, network, stop)
-    of_held_out = measure_source(config, held_out, network, stop)
+    real = train if train.fingerprint != source.fingerprint else source
+    of_train = measure_reference(config, stream_of_source(real, config.stats.num_images), network, stop)
+    of_held_out = measure(
+        stream_of_source(held_out, config.stats.num_images),
+        network,
+        is_split_size=config.eval.is_split_size,
+        save_seconds=config.eval.save_seconds,
+        stop=stop,
+    )
     score, _ = metrics.inception_score(of_held_out.splits.sums)
     return {
         'floor': f'{setup.describe_split(held_out)} against {setup.describe_split(train)}',

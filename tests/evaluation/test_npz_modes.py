@@ -200,6 +200,48 @@ def test_what_was_measured_of_samples_goes_and_of_the_reference_stays(fake, tmp_
     assert not folders(tmp_path / 'cache' / 'scored')
 
 
+@pytest.fixture(name='classified')
+def classified_fixture(fake, tmp_path, monkeypatch):
+    """A classifier of images of 24x24x3 beside the fake; the field that names it."""
+
+    class Dark:
+        params, logsnr_max, imported, sha256 = {'bias': np.zeros(2, np.float32)}, 20.0, False, 'd' * 64
+
+        def logits_fn(self, params):
+            def logits(z, logsnr):
+                assert z.shape[1:] == (24, 24, 3)
+                return z[:, 0, 0, :2] + params['bias']
+
+            return logits
+
+    monkeypatch.undo()  # the fake takes the place of Inception alone, not of what is put beside it
+    monkeypatch.setattr('cfg.evaluation.loading.inception', lambda *_, **__: fake)
+    monkeypatch.setattr('cfg.evaluation.loading.read_classifier', lambda *_: Dark())
+    return {'features': 'inception', 'classifier_workdir': str(tmp_path)}
+
+
+def test_a_reference_is_measured_once_however_samples_are_classified_and_split(fake, classified, tmp_path):
+    np.savez(tmp_path / 'samples.npz', colours(30), np.zeros(30, np.int32))
+    np.savez(tmp_path / 'reference.npz', colours(40, seed=1))
+    first = scored(tmp_path, 'samples.npz', 'reference.npz', features='inception')
+    (kept,) = folders(tmp_path / 'cache' / 'measured')
+    other = scored(tmp_path, 'samples.npz', 'reference.npz', is_split_size=10, **classified)
+    assert folders(tmp_path / 'cache' / 'measured') == [kept]
+    assert other['fid'] == first['fid']
+    assert other['inception_score'] != first['inception_score']
+    assert (first['accuracy'], first['classifier']) == (None, None)
+    assert other['classifier'] == f'noise-aware classifier {"d" * 16}'
+    assert 0 < other['accuracy'] < 1
+
+
+def test_a_classifier_of_the_samples_does_not_see_the_images_of_the_reference(classified, tmp_path):
+    np.savez(tmp_path / 'samples.npz', colours(30), np.zeros(30, np.int32))
+    np.savez(tmp_path / 'reference.npz', colours(40, seed=1, size=36))
+    row = scored(tmp_path, 'samples.npz', 'reference.npz', **classified)
+    assert row['accuracy'] is not None
+    assert 'The samples are 24x24x3, the images of the reference 36x36x3.' in row['warnings']
+
+
 @pytest.mark.parametrize('count', [1, 2, 3, 4])
 def test_few_reference_images_are_warnings_and_the_row_is_json(fake, tmp_path, count, capsys):
     np.savez(tmp_path / 'samples.npz', colours(30))
