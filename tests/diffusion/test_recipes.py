@@ -294,12 +294,29 @@ def test_churn_is_where_the_network_is_asked(world):
     np.testing.assert_allclose(levels, recipes.visits(sampler, grid), rtol=1e-6)
 
 
-@pytest.mark.parametrize('text', [text for text in GUIDANCE if text not in ('cfg_plus_plus', 'temperature')])
-def test_w_0_is_the_conditional_model(world, text, eager):
-    """At its neutral strength every rule with one is plain conditional sampling."""
+@pytest.mark.parametrize(
+    ('text', 'sampler', 'options'),
+    [
+        ('ancestral', sampling.ancestral, {'logvar_interp': 0.3}),
+        ('ddim', solvers.ddim, {}),
+        ('dpm_solver_2m(stochastic=True)', solvers.dpm_solver_2m, {'stochastic': True}),
+        ('heun', solvers.heun, {}),
+    ],
+)
+def test_w_0_is_the_conditional_model(world, text, sampler, options, eager):
+    """At its neutral strength every rule with one is plain conditional sampling, apart from its thresholding."""
     _, parts = world
-    plain = by_hand(parts.eps_fn, solvers.ddim, schedule.sampling_grid(6, **ENDS))
-    text = text.replace('threshold=0.9', 'threshold=1.0')
-    if 'threshold' in text:  # its x is within [-1, 1] for thresholding to change nothing
-        return
-    np.testing.assert_allclose(draw(parts, 0.0, guidance=text), plain, atol=2e-4)
+    thresholded = rules.thresholded(rules.as_rule(parts.eps_fn), quantile=0.2)
+    grid = schedule.uniform_grid(6, logsnr_min=-8.0, logsnr_max=8.0)
+    plain, cut = (by_hand(model, sampler, grid, n=24, **options) for model in (parts.eps_fn, thresholded))
+    assert np.abs(plain - cut).max() > 0.02
+    how = {'sampler': text, 'grid': 'uniform(logsnr_min=-8, logsnr_max=8)', 'n': 24}
+    seen = 0
+    for rule in (text.replace('(threshold=0.9', '(threshold=0.2') for text in GUIDANCE):
+        if rule == 'cfg_plus_plus' or not recipes.fits(recipes.parse_guidance(rule), recipes.parse_sampler(text)):
+            continue
+        expected = cut if '(threshold' in rule else plain
+        np.testing.assert_allclose(draw(parts, 0.0, guidance=rule, **how), expected, atol=2e-4, err_msg=rule)
+        seen += 1
+    # CFG++ has no such strength, and a temperature means nothing where no noise is added.
+    assert seen == len(GUIDANCE) - 1 - (text in ('ddim', 'heun'))
