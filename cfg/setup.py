@@ -260,8 +260,7 @@ def _integers(values: Any, least: int) -> bool:
 
 
 def _finite(values: Any) -> bool:
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    return numbers and len(values) > 0 and bool(np.isfinite(values).all())
+    return len(values) > 0 and all(map(recipes.is_finite, values))
 
 
 def check_workdir(workdir: str | Path, *, create: bool, write: bool) -> Path:

@@ -65,14 +65,17 @@ class Recipe:
         return hash((self.name, tuple(self.options.items()), self.w))
 
 
+def is_finite(value: Any) -> bool:
+    """Whether a value is a number that is finite in float32, in which samples are computed."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
+
+
+_LARGEST = float(np.finfo(np.float32).max)
+
+
 def _number(default: float, low: float, high: float = math.inf, *, open_low: bool = False) -> Option:
     def read(value):
-        if (
-            isinstance(value, bool)
-            or not math.isfinite(value)
-            or not low <= value <= high
-            or (open_low and value == low)
-        ):
+        if not is_finite(value) or not low <= value <= high or (open_low and value == low):
             raise ValueError
         return float(value)
 
@@ -165,7 +168,15 @@ SAMPLERS: dict[str, dict[str, Option]] = {
 GRIDS: dict[str, dict[str, Option]] = {
     'paper': _RANGE,
     'uniform': _RANGE,
-    'rho': {'rho': _number(7.0, 0.0, open_low=True)} | _RANGE,
+    # A smaller one overflows on the way, a larger one is 'uniform' but for rounding.
+    'rho': {'rho': _number(7.0, 0.1, 1000.0)} | _RANGE,
+}
+
+# By sampler: an option without which others change nothing, what the text must say of it, and these others.
+_ALONE = {
+    'ddim': ('eta', 'eta', ('temperature',)),
+    'dpm_solver_2m': ('stochastic', 'stochastic=True', ('temperature',)),
+    'heun': ('s_churn', 's_churn', ('s_min', 's_max', 's_noise')),
 }
 
 
@@ -181,8 +192,17 @@ def parse_guidance(text: str, field: str = 'sampling.guidance') -> Recipe:
 
 @functools.lru_cache(maxsize=1024)
 def parse_sampler(text: str, field: str = 'sampling.sampler') -> Recipe:
-    """A sampler from its text; errors as in `parse_guidance`."""
-    return _parse(text, SAMPLERS, field)
+    """A sampler from its text; errors as in `parse_guidance`, and an option that would change nothing is one."""
+    recipe = _parse(text, SAMPLERS, field)
+    switch, words, others = _ALONE.get(recipe.name, ('', '', ()))
+    for name in others:
+        if not recipe.options[switch] and recipe.options[name] != SAMPLERS[recipe.name][name].default:
+            raise UserError(
+                f'config.{field}={text!r}: {name} changes nothing without {words}: give {words}, or leave {name} out.'
+            )
+    if recipe.name == 'heun' and recipe.options['s_min'] > _end(recipe.options['s_max'], 1):
+        raise UserError(f'config.{field}={text!r}: s_min must be at most s_max, or s_churn changes nothing.')
+    return recipe
 
 
 @functools.lru_cache(maxsize=1024)
@@ -231,8 +251,7 @@ def _read_call(text: str, field: str) -> tuple[str, dict[str, Any]]:
 
 def _read_w(value: Any, text: str, field: str) -> tuple[float, ...]:
     values = value if isinstance(value, tuple) else (value,)
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
-    if not numbers or not values:
+    if not values or not all(map(is_finite, values)):
         raise UserError(f'config.{field}={text!r}: w must be a number or several, such as (0.5, 1.0).')
     return tuple(map(float, values))
 
@@ -257,7 +276,8 @@ def fits(guidance_recipe: Recipe, sampler: Recipe) -> bool:
 
 def _adds_noise(sampler: Recipe) -> bool:
     options = sampler.options
-    return sampler.name == 'ancestral' or bool(options.get('eta')) or bool(options.get('stochastic'))
+    stochastic = sampler.name == 'ancestral' or bool(options.get('eta')) or bool(options.get('stochastic'))
+    return stochastic and options['temperature'] > 0.0
 
 
 def uses_null_label(recipe: Recipe) -> bool:

@@ -82,7 +82,22 @@ def test_a_rule_may_bring_its_own_w():
         (recipes.parse_sampler, 'ddim(eta=2)', r'config\.sampling\.sampler=.* eta must be a number from 0 to 1'),
         (recipes.parse_sampler, 'dpm_solver_2m(stochastic=1)', 'stochastic must be one of False, True'),
         (recipes.parse_sampler, 'ddim(w=1)', "an option 'w'"),
-        (recipes.parse_grid, 'rho(rho=0)', r'config\.sampling\.grid=.* rho must be a number above 0'),
+        (recipes.parse_sampler, 'ddim(temperature=0.5)', 'temperature changes nothing without eta: give eta, or leave'),
+        (recipes.parse_sampler, 'dpm_solver_2m(temperature=0)', 'temperature changes nothing without stochastic=True'),
+        (recipes.parse_sampler, 'heun(s_max=9)', 's_max changes nothing without s_churn'),
+        (recipes.parse_sampler, 'heun(s_min=1, s_churn=0)', 's_min changes nothing without s_churn'),
+        (recipes.parse_sampler, 'heun(s_noise=1.003)', 's_noise changes nothing without s_churn'),
+        (
+            recipes.parse_sampler,
+            'heun(s_churn=3, s_min=2, s_max=1)',
+            r's_min must be at most s_max, or s_churn changes',
+        ),
+        (recipes.parse_grid, 'rho(rho=0.01)', r'config\.sampling\.grid=.* rho must be a number from 0.1 to 1000'),
+        (recipes.parse_grid, 'rho(rho=1e300)', 'rho must be a number from 0.1 to 1000'),
+        (recipes.parse_guidance, f'cfg(w={10**400})', 'w must be a number or several'),
+        (recipes.parse_guidance, 'cfg(w=1e39)', 'w must be a number or several'),
+        (recipes.parse_guidance, f'apg(eta={10**400})', 'eta must be a finite number'),
+        (recipes.parse_guidance, f'cfg(interval=(0, {10**400}))', 'interval must be'),
         (recipes.parse_grid, 'paper(logsnr_max=25)', 'logsnr_max must be a number from -20 to 20, or None'),
     ],
 )
@@ -91,9 +106,26 @@ def test_a_text_that_means_nothing_is_refused(parse, text, expected):
         parse(text)
 
 
+def test_options_that_would_change_nothing_may_have_their_defaults():
+    for text, canonical in (
+        ('ddim(eta=0, temperature=1)', 'ddim'),
+        ('heun(s_churn=0, s_max=None, s_noise=1.0)', 'heun'),
+        ('heun(s_churn=3, s_min=1, s_max=1)', 'heun(s_churn=3.0, s_min=1.0, s_max=1.0)'),
+    ):
+        assert recipes.parse_sampler(text).text == canonical
+
+
+@settings(max_examples=50, deadline=None)
+@given(rho=st.floats(0.1, 1000.0), num_steps=st.integers(2, 1024))
+def test_every_rho_that_is_allowed_gives_a_grid(rho, num_steps):
+    levels = np.asarray(recipes.build_grid(recipes.parse_grid(f'rho(rho={rho!r})'), num_steps, **ENDS))
+    assert np.isfinite(levels).all()
+    assert (np.diff(levels) > 0).all()
+
+
 def test_a_rule_that_changes_nothing_is_refused():
     temperature = recipes.parse_guidance('temperature')
-    for text in ('ddim', 'dpm_solver_2m', 'heun(s_churn=10)'):
+    for text in ('ddim', 'dpm_solver_2m', 'heun(s_churn=10)', 'ancestral(temperature=0)'):
         with pytest.raises(UserError, match="'temperature' scales the noise"):
             recipes.check_fit(temperature, recipes.parse_sampler(text))
     for text in ('ancestral', 'ddim(eta=0.1)', 'dpm_solver_2m(stochastic=True)'):

@@ -165,6 +165,7 @@ def test_without_rules_the_report_is_fig_2(tmp_path):
         ('grid', 'rho(rho=-1)', 'rho must be'),
         ('steps', (), 'whole numbers of at least 2'),
         ('steps_w', (), 'one or more finite numbers'),
+        ('steps_w', (10**400,), 'one or more finite numbers'),
         ('num_steps', 1, 'at least 2'),
         ('seed_samples', 0, 'at least 1'),
         ('num_seeds', 0, 'at least 1'),
