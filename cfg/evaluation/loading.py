@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,8 @@ def find_checkpoints(config: ConfigDict, workdir: Path, steps: Sequence[int]) ->
     """{step: the p_uncond that it was trained with} of the checkpoints asked for, in that order; reads no parameters.
 
     Raises:
-      UserError: when a checkpoint is missing, or was trained with another network or prediction than the config's.
+      UserError: when a checkpoint is missing, or was trained with another network or prediction than the config's, or
+        not on all of its noise levels.
     """
     found = {}
     with Checkpoints(workdir, read_only=True) as checkpoints:
@@ -98,6 +99,7 @@ def find_checkpoints(config: ConfigDict, workdir: Path, steps: Sequence[int]) ->
             _check_kind(meta, 'model', workdir)
             trained = meta['config']
             _check_same_model(setup.config_dict(config), trained, step, imported=bool(meta.get('imported')))
+            _check_levels(config, trained['diffusion'], f'The checkpoint of step {step}')
             found[step] = trained['train']['p_uncond']
     return found
 
@@ -176,6 +178,13 @@ def _open_model(
             raise UserError(
                 f'{what}={workdir} holds a model of images {their_spec.image_shape}, not {image_shape}: give one of '
                 'the same shape.'
+            )
+        _check_levels(config, theirs.diffusion, f'{what}={workdir}', 'another model')
+        crop = theirs.data.get('crop', config.data.crop)
+        if crop != config.data.crop and not meta.get('imported'):
+            raise UserError(
+                f'{what}={workdir} was trained with config.data.crop={crop!r}, not {config.data.crop!r}: give one of '
+                'the same images.'
             )
         if labelled and (
             short_name(theirs.data.name) != short_name(config.data.name) or their_spec.num_classes != spec.num_classes
@@ -363,14 +372,8 @@ def open_classifier(
       UserError: as there, and when the model is sampled at noise levels that the classifier was not trained on.
     """
     classifier = read_classifier(config, workdir, image_shape, num_classes)
-    ours = config.diffusion.logsnr_min, config.diffusion.logsnr_max
-    theirs = classifier.logsnr_min, classifier.logsnr_max
-    if ours[0] < theirs[0] or ours[1] > theirs[1]:
-        raise UserError(
-            f'The classifier of {workdir} was trained on logsnr from {theirs[0]:g} to {theirs[1]:g}, and the model is '
-            f'sampled from {ours[0]:g} to {ours[1]:g}: set config.diffusion.logsnr_min and logsnr_max within its '
-            'range, or give another classifier.'
-        )
+    levels = {'logsnr_min': classifier.logsnr_min, 'logsnr_max': classifier.logsnr_max}
+    _check_levels(config, levels, f'The classifier of {workdir}', 'another classifier')
     return classifier
 
 
@@ -423,6 +426,23 @@ def _checkpoint_of(workdir: str | Path, step: int, kind: str) -> Iterator[tuple[
 def _describe(config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int) -> str:
     data = config.data
     return f'{data.name} (images {tuple(image_shape)}, {num_classes} classes, crop {data.crop})'
+
+
+def _check_levels(config: ConfigDict, trained: Mapping[str, Any] | ConfigDict, what: str, instead: str = '') -> None:
+    """Whether the noise levels of a config are among those that a network was trained on.
+
+    Args:
+      trained: `diffusion` of the network's own config.
+      what: names the network, for the user.
+      instead: what may be given in its place.
+    """
+    ours, theirs = ((part['logsnr_min'], part['logsnr_max']) for part in (config.diffusion, trained))
+    if ours[0] < theirs[0] or ours[1] > theirs[1]:
+        raise UserError(
+            f'{what} was trained on logsnr from {theirs[0]:g} to {theirs[1]:g}, and the model is sampled from '
+            f'{ours[0]:g} to {ours[1]:g}: set config.diffusion.logsnr_min and logsnr_max within its range'
+            f'{f", or give {instead}" if instead else ""}.'
+        )
 
 
 def _check_kind(meta: dict[str, Any], kind: str, workdir: str | Path) -> None:
