@@ -16,6 +16,9 @@ Row = dict[str, Any]
 _COLOURS = (*plots.COLOURS, '#555b63')
 _MARKERS = (*plots.MARKERS, '*')
 _LINES = ('-', '--')
+_COLUMNS = 3  # of panels of samplers
+_FAR = 100.0  # further is no number worth reading
+_VISIBLE = 0.02  # share of the peak, below which a cell is white to the eye
 _FLOOR = '#c9ced4'
 
 
@@ -73,9 +76,13 @@ def rule_distances(rows: Sequence[Row], *, extent: float) -> Figure:
     """Sliced W2 to the exact density against w, a curve for each rule, a panel for each sampler."""
     samplers = list(dict.fromkeys(row['sampler'] for row in rows))
     rules = list(dict.fromkeys(row['guidance'] for row in rows))
-    figure = Figure(figsize=(4.6 * len(samplers) + 3.0, 4.8), layout='constrained')
-    axes = figure.subplots(1, len(samplers), sharey=True, squeeze=False)[0]
-    for axis, sampler in zip(axes, samplers, strict=True):
+    columns = min(_COLUMNS, len(samplers))
+    lines = -(-len(samplers) // columns)
+    figure = Figure(figsize=(4.2 * columns + 2.8, 4.2 * lines + 0.4), layout='constrained')
+    axes = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
+    for axis in axes[len(samplers) :]:
+        axis.set_axis_off()
+    for axis, sampler in zip(axes, samplers, strict=False):
         of_sampler = [row for row in rows if row['sampler'] == sampler]
         _band(axis, of_sampler, 'w')
         for place, rule in enumerate(rules):
@@ -83,7 +90,8 @@ def rule_distances(rows: Sequence[Row], *, extent: float) -> Figure:
         axis.set_title(f'{sampler}, T = {of_sampler[0]["num_steps"]}', fontsize=10)
         axis.set_xlabel('guidance strength $w$')
         _tidy(axis)
-    axes[0].set_ylabel('sliced $W_2$ to $p(z|c)\\,p(c|z)^w$')
+    for axis in axes[::columns]:
+        axis.set_ylabel('sliced $W_2$ to $p(z|c)\\,p(c|z)^w$')
     _legend(figure, axes)
     return figure
 
@@ -115,6 +123,8 @@ def sampler_distances(rows: Sequence[Row], *, extent: float) -> Figure:
 def _panel(axis: Axes, shares: np.ndarray, extent: float) -> None:
     axis.set_axis_on()
     mixture_figure.show(axis, shares, extent)
+    if shares.max() < _VISIBLE:
+        axis.text(0.5, 0.5, '(outside)', transform=axis.transAxes, ha='center', va='center', fontsize=8)
 
 
 def _wrapped(text: str) -> str:
@@ -124,7 +134,7 @@ def _wrapped(text: str) -> str:
 
 def distance_text(distance: float) -> str:
     """A distance in few characters, however far."""
-    return f'{distance:.3f}' if distance < 100.0 else f'{distance:.0e}'
+    return f'> {_FAR:g}' if distance >= _FAR else f'{distance:.3f}'
 
 
 def _curve(axis: Axes, rows: Sequence[Row], key: str, place: int, label: str, *, top: float) -> None:
@@ -152,6 +162,8 @@ def _curve(axis: Axes, rows: Sequence[Row], key: str, place: int, label: str, *,
         label=label,
     )
     axis.plot(x[off], y[off], color=color, marker=CARETUPBASE, markersize=10, linestyle='none')
+    if off.any():
+        axis.plot([], [], color=_COLOURS[-1], marker=CARETUPBASE, linestyle='none', label='above the axis')
 
 
 def _band(axis: Axes, rows: Sequence[Row], key: str) -> None:

@@ -328,8 +328,9 @@ def _markdown(settings: Settings, rules: Sequence[Row], samplers: Sequence[Row])
 def _cells(row: Row) -> list[str]:
     cells = [row['guidance'], row['sampler'], str(row['num_steps']), f'{row["w"]:g}', str(row['passes'])]
     for name in METRICS:
-        spread = '' if row[f'{name}_spread'] is None else f' ± {distance_text(row[f"{name}_spread"])}'
-        cells.append(f'{distance_text(row[name])}{spread} ({row[f"floor_{name}"]:.3f})')
+        text, spread = distance_text(row[name]), row[f'{name}_spread']
+        within = '' if spread is None or text.startswith('>') else f' ± {distance_text(spread)}'
+        cells.append(f'{text}{within} ({row[f"floor_{name}"]:.3f})')
     return [*cells, f'{row["nearest_w"]:.2f}', distance_text(row['nearest_sliced_w2'])]
 
 

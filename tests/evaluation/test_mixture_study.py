@@ -11,7 +11,7 @@ import pytest
 from cfg import setup
 from cfg.diffusion import recipes
 from cfg.errors import UserError
-from cfg.evaluation import mixture_study, reporting
+from cfg.evaluation import mixture_figure, mixture_plots, mixture_study, reporting
 from configs import mixture as mixture_config
 
 THREE = mixture_study.Settings(
@@ -140,6 +140,31 @@ def test_the_report_of_a_mixture(tmp_path, monkeypatch):
         assert f'({name})' in text
         assert matplotlib.image.imread(path.parent / name)[..., :3].std() > 0.05
     assert text.count('| cfg_plus_plus |') == 2
+
+
+def test_pictures_say_what_they_cannot_show():
+    assert [mixture_plots.distance_text(value) for value in (0.0123, 99.9, 100.0, 1e7)] == [
+        '0.012',
+        '99.900',
+        '> 100',
+        '> 100',
+    ]
+    names = {'sampler': 'ddim', 'num_steps': 6, 'w': 0.0, 'floor_sliced_w2': 0.01, 'floor_sliced_w2_spread': 0.001}
+    near, far = (
+        {'guidance': rule, 'sliced_w2': distance, 'sliced_w2_spread': None, **names}
+        for rule, distance in (('cfg', 0.1), ('scaled_score', 1e5))
+    )
+    size = mixture_figure.NUM_BINS
+    shown = [(near, np.full((1, size, size), 0.5)), (far, np.zeros((1, size, size)))]
+    figure = mixture_plots.rules_figure(
+        [(0.0, np.ones((1, size, size)))], [mixture_plots.Panels('cfg', 'ddim', False, shown)], extent=2.5
+    )
+    texts = [[text.get_text() for text in axis.texts] for axis in figure.axes]
+    assert texts[-2:] == [[], ['(outside)']]
+    assert figure.axes[-1].get_title() == '> 100 (0.010)'
+    for rows, labels in (([near], {'cfg'}), ([near, far], {'cfg', 'scaled_score', 'above the axis'})):
+        (legend,) = mixture_plots.rule_distances(rows, extent=2.5).legends
+        assert {text.get_text() for text in legend.get_texts()} == {'exact draws', *labels}
 
 
 def test_without_rules_the_report_is_fig_2(tmp_path):
