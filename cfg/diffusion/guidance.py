@@ -91,33 +91,6 @@ def classifier_free_eps_fn(eps_fn: EpsFn, w: Strength, *, null_label: int) -> Ep
     return guided
 
 
-def two_model_eps_fn(eps_fn: EpsFn, uncond_eps_fn: EpsFn, w: Strength, *, null_label: int) -> EpsFn:
-    """Eq. 6 with the unconditional eps from a second model.
-
-    The paper trains one network for both and notes that two separate models would do as well (section 3.2). Where every
-    w is 0 only the first model runs.
-
-    Args:
-      eps_fn, uncond_eps_fn: as in `classifier_free_eps_fn`.
-      w: [] or [N]; may be traced.
-      null_label: the label that the second model is given.
-    """
-
-    def guided(z, logsnr, labels):
-        now = strength_at(w, logsnr)
-
-        def both(z):
-            eps_uncond = uncond_eps_fn(z, logsnr, jnp.full_like(labels, null_label))
-            return classifier_free(eps_fn(z, logsnr, labels), eps_uncond, now).astype(z.dtype)
-
-        def conditional(z):
-            return eps_fn(z, logsnr, labels).astype(z.dtype)
-
-        return jax.lax.cond(jnp.any(now != 0.0), both, conditional, z)
-
-    return guided
-
-
 def classifier_eps_fn(
     eps_fn: EpsFn, logits_fn: Callable[[Array, Array], Array], w: Strength, *, null_label: int | None = None
 ) -> EpsFn:

@@ -145,12 +145,3 @@ def target(x: Array, eps: Array, logsnr: Array, *, prediction: str) -> Array:
     if prediction == 'v':
         return v_from_x_eps(x, eps, logsnr)
     raise ValueError(f'prediction must be one of {PREDICTIONS}, not {prediction!r}')
-
-
-def clip_prediction(z: Array, eps: Array, logsnr: Array) -> Prediction:
-    """The prediction of eps with x clipped to [-1, 1], and the eps that matches the clipped x.
-
-    Not in the paper's Alg. 2; the authors' later samplers do it for images.
-    """
-    x = jnp.clip(x_from_eps(z, eps, logsnr), -1.0, 1.0)
-    return Prediction(x=x, eps=eps_from_x(z, x, logsnr))

@@ -183,28 +183,6 @@ def test_each_example_at_0_or_minus_1_gets_its_one_prediction():
     np.testing.assert_array_equal(guided, expected)
 
 
-@pytest.mark.parametrize('w', [0.0, -1.0, 0.7, 3.0])
-def test_two_models(w):
-    """Eq. 6 with the conditional eps of one model and the unconditional eps of another."""
-    z, labels = _inputs()
-
-    def other(z, logsnr, labels):
-        return 2 * _toy_eps(z, logsnr, labels) + 1
-
-    guided = guidance.two_model_eps_fn(_toy_eps, other, w, null_label=NULL)(z, np.float32(0.5), labels)
-    cond, uncond = _toy_eps(z, np.float32(0.5), labels), other(z, np.float32(0.5), np.full(3, NULL))
-    np.testing.assert_allclose(guided, (1 + w) * cond - w * uncond, rtol=1e-5, atol=1e-5)
-
-
-def test_at_w_0_the_second_model_does_not_run():
-    z, labels = _inputs()
-    network = _Recorder()
-    guided = guidance.two_model_eps_fn(_toy_eps, network, np.float32(0), null_label=NULL)(z, np.float32(0.5), labels)
-    jax.effects_barrier()
-    assert network.runs == []
-    np.testing.assert_array_equal(guided, _toy_eps(z, np.float32(0.5), labels))
-
-
 # Three classes in two dimensions, one of them narrow.
 MIXTURE = mixture.gaussian_mixture(
     np.array([[0.9, 0.2], [-0.6, 0.5], [0.1, -0.8]]),
@@ -272,14 +250,11 @@ def test_scaling_eps_scales_the_score(factor):
     np.testing.assert_array_equal(np.asarray(actual)[unchanged], np.asarray(eps)[unchanged])
 
 
-@pytest.mark.parametrize('wrapper', ['one_model', 'two_models'])
-def test_a_strength_may_be_a_function_of_the_level(wrapper):
+def test_a_strength_may_be_a_function_of_the_level():
     z, labels = _inputs()
 
     def guided(w):
-        if wrapper == 'one_model':
-            return guidance.classifier_free_eps_fn(_toy_eps, w, null_label=NULL)
-        return guidance.two_model_eps_fn(_toy_eps, _toy_eps, w, null_label=NULL)
+        return guidance.classifier_free_eps_fn(_toy_eps, w, null_label=NULL)
 
     for level in np.float32([-3, 0, 2]):
         actual = guided(lambda logsnr: 0.5 * logsnr)(z, level, labels)

@@ -265,34 +265,6 @@ def test_an_unknown_prediction_is_refused(prediction):
         process.target(x, x, np.float32(0), prediction=prediction)
 
 
-def test_clipped_prediction():
-    _, eps, logsnr = _batch()
-    z = np.random.default_rng(5).standard_normal(eps.shape).astype(np.float32)
-    alpha, sigma = _columns(logsnr)
-    free = (z.astype(np.float64) - sigma * eps) / alpha
-    result = process.clip_prediction(z, eps, logsnr)
-    assert np.abs(result.x).max() <= 1
-    bound = 8 * EPS32 * (np.abs(z) + sigma * np.abs(eps)) / alpha
-    assert (np.abs(np.float64(result.x) - np.clip(free, -1, 1)) <= bound).all()
-    # The batch holds all three cases.
-    assert (free < -1).any()
-    assert (free > 1).any()
-    assert (np.abs(free) < 0.9).any()
-    # The eps that goes with the clipped x, not the one that was given.
-    matching = (z.astype(np.float64) - alpha * np.float64(result.x)) / sigma
-    bound = 8 * EPS32 * (np.abs(z) + alpha) / sigma
-    assert (np.abs(np.float64(result.eps) - matching) <= bound).all()
-
-
-def test_clipping_changes_nothing_inside_the_range():
-    x, eps, _ = _batch(count=50)
-    logsnr = np.linspace(-4, 4, 50).astype(np.float32)
-    z = process.diffuse(0.9 * x, eps, logsnr)
-    result = process.clip_prediction(z, eps, logsnr)
-    np.testing.assert_array_equal(result.x, process.x_from_eps(z, eps, logsnr))
-    np.testing.assert_allclose(result.eps, eps, rtol=0, atol=2e-5)
-
-
 def _functions():
     """Every function of images and a level, or of images and a pair of levels one unit apart."""
     return {
@@ -300,7 +272,6 @@ def _functions():
         'x_from_eps': process.x_from_eps,
         'eps_from_x': process.eps_from_x,
         'v_from_x_eps': process.v_from_x_eps,
-        'clip_prediction': process.clip_prediction,
         'from_output': lambda a, b, level: [
             process.from_output(a, b, level, prediction=prediction) for prediction in process.PREDICTIONS
         ],

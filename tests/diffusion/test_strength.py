@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.integrate
 
-from cfg.diffusion import guidance, sampling, schedule, strength
+from cfg.diffusion import guidance, pairs, rules, sampling, schedule, strength
 
 LIMITS = {'logsnr_min': -20.0, 'logsnr_max': 20.0}
 NULL = 5
@@ -86,7 +86,8 @@ def test_outside_the_interval_one_pass_runs(models):
     if models == 1:
         guided = guidance.classifier_free_eps_fn(recording('first'), w, null_label=NULL)
     else:
-        guided = guidance.two_model_eps_fn(recording('first'), recording('second'), w, null_label=NULL)
+        pair = pairs.two_model_pair(recording('first'), recording('second'), null_label=NULL)
+        guided = rules.classifier_free(pair, w)
     grid = schedule.uniform_grid(8, logsnr_min=-6.0, logsnr_max=6.0)
     keys, labels = jax.random.split(jax.random.key(0), 3), np.arange(3, dtype=np.int32)
     settings = {'shape': (2,), 'logvar_interp': 0.3, 'clip_x': False}
