@@ -177,7 +177,9 @@ def get_config() -> ConfigDict:
     # The study beside it: what each rule draws at each w, and each sampler at each T (docs/mixture.md).
     config.mixture.guidance = (  # rules as in cfg/diffusion/recipes.py; () = Fig. 2 alone
         'cfg',
+        "cfg(against='random')",
         'cfg(interval=(-2.1, 2.5))',
+        "cfg(schedule='linear')",
         "cfg(schedule='cosine')",
         'autoguidance',
         'cfg_plus_plus(w=(-0.8, -0.6, -0.4, -0.2, 0.0))',  # its lambda is 1 + w, in [0, 1]
@@ -189,7 +191,8 @@ def get_config() -> ConfigDict:
         'temperature',
     )
     config.mixture.weaker_stddev = 0.75  # of the components of the model that autoguidance compares with
-    config.mixture.rule_samplers = ('dpm_solver_2m', 'dpm_solver_2m(stochastic=True)')  # every rule with those it fits
+    # Every rule with those that it fits; its panels show the first.
+    config.mixture.rule_samplers = ('dpm_solver_2m', 'dpm_solver_2m(stochastic=True)', 'ancestral', 'ddim', 'heun')
     config.mixture.num_steps = 64  # T of the rules
     config.mixture.samplers = ('ancestral', 'ddim', 'dpm_solver_2m', 'dpm_solver_2m(stochastic=True)', 'heun')
     config.mixture.steps = (16, 32, 64, 128, 256)  # values of T of the samplers

@@ -70,6 +70,21 @@ def test_autoguidance_of_a_gaussian():
     np.testing.assert_allclose(drawn.mean(axis=0), ONE.means[0], atol=0.03)
 
 
+def test_a_random_class_in_place_of_the_null_label_moves_the_class():
+    """The mean of eps(z, c') over c' is that of one Gaussian about the mean of means: w moves each class away from it.
+
+    The draws of c' add noise, the less the more steps there are.
+    """
+    drawn = draw(THREE, "cfg(against='random')", 1.0, num_steps=96)
+    means = np.array(THREE.means)
+    moved = means + 1.0 * (means - means.mean(axis=0))
+    np.testing.assert_allclose(drawn.mean(axis=1), moved, atol=0.06)
+    assert (np.abs(drawn.std(axis=1) - 0.52) < 0.05).all()
+    # Eq. 6 stops where p(c | z) = 1, well before.
+    pushed = draw(THREE, 'cfg', 1.0, num_steps=96).mean(axis=1)
+    assert (np.linalg.norm(pushed, axis=1) < 0.9 * np.linalg.norm(moved, axis=1)).all()
+
+
 def test_a_scaled_score_draws_the_mean():
     """A flow with the score times 1 + w shrinks by (s / sigma)^(1 + w) from sigma = e^10, so w > 0 leaves a point."""
     drawn = draw(ONE, 'scaled_score', 1.0, sampler='ddim', num_steps=96)[0]
