@@ -9,7 +9,7 @@ classifier is that of configs/digits_classifier.py. docs/digits.md has the comma
 
 from configs import digits
 
-W = (0.2, 0.35, 0.5, 1.0, 3.0)
+W = (0.2, 0.35, 0.5, 1.0)
 CFG_PLUS_PLUS = 'cfg_plus_plus(w=(-0.5, -0.2, -0.1, 0.0))'  # its lambda is 1 + w, in [0, 1]
 
 
@@ -34,8 +34,8 @@ def get_config(part='rules'):
         CFG_PLUS_PLUS,
         "rescale(prediction='eps')",
         'apg',
-        "classifier(workdir='runs/digits_classifier', w=(0.35, 1.0, 1.7, 3.0))",
-        "classifier(workdir='runs/digits_classifier', model='unconditional', w=(0.35, 1.0, 3.0, 6.0))",
+        "classifier(workdir='runs/digits_classifier', w=(0.35, 0.5, 1.0, 1.7))",
+        "classifier(workdir='runs/digits_classifier', model='unconditional', w=(1.0, 3.0, 6.0))",
         'scaled_score',
         'temperature',
     )
