@@ -12,7 +12,7 @@ import lzma
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -192,7 +192,13 @@ def features_of(path: Path, what: str) -> str | None:
 
 
 def write_reference(
-    path: Path, *, moments: Moments, spatial: Moments | None, images: Array, features_sha256: str
+    path: Path,
+    *,
+    moments: Moments,
+    spatial: Moments | None,
+    shape: tuple[int, ...],
+    batches: Iterable[Array],
+    features_sha256: str,
 ) -> None:
     """Writes a reference file in ADM's layout, whole or not at all.
 
@@ -200,16 +206,23 @@ def write_reference(
       path: ends in .npz.
       moments: of the pool features.
       spatial: of the spatial features; None without.
-      images: uint8 [M, H, W, C], some of those that the moments are of; M = 0 leaves them out.
+      shape: [M, H, W, C] of the images beside them, some of those that the moments are of; M = 0 leaves them out.
+      batches: uint8 [n, H, W, C], all M in order; one is held at a time.
       features_sha256: of the weights that the features are of.
     """
     arrays = {'mu': moments.mean, 'sigma': moments.covariance(), 'features_sha256': np.array(features_sha256)}
-    if len(images):
-        arrays['arr_0'] = images
     if spatial is not None:
         arrays |= {'mu_s': spatial.mean, 'sigma_s': spatial.covariance()}
-    with replacing(path) as file:
-        np.savez(file, **arrays)
+    with replacing(path) as file, zipfile.ZipFile(file, 'w') as archive:
+        for name, array in arrays.items():
+            with archive.open(f'{name}.npy', 'w', force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+        if shape[0]:
+            header = {'descr': '|u1', 'fortran_order': False, 'shape': tuple(shape)}
+            with archive.open('arr_0.npy', 'w', force_zip64=True) as member:
+                np.lib.format.write_array_header_1_0(member, header)
+                for images in batches:
+                    member.write(np.ascontiguousarray(images))
 
 
 def _check_moments(moments: dict[str, Array], mean_name: str, cov_name: str, named: str) -> None:

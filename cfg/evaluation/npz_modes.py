@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from cfg import setup
@@ -17,6 +16,7 @@ from cfg.evaluation.measurement import Measurement
 from cfg.evaluation.references import (
     Reference,
     chosen,
+    images_of,
     measure_reference,
     measuring,
     open_reference,
@@ -60,11 +60,15 @@ def write_stats(config: ConfigDict, workdir: Path | None) -> Path:
     with StopSignal() as stop:
         measured = measure_reference(config, stream_of_source(source, config.stats.num_images), network, stop)
     indices = chosen(len(source), config.stats.num_images)
-    kept = source.fetch(indices)['image'] if len(indices) else np.zeros((0, *source.image_shape), np.uint8)
     npz.write_reference(
-        path, moments=measured.moments, spatial=measured.spatial, images=kept, features_sha256=network.sha256
+        path,
+        moments=measured.moments,
+        spatial=measured.spatial,
+        shape=(len(indices), *source.image_shape),
+        batches=images_of(source, indices),
+        features_sha256=network.sha256,
     )
-    log.info('Moments of %d images by %s, and %d images.', measured.count, network.name, len(kept))
+    log.info('Moments of %d images by %s, and %d images.', measured.count, network.name, len(indices))
     return path
 
 

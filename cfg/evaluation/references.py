@@ -108,6 +108,12 @@ def chosen(count: int, num_images: int) -> Array:
     return np.sort(np.random.default_rng(0).choice(count, num_images, replace=False))
 
 
+def images_of(source: Source, indices: Array) -> Iterator[Array]:
+    """Some images of a data set, in batches of BATCH."""
+    for start in range(0, len(indices), BATCH):
+        yield source.fetch(indices[start : start + BATCH])['image']
+
+
 def stream_of_source(source: Source, num_images: int) -> Stream:
     """A data set; the features of `num_images` of its images are kept."""
 

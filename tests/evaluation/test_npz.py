@@ -114,7 +114,8 @@ def test_a_reference_is_read_as_it_was_written(tmp_path):
     rng = np.random.default_rng(0)
     pool, spatial = Moments.of(rng.normal(size=(50, 6))), Moments.of(rng.normal(size=(50, 4)))
     path = tmp_path / 'folder' / 'reference.npz'
-    write_reference(path, moments=pool, spatial=spatial, images=images(), features_sha256='a' * 64)
+    options = {'moments': pool, 'shape': (11, 4, 5, 3), 'features_sha256': 'a' * 64}
+    write_reference(path, spatial=spatial, batches=iter((images()[:7], images()[7:])), **options)
     with np.load(path, allow_pickle=False) as file:
         assert set(file.files) == {'arr_0', 'mu', 'sigma', 'mu_s', 'sigma_s', 'features_sha256'}
     found = read_moments(path, WHAT)
@@ -122,7 +123,7 @@ def test_a_reference_is_read_as_it_was_written(tmp_path):
     assert np.array_equal(found['sigma'], pool.covariance())
     assert np.array_equal(found['sigma_s'], spatial.covariance())
     assert np.array_equal(next(open_images(path, WHAT).batches(11)), images())
-    write_reference(path, moments=pool, spatial=None, images=images(), features_sha256='a' * 64)
+    write_reference(path, spatial=None, batches=[images()], **options)
     assert set(read_moments(path, WHAT)) == {'mu', 'sigma'}
     assert features_of(path, WHAT) == 'a' * 64
     np.savez(path, images())

@@ -342,6 +342,16 @@ def test_a_reference_without_images_is_moments_alone(source, fake, tmp_path):
     assert again['fid'] == row['fid']
 
 
+def test_the_images_of_a_reference_are_read_and_written_by_batches(source, fake, tmp_path, monkeypatch):
+    asked, fetch = [], ArraySource.fetch
+    monkeypatch.setattr(references, 'BATCH', 8)
+    monkeypatch.setattr(ArraySource, 'fetch', lambda self, where: asked.append(len(where)) or fetch(self, where))
+    path = npz_modes.write_stats(config_of(tmp_path, stats__path=str(tmp_path / 'r.npz'), stats__num_images=18), None)
+    assert asked == [8, 8, 4, 8, 8, 2]  # measured, and written
+    with np.load(path, allow_pickle=False) as file:
+        assert np.array_equal(file['arr_0'], source.images[references.chosen(20, 18)])
+
+
 def test_a_reference_of_other_features_is_refused_before_its_images_are_measured(fake, tmp_path, monkeypatch):
     np.savez(tmp_path / 'samples.npz', colours(30))
     moments = moments_of(colours(40))
