@@ -43,6 +43,8 @@ def out_of_memory(error: Exception, mode: str) -> str | None:
         )
     elif mode == 'prepare_data':
         remedy = 'set a smaller config.prepare.workers'
+    elif mode in ('stats', 'evaluate_npz'):
+        remedy = 'lower config.eval.batch_size'
     else:
         remedy = 'lower config.sampling.batch_size, or set config.model.dtype=bfloat16'
     where = 'The host' if isinstance(error, MemoryError) else 'The device'

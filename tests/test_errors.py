@@ -12,6 +12,10 @@ def test_a_device_out_of_memory_is_told_what_to_change():
     assert 'config.train.grad_accum' in sentence
     assert 'config.train.remat' in sentence
     assert 'config.sampling.batch_size' in out_of_memory(caught.value, 'eval')
+    for mode in ('stats', 'evaluate_npz'):  # which draw nothing
+        assert out_of_memory(caught.value, mode) == (
+            'The device ran out of memory: lower config.eval.batch_size; what is finished is kept.'
+        )
 
 
 def test_the_host_too_and_nothing_else():
