@@ -98,6 +98,7 @@ def evaluate_npz(config: ConfigDict, workdir: Path | None) -> str:
     file = npz.open_images(Path(options.samples), 'config.eval.samples')
     if file.count < 2:
         raise UserError(f'{what} holds {file.count} images: give at least 2.')
+    file.labels()  # says now what is wrong with them, and not when the reference has been measured
     npz.check(Path(options.reference), 'config.eval.reference')
     network = loading.open_features(config, workdir, file.image_shape, what)
     with StopSignal() as stop:

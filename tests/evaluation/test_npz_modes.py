@@ -342,6 +342,14 @@ def test_a_reference_without_images_is_moments_alone(source, fake, tmp_path):
     assert again['fid'] == row['fid']
 
 
+def test_labels_that_are_none_are_named_before_the_reference_is_measured(fake, tmp_path, monkeypatch):
+    np.savez(tmp_path / 'samples.npz', colours(30), np.zeros(29, np.int32))
+    np.savez(tmp_path / 'reference.npz', colours(40, seed=1))
+    replace_features(monkeypatch, fake, extract=lambda _: pytest.fail('images were measured'))
+    with pytest.raises(UserError, match=r'samples\.npz: its labels \(arr_1\) are int32 \(29,\)'):
+        scored(tmp_path, 'samples.npz', 'reference.npz')
+
+
 def test_the_images_of_a_reference_are_read_and_written_by_batches(source, fake, tmp_path, monkeypatch):
     asked, fetch = [], ArraySource.fetch
     monkeypatch.setattr(references, 'BATCH', 8)
