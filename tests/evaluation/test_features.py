@@ -99,11 +99,13 @@ def test_the_number_of_devices_changes_nothing(network, cache, tmp_path):
             [
                 metrics.fid(Moments.of(features.pool), Moments.of(real)),
                 *metrics.inception_score(splits.sums),
-                *precision_recall(real, features.pool),
                 *metrics.kid(features.pool, real, num_subsets=5, subset_size=100, seed=0),
             ]
         )
     np.testing.assert_allclose(scores[0], scores[1], rtol=1e-4)
+    shares = [precision_recall(real, features.pool) for features in (one, four)]
+    # An image on the border of a neighbourhood may fall to either side of it.
+    np.testing.assert_allclose(shares[0], shares[1], rtol=0, atol=3 / min(len(real), len(one.pool)))
 
 
 def test_a_batch_that_does_not_divide_over_the_devices_is_refused(cache):
