@@ -7,7 +7,6 @@ A sample file holds `arr_0`, uint8 [N, H, W, C], and maybe `arr_1`, labels [N]. 
 
 import contextlib
 import functools
-import hashlib
 import lzma
 import math
 import zipfile
@@ -21,7 +20,7 @@ import numpy as np
 
 from cfg.errors import UserError
 from cfg.evaluation.statistics import Moments
-from cfg.files import replacing
+from cfg.files import replacing, sha256_of_file
 
 Array = np.ndarray
 
@@ -55,12 +54,6 @@ def has_images(path: Path, what: str) -> bool:
         if isinstance(archive, zipfile.ZipFile) and 'arr_0.npy' not in archive.namelist():
             return False
         return _shape(archive, path, what)[0][:1] != (0,)
-
-
-def sha256_of_file(path: Path) -> str:
-    """Of the content."""
-    with Path(path).open('rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from cfg.evaluation import metrics, npz
 from cfg.evaluation.features import FeatureNetwork
 from cfg.evaluation.measurement import Measurement
 from cfg.evaluation.statistics import Moments
-from cfg.files import check_writable, lock
+from cfg.files import check_writable, lock, sha256_of_file
 from cfg.progress import Progress
 from cfg.stopping import StopSignal
 
@@ -253,7 +253,7 @@ def reference_of_file(config: ConfigDict, network: FeatureNetwork, stop: StopSig
         pool, spatial = Gaussian(stored['mu'], stored['sigma']), None
         if 'mu_s' in stored and network.spatial_width:
             spatial = Gaussian(stored['mu_s'], stored['sigma_s'])
-    sha256 = npz.sha256_of_file(path) if file is None else file.sha256
+    sha256 = sha256_of_file(path) if file is None else file.sha256
     parts = ([] if stored is None else ['moments']) + ([] if measured is None else [f'{measured.count} images'])
     return Reference(
         name=f'{path.name} ({", ".join(parts)})',

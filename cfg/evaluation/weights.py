@@ -1,6 +1,5 @@
 """The weight file of Inception: recognised, converted once, downloaded where there is a network."""
 
-import hashlib
 import http.client
 import logging
 import pickle
@@ -15,7 +14,7 @@ import numpy as np
 from flax import traverse_util
 
 from cfg.errors import UserError, first_line
-from cfg.files import check_writable, lock, replacing
+from cfg.files import check_writable, lock, replacing, sha256_of_file
 from cfg.models.inception_weights import params_from_graph, params_from_torch
 from cfg.models.torch_file import read_state_dict
 from cfg.progress import Progress
@@ -65,7 +64,7 @@ def load_inception(path: str, cache: Path) -> InceptionWeights:
       UserError: when there is no such file, or it is damaged or something else.
     """
     source = _find(path, cache)
-    digest = _sha256_of(source)
+    digest = sha256_of_file(source)
     converted = cache / f'inception_{digest[:16]}.npz'
     params = _read(converted, digest)
     if params is None:
@@ -95,11 +94,6 @@ def _remedy(cache: Path) -> str:
         f'run --mode=fetch_weights, or put one of {", ".join(PUBLIC_FILES)} into {cache} or anywhere and say '
         '--config.eval.weights=PATH'
     )
-
-
-def _sha256_of(path: Path) -> str:
-    with path.open('rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def _read(path: Path, digest: str) -> Any | None:
@@ -156,7 +150,7 @@ def fetch_weights(cache: Path, *, url: str = URL, sha256_prefix: str = SHA256_PR
     """
     path = cache / url.rpartition('/')[2]
     if path.is_file():
-        if _sha256_of(path).startswith(sha256_prefix):
+        if sha256_of_file(path).startswith(sha256_prefix):
             log.info('%s is there.', path)
             return path
         log.warning('%s is damaged and is downloaded again.', path)
@@ -170,7 +164,7 @@ def fetch_weights(cache: Path, *, url: str = URL, sha256_prefix: str = SHA256_PR
                 f'{url} cannot be downloaded ({first_line(error)}): try again, which goes on where it broke off, or '
                 f'put one of {", ".join(PUBLIC_FILES)} into {cache}.'
             ) from error
-        found = _sha256_of(part)
+        found = sha256_of_file(part)
         if not found.startswith(sha256_prefix):
             part.unlink()
             raise UserError(
