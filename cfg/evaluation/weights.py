@@ -113,9 +113,12 @@ def _read(path: Path, digest: str) -> Any | None:
 def _convert(path: Path) -> Any:
     with path.open('rb') as file:
         start = file.read(2)
-    if start == b'PK' or start[:1] == pickle.PROTO:
-        return params_from_torch(read_state_dict(path))
-    return params_from_graph(_constants(path))
+    from_torch = start == b'PK' or start[:1] == pickle.PROTO
+    tensors = read_state_dict(path) if from_torch else _constants(path)
+    try:
+        return params_from_torch(tensors) if from_torch else params_from_graph(tensors)
+    except UserError as error:
+        raise UserError(f'{path}: {error}') from error
 
 
 def _constants(path: Path) -> dict[str, np.ndarray]:

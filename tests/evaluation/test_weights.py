@@ -115,7 +115,7 @@ def test_a_truncated_file_is_one_sentence(files, tmp_path, name):
     path = tmp_path / name
     for size in (len(content) - 1000, len(content) // 3, 40):
         path.write_bytes(content[:size])
-        with pytest.raises(UserError, match=rf'{name}.*(damaged|cut short)|lack'):
+        with pytest.raises(UserError, match=rf'{name}.*(damaged|cut short|lack)'):
             load_inception(str(path), tmp_path)
     assert not list(tmp_path.glob('*.npz'))
 
@@ -128,6 +128,13 @@ def test_a_pickle_that_names_code_is_not_run(tmp_path):
     path = tmp_path / 'evil.pth'
     torch.save({'fc.weight': Evil()}, path)
     with pytest.raises(UserError, match=r'evil\.pth'):
+        load_inception(str(path), tmp_path)
+
+
+def test_a_file_of_other_weights_is_named(tmp_path):
+    path = tmp_path / 'other.pth'
+    torch.save({'fc.weight': torch.zeros(3)}, path)
+    with pytest.raises(UserError, match=r'other\.pth: The Inception weights lack Conv2d_1a_3x3\.conv\.weight: give'):
         load_inception(str(path), tmp_path)
 
 
