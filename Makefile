@@ -1,6 +1,7 @@
 # Two commands set everything up on a machine that has Python 3.11 or later and make:
 #   make digits   trains, evaluates and reports on real data, into runs/digits
 #   make test     runs the tests
+# Beyond them: `make mixture` and `make compare` (docs/mixture.md, docs/digits.md), `make lint`, `make format`.
 
 PYTHON ?= python3
 VENV := .venv
