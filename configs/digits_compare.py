@@ -3,8 +3,8 @@
 It is trained by the same config, as autoguidance needs a checkpoint that configs/digits.py does not keep. The
 classifier is that of configs/digits_classifier.py. docs/digits.md has the commands and the result.
 
-`configs/digits_compare.py:PART` sweeps a part, into one workdir: 'rules' (the default), 'steps' (other T), or
-'samplers' (DDIM, for which CFG++ was made).
+`configs/digits_compare.py:PART` sweeps a part, into one workdir: 'rules' (the default), 'steps' (half of the
+steps, so that guided samples cost what unguided ones did), or 'samplers' (DDIM, for which CFG++ was made).
 """
 
 from configs import digits
@@ -41,8 +41,8 @@ def get_config(part='rules'):
     )
     if part == 'steps':
         config.eval.w = (0.35, 0.5)
-        config.eval.guidance = ('cfg', 'cfg(interval=(-3, 3))')
-        config.eval.num_steps = (8, 32)
+        config.eval.guidance = ('cfg', 'cfg(interval=(-3, 3))', "cfg(schedule='cosine')")
+        config.eval.num_steps = (8,)
     elif part == 'samplers':
         config.eval.guidance = (f'cfg(w={(0.0, *W)})', CFG_PLUS_PLUS)
         config.eval.sampler = ('ddim',)
