@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from cfg.evaluation import frontier, plots
 from cfg.evaluation.frontier import Point, Setting
@@ -17,6 +18,7 @@ _RULE = ('step', 'guidance', 'networks', 'rest')
 # Rules in one plot; more have a panel each.
 _TOGETHER = 5
 _COLUMNS = 3
+_LEGEND_CHARACTERS = 145  # a line of the legend, in the width of a picture
 
 
 def namer(settings: Sequence[Setting], fields: Sequence[str] = FIELDS, lone: bool = True) -> Callable[[Setting], str]:
@@ -194,6 +196,9 @@ def _finish(figure: Figure, panels: Sequence[Axes], drawn: Sequence[Point], limi
         if positive and max(positive) > plots.LOG_RATIO * min(positive):
             axes.set_yscale('log')
             axes.yaxis.set_major_formatter(plots.PLAIN)
+            if len(panels) > 1:  # too small for a label at every digit
+                axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+                axes.yaxis.set_minor_locator(NullLocator())
             axes.yaxis.set_minor_formatter(plots.PLAIN)
             axes.set_ylim(0.8 * min(positive), 1.1 * max(positive))
         elif positive:
@@ -201,5 +206,7 @@ def _finish(figure: Figure, panels: Sequence[Axes], drawn: Sequence[Point], limi
     outside = sum(point.fid > limit for point in drawn)
     note = f'\n{outside} points of FID above {limit:.3g} are not shown' if outside else ''
     figure.suptitle(f'{title}{note}', fontsize=9, color=plots.MUTED)
-    if any(axes.get_legend_handles_labels()[1] for axes in panels):
-        figure.legend(loc='outside lower center', ncols=3, frameon=False, fontsize=8)
+    labels = [label for axes in panels for label in axes.get_legend_handles_labels()[1]]
+    if labels:
+        columns = max(1, min(3, _LEGEND_CHARACTERS // (max(map(len, labels)) + 6)))
+        figure.legend(loc='outside lower center', ncols=columns, frameon=False, fontsize=8)
