@@ -37,16 +37,18 @@ def run(config: ConfigDict, workdir: Path) -> None:
             note = f'{missing} rows of this sweep are not measured yet: run this again when its other jobs have ended.'
     except UserError as error:
         failure, note = error, str(error)
-    if failure is None or read_results(workdir):
-        processes.on_first(lambda: print(_write_alone(workdir, others, note)))
+    # The first process alone looks for rows, so that all take the same way.
+    processes.on_first(lambda: _show(workdir, others, note, failed=failure is not None))
     if failure is not None:
         raise failure
 
 
-def _write_alone(workdir: Path, others: Sequence[str], note: str) -> Path:
-    """`write`, while no other job of the sweep does."""
+def _show(workdir: Path, others: Sequence[str], note: str, *, failed: bool) -> None:
+    """Writes the comparison while no other job of the sweep does; after a failure only if there are rows."""
+    if failed and not read_results(workdir):
+        return
     with lock(workdir, 'compare', wait=True):
-        return write(workdir, others, note=note)
+        print(write(workdir, others, note=note))
 
 
 def write(workdir: Path, others: Sequence[str] = (), *, note: str = '') -> Path:
