@@ -16,8 +16,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from benchmarks import common
-from cfg import command_line
-from cfg.errors import UserError
+from cfg.runtime import command_line
+from cfg.runtime.errors import UserError
 
 FLAGS = flags.FLAGS
 
@@ -50,10 +50,10 @@ def describe(config: ConfigDict, workdir: str, *, draws: int) -> str:
     import jax.numpy as jnp
     import numpy as np
 
-    from cfg import setup
     from cfg.data.images import to_float
     from cfg.diffusion import process, schedule
-    from cfg.evaluation import loading
+    from cfg.runs import loading
+    from cfg.settings import setup
     from cfg.training import bands
 
     if config.data.name != 'digits':
@@ -108,4 +108,4 @@ if __name__ == '__main__':
     command_line.define_config('--config.eval.batch_size=64')
     flags.DEFINE_string('workdir', None, 'Of the classifier.')
     flags.DEFINE_integer('draws', 10, 'Draws of noise for each image.', lower_bound=1)
-    command_line.run(main, mode=lambda: 'sample')
+    command_line.run(main, memory=lambda: 'take a smaller batch')

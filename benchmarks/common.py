@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict
 
-from cfg import command_line
-from cfg.errors import UserError
+from cfg.runtime import command_line
+from cfg.runtime.errors import UserError
 
 flags.disclaim_key_flags()  # what is defined here is shown by --help of the script
 
@@ -97,7 +97,7 @@ def read_config() -> ConfigDict:
     Raises:
       UserError: names what is missing or out of range.
     """
-    from cfg import setup
+    from cfg.settings import setup
 
     config = command_line.read_config()
     setup.check_config(config)
@@ -221,7 +221,7 @@ def peak_memory() -> str:
     """The most memory in use so far: of a device, or of this process where the device is the CPU."""
     import jax
 
-    from cfg import parallel
+    from cfg.runtime import parallel
 
     peak = parallel.memory().get('device_memory_peak_bytes')
     if peak is not None and jax.default_backend() != 'cpu':

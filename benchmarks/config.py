@@ -1,6 +1,6 @@
 """The sizes of the comparison with openai/guided-diffusion: --config=benchmarks/config.py:medium_32."""
 
-from cfg.errors import UserError
+from cfg.runtime.errors import UserError
 from configs import default
 
 # image size, channels, channel_mult, heights with attention, batch size

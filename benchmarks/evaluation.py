@@ -18,8 +18,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from benchmarks import common, sampling, side_by_side
-from cfg import command_line
-from cfg.errors import UserError
+from cfg.runtime import command_line
+from cfg.runtime.errors import UserError
 
 FLAGS = flags.FLAGS
 
@@ -45,9 +45,9 @@ def prepare_inception(config: ConfigDict) -> common.Work:
     import jax
     import numpy as np
 
-    from cfg import setup
-    from cfg.evaluation.features import inception_features, on_devices
-    from cfg.models.inception import Inception
+    from cfg.features.inception import Inception
+    from cfg.features.network import inception_features, on_devices
+    from cfg.settings import setup
 
     height, width, _ = setup.spec_of(config).image_shape
     batch_size = config.eval.batch_size
@@ -94,13 +94,13 @@ def other_parts(config: ConfigDict, *, num_real: int, folder: Path) -> list[Part
     """Everything but the networks, on as many random features as an evaluation has."""
     import numpy as np
 
-    from cfg import setup
-    from cfg.evaluation import metrics
-    from cfg.evaluation.features import INCEPTION, INCEPTION_IMAGES, FeatureNetwork, Features
     from cfg.evaluation.measurement import Measurement
-    from cfg.evaluation.neighbours import precision_recall
     from cfg.evaluation.scoring import KID_SEED, NEAREST, kid_subset_size
-    from cfg.models.inception import NUM_CLASSES, SPATIAL_WIDTH, WIDTH
+    from cfg.features.inception import NUM_CLASSES, SPATIAL_WIDTH, WIDTH
+    from cfg.features.network import INCEPTION, INCEPTION_IMAGES, FeatureNetwork, Features
+    from cfg.metrics import distances
+    from cfg.metrics.neighbours import precision_recall
+    from cfg.settings import setup
 
     options, rng = config.eval, np.random.default_rng(0)
     batch = min(config.sampling.batch_size, options.num_samples)
@@ -134,9 +134,9 @@ def other_parts(config: ConfigDict, *, num_real: int, folder: Path) -> list[Part
 
         size = kid_subset_size(options, options.num_samples, num_real)
         timed = {
-            'FID': (lambda: metrics.frechet_distance(pool.mean, covs[0], pool.mean, covs[0]), f'{WIDTH} features'),
+            'FID': (lambda: distances.frechet_distance(pool.mean, covs[0], pool.mean, covs[0]), f'{WIDTH} features'),
             'sFID': (
-                lambda: metrics.frechet_distance(spatial.mean, covs[1], spatial.mean, covs[1]),
+                lambda: distances.frechet_distance(spatial.mean, covs[1], spatial.mean, covs[1]),
                 f'{SPATIAL_WIDTH} features',
             ),
             'precision, recall': (
@@ -144,13 +144,13 @@ def other_parts(config: ConfigDict, *, num_real: int, folder: Path) -> list[Part
                 f'{options.num_samples} and {num_real} points, {options.neighbours_dtype}',
             ),
             'KID': (
-                lambda: metrics.kid(
+                lambda: distances.kid(
                     measured.features, real, num_subsets=options.kid_subsets, subset_size=size, seed=KID_SEED
                 ),
                 f'{options.kid_subsets} subsets of {size}',
             ),
             'inception score': (
-                lambda: metrics.inception_score(measured.splits.sums),
+                lambda: distances.inception_score(measured.splits.sums),
                 f'{len(measured.splits.sums)} splits',
             ),
         }
@@ -216,7 +216,7 @@ def main() -> None:
     if FLAGS.child:
         side_by_side.serve_work(lambda: prepare_inception(config), warmup=FLAGS.warmup)
     elif FLAGS.beside_pytorch_fid:
-        from cfg import setup
+        from cfg.settings import setup
 
         size = setup.spec_of(config).image_shape[0]
         script = Path(__file__).with_name('peer_fid.py')
@@ -238,4 +238,4 @@ if __name__ == '__main__':
     )
     flags.DEFINE_float('w', 1.0, 'Guidance strength; 0 costs half.')
     flags.DEFINE_integer('num_steps', 0, 'Steps of the timed samples; 0 = the T of the config.', lower_bound=0)
-    command_line.run(main, mode=lambda: 'eval')
+    command_line.run(main, memory=lambda: 'take a smaller batch')

@@ -15,7 +15,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from benchmarks import common, overhead
-from cfg import command_line
+from cfg.runtime import command_line
 
 FLAGS = flags.FLAGS
 
@@ -29,9 +29,9 @@ def describe(config: ConfigDict, *, rounds: int, units: int) -> str:
     import jax
     import numpy as np
 
-    from cfg import setup
     from cfg.models.flops import forward_flops, guided_flops
     from cfg.models.unet import LABEL_IN
+    from cfg.settings import setup
 
     spec = setup.spec_of(config)
     network = setup.build_network(config, spec)
@@ -83,4 +83,4 @@ if __name__ == '__main__':
     command_line.define_config('--config.sampling.batch_size=64')
     flags.DEFINE_integer('rounds', 8, 'Turns of each evaluation.', lower_bound=2)
     flags.DEFINE_integer('evaluations', 5, 'Evaluations a turn.', lower_bound=1)
-    command_line.run(main, mode=lambda: 'sample')
+    command_line.run(main, memory=lambda: 'take a smaller batch')

@@ -19,8 +19,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from benchmarks import common
-from cfg import command_line
-from cfg.errors import UserError
+from cfg.runtime import command_line
+from cfg.runtime.errors import UserError
 
 FLAGS = flags.FLAGS
 PHOTO = (500, 375)  # about the median ImageNet photograph
@@ -96,9 +96,9 @@ def prepare_rates(contents: list[bytes], config: ConfigDict, seconds: float) -> 
 @contextlib.contextmanager
 def open_data(config: ConfigDict) -> Iterator[tuple]:
     """(the data set of the config or a stand-in for it, what it is)."""
-    from cfg import setup
     from cfg.data.prepare import prepare
     from cfg.data.prepared import default_dir, folder_of, is_preparable, open_prepared, read_manifest
+    from cfg.settings import setup
 
     data = config.data
     here = default_dir(data.dir)
@@ -157,8 +157,8 @@ class Training(NamedTuple):
 
 def needed_rate(config: ConfigDict, source, training: Training) -> float:
     """Images/s that training takes: FLOP/s that devices reach over those of an image (three forward passes)."""
-    from cfg import setup
     from cfg.models.flops import forward_flops
+    from cfg.settings import setup
 
     flops = 3 * forward_flops(setup.build_network(config, source), source.image_shape)
     return training.devices * training.tflops * 1e12 * training.utilisation / flops
@@ -228,4 +228,4 @@ if __name__ == '__main__':
     flags.DEFINE_float('tflops', common.PEAKS['H100'] / 1e12, 'Peak of one training device.', lower_bound=1e-9)
     flags.DEFINE_float('utilisation', 0.45, 'The part of the peak that training reaches.', lower_bound=1e-9)
     flags.DEFINE_integer('devices', 8, 'Training devices that one host feeds.', lower_bound=1)
-    command_line.run(main, mode=lambda: 'train')
+    command_line.run(main, memory=lambda: 'take a smaller batch')

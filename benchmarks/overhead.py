@@ -24,7 +24,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from benchmarks import common
-from cfg import command_line
+from cfg.runtime import command_line
 
 FLAGS = flags.FLAGS
 
@@ -69,11 +69,13 @@ def describe(config: ConfigDict, *, rounds: int, units: int) -> str:
     import jax
     import numpy as np
 
-    from cfg import parallel, setup, watch
     from cfg.data.pipeline import train_batches
     from cfg.models.flops import forward_flops
-    from cfg.training import build, state
-    from cfg.training.checkpoints import Checkpoints
+    from cfg.runs import state
+    from cfg.runs.checkpoints import Checkpoints
+    from cfg.runtime import parallel, watch
+    from cfg.settings import setup
+    from cfg.training import build
     from cfg.training.logs import Logs
     from cfg.training.meter import NO_SKIPS, Meter
     from cfg.training.step import train_step
@@ -196,4 +198,4 @@ if __name__ == '__main__':
     command_line.define_config('--config.train.batch_size=64')
     flags.DEFINE_integer('rounds', 8, 'Turns of pmap and jit.', lower_bound=2)
     flags.DEFINE_integer('steps', 5, 'Steps a turn.', lower_bound=1)
-    command_line.run(main, mode=lambda: 'train')
+    command_line.run(main, memory=lambda: 'take a smaller batch')

@@ -16,8 +16,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from benchmarks import common, overhead
-from cfg import command_line
-from cfg.errors import UserError
+from cfg.runtime import command_line
+from cfg.runtime.errors import UserError
 
 FLAGS = flags.FLAGS
 
@@ -30,8 +30,10 @@ def describe(config: ConfigDict, *, rules: Sequence[str], w: float, num_steps: i
     """
     import numpy as np
 
-    from cfg import parallel, setup
     from cfg.diffusion import recipes
+    from cfg.runs import build as rbuild
+    from cfg.runtime import parallel
+    from cfg.settings import setup
 
     sampler = recipes.parse_sampler(config.sampling.sampler)
     for text in rules:
@@ -45,13 +47,13 @@ def describe(config: ConfigDict, *, rules: Sequence[str], w: float, num_steps: i
     replicated = parallel.replicate({'model': params})
     batch_size = config.sampling.batch_size
     labels = np.random.default_rng(0).integers(0, spec.num_classes, batch_size, dtype=np.int32)
-    settings = dataclasses.replace(setup.sampler_settings(config), num_steps=num_steps)
+    settings = dataclasses.replace(rbuild.sampler_settings(config), num_steps=num_steps)
 
     steps, counts = {}, {}
     own = {text: (recipes.parse_guidance(text).w or (w,))[0] for text in rules}
     for name, text, strength in (('unguided', 'cfg', 0.0), *((text, text, own[text]) for text in rules)):
         of_rule = dataclasses.replace(settings, guidance=text)
-        generator = setup.make_generator(config, spec, network, batch_size=batch_size, settings=of_rule)
+        generator = rbuild.make_generator(config, spec, network, batch_size=batch_size, settings=of_rule)
         steps[name] = lambda generator=generator, w=strength: [x.images for x in generator(replicated, labels, w)]
         counts[name] = of_rule.count_passes(strength).total
     seconds = overhead.turns(steps, rounds=rounds, units=1)
@@ -85,4 +87,4 @@ if __name__ == '__main__':
     flags.DEFINE_float('w', 1.0, 'Guidance strength.')
     flags.DEFINE_integer('num_steps', 16, 'T; 0 = that of the config.', lower_bound=0)
     flags.DEFINE_integer('rounds', 5, 'Turns of each rule.', lower_bound=2)
-    command_line.run(main, mode=lambda: 'sample')
+    command_line.run(main, memory=lambda: 'take a smaller batch')

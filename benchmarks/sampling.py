@@ -15,8 +15,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from benchmarks import common, side_by_side
-from cfg import command_line
-from cfg.errors import UserError
+from cfg.runtime import command_line
+from cfg.runtime.errors import UserError
 
 FLAGS = flags.FLAGS
 
@@ -31,8 +31,10 @@ def prepare_forward(config: ConfigDict) -> common.Work:
     import jax
     import numpy as np
 
-    from cfg import parallel, setup
     from cfg.models.flops import forward_flops
+    from cfg.runs import build as rbuild
+    from cfg.runtime import parallel
+    from cfg.settings import setup
 
     spec = setup.spec_of(config)
     batch_size = config.sampling.batch_size
@@ -40,7 +42,7 @@ def prepare_forward(config: ConfigDict) -> common.Work:
     network = setup.build_network(config, spec)
     params = setup.init_params(network, spec, seed=config.seed)
     replicated = parallel.replicate(params)
-    apply = parallel.pmap(setup.make_model(config, network).apply, num_args=4)
+    apply = parallel.pmap(rbuild.make_model(config, network).apply, num_args=4)
 
     rng = np.random.default_rng(0)
     inputs = (
@@ -60,18 +62,19 @@ def prepare_forward(config: ConfigDict) -> common.Work:
 
 def passes(config: ConfigDict, *, w: float, num_steps: int):
     """Evaluations of the network for one sample in `num_steps` steps: `cfg.diffusion.recipes.Passes`."""
-    from cfg import setup
+    from cfg.runs import build as rbuild
 
-    return dataclasses.replace(setup.sampler_settings(config), num_steps=num_steps).count_passes(w)
+    return dataclasses.replace(rbuild.sampler_settings(config), num_steps=num_steps).count_passes(w)
 
 
 def prepare(config: ConfigDict, *, w: float, num_steps: int) -> common.Work:
     """A whole batch of samples in `num_steps` steps."""
     import numpy as np
 
-    from cfg import parallel, setup
     from cfg.diffusion import recipes
     from cfg.models.flops import forward_flops, guided_flops
+    from cfg.runtime import parallel
+    from cfg.settings import setup
 
     if recipes.needs_companion(recipes.parse_guidance(config.sampling.guidance)):
         raise UserError(
@@ -83,9 +86,11 @@ def prepare(config: ConfigDict, *, w: float, num_steps: int) -> common.Work:
     parallel.per_device(batch_size, 'config.sampling.batch_size')
     network = setup.build_network(config, spec)
     params = setup.init_params(network, spec, seed=config.seed)
+    from cfg.runs import build as rbuild
+
     shortened = config.copy_and_resolve_references()
     shortened.sampling.num_steps = num_steps
-    generator = setup.make_generator(shortened, spec, network, batch_size=batch_size)
+    generator = rbuild.make_generator(shortened, spec, network, batch_size=batch_size)
     replicated = parallel.replicate({'model': params})
     labels = np.random.default_rng(0).integers(0, spec.num_classes, batch_size, dtype=np.int32)
     count, what = passes(config, w=w, num_steps=num_steps), (network, spec.image_shape)
@@ -148,7 +153,7 @@ def main() -> None:
         return
     common_arguments = {'repeats': FLAGS.repeats, 'warmup': FLAGS.warmup, 'peak_tflops': FLAGS.peak_tflops}
     if FLAGS.peer is not None:
-        from cfg import setup
+        from cfg.settings import setup
 
         spec = setup.spec_of(config)
         if FLAGS.forward:
@@ -168,4 +173,4 @@ if __name__ == '__main__':
     flags.DEFINE_float('w', 1.0, 'Guidance strength; 0 costs half.')
     flags.DEFINE_integer('num_steps', 0, 'Steps of the timed batches; 0 = the T of the config.', lower_bound=0)
     flags.DEFINE_bool('forward', False, 'Time single evaluations of the network instead of sampling.')
-    command_line.run(main, mode=lambda: 'sample')
+    command_line.run(main, memory=lambda: 'take a smaller batch')

@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 
 from benchmarks import common
 from benchmarks.sampling import is_guided
-from cfg import command_line
-from cfg.errors import UserError
+from cfg.runtime import command_line
+from cfg.runtime.errors import UserError
 
 FLAGS = flags.FLAGS
 GIB = 2.0**30
@@ -171,8 +171,9 @@ def model_of(config: ConfigDict) -> Model:
     """From the network of a config; nothing is computed."""
     import jax
 
-    from cfg import describe, setup
     from cfg.models.flops import forward_flops, guided_flops
+    from cfg.modes import describe
+    from cfg.settings import setup
 
     spec = setup.spec_of(config)
     network = setup.build_network(config, spec)
@@ -295,4 +296,4 @@ if __name__ == '__main__':
     )
     flags.DEFINE_float('utilisation', 0.4, 'The part of the peak that training reaches.', lower_bound=1e-9)
     flags.DEFINE_float('write_gbytes', 0.5, 'GB/s at which checkpoints are written.', lower_bound=1e-9)
-    command_line.run(main, mode=lambda: 'train')
+    command_line.run(main, memory=lambda: 'take a smaller batch')

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from benchmarks import common
-from cfg.errors import UserError
+from cfg.runtime.errors import UserError
 
 Handler = Callable[[list[str]], dict[str, Any]]
 

@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from benchmarks import common, side_by_side
-from cfg import command_line
+from cfg.runtime import command_line
 
 FLAGS = flags.FLAGS
 
@@ -24,9 +24,11 @@ def prepare(config: ConfigDict) -> common.Work:
     import jax
     import numpy as np
 
-    from cfg import parallel, setup
     from cfg.models.flops import forward_flops
-    from cfg.training import build, state
+    from cfg.runs import state
+    from cfg.runtime import parallel
+    from cfg.settings import setup
+    from cfg.training import build
 
     spec = setup.spec_of(config)
     batch_size = config.train.batch_size
@@ -82,7 +84,7 @@ def main() -> None:
     if FLAGS.peer is None:
         print(describe(config, steps=FLAGS.steps, warmup=FLAGS.warmup, peak_tflops=FLAGS.peak_tflops))
         return
-    from cfg import setup
+    from cfg.settings import setup
 
     request = common.peer_request(config, setup.spec_of(config), 'training')
     print(side_by_side.compare(request, 'step'))
@@ -91,4 +93,4 @@ def main() -> None:
 if __name__ == '__main__':
     common.define_flags()
     flags.DEFINE_integer('steps', 10, 'Timed steps.', lower_bound=1)
-    command_line.run(main, mode=lambda: 'train')
+    command_line.run(main, memory=lambda: 'take a smaller batch')

@@ -19,7 +19,7 @@ import jax
 import pytest
 
 from cfg.data import digits as source
-from cfg.evaluation.small_classifier import small_classifier
+from cfg.features.small_classifier import small_classifier
 from configs import digits
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cfg.models.inception_weights import graph_name
+from cfg.features.inception_weights import graph_name
 from tests.peers import torch_fidelity_inception
 
 

@@ -4,11 +4,11 @@ from importlib import import_module
 
 for _name in (
     'cfg.data.prepare',
-    'cfg.evaluation.report',
-    'cfg.evaluation.sample',
+    'cfg.report.sweep_report',
+    'cfg.modes.sample',
     'cfg.evaluation.sweep',
-    'cfg.launching',
-    'cfg.status',
+    'cfg.modes.start',
+    'cfg.modes.status',
     'cfg.training.logs',
     'cfg.training.loop',
     'sklearn.datasets',

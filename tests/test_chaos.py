@@ -12,8 +12,8 @@ import time
 
 import pytest
 
-from cfg.evaluation.results import read_results
-from cfg.status import describe
+from cfg.modes.status import describe
+from cfg.report.results import read_results
 from tests.command_line import ROOT, command
 from tests.forked import Run, finish, group, ok, wait_until
 

@@ -13,7 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from cfg.data.crop import area
-from cfg.evaluation import loading
+from cfg.runs import loading
 from configs import imagenet64
 from tests import forked
 from tests.command_line import ROOT, command

@@ -8,59 +8,22 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILES = sorted(ROOT.glob('cfg/**/*.py'))
 
-# What each part may import of the project; a part may always import itself and the two small files at the bottom.
-BOTTOM = {'cfg.errors', 'cfg.files', 'cfg.progress', 'cfg.stopping'}
-ALLOWED = {
-    'cfg.diffusion': set(),
-    'cfg.models': set(),
-    'cfg.data': set(),
-    'cfg.parallel': set(),
-    'cfg.processes': set(),
-    'cfg.watch': set(),
-    'cfg.launching': {'cfg.processes', 'cfg.watch'},
-    'cfg.generate': {'cfg.diffusion', 'cfg.data', 'cfg.parallel', 'cfg.processes'},
-    'cfg.setup': {'cfg.diffusion', 'cfg.data', 'cfg.models', 'cfg.generate'},
-    'cfg.training': {
-        'cfg.diffusion',
-        'cfg.data',
-        'cfg.models',
-        'cfg.parallel',
-        'cfg.processes',
-        'cfg.generate',
-        'cfg.setup',
-    },
-    'cfg.evaluation': {
-        'cfg.diffusion',
-        'cfg.data',
-        'cfg.models',
-        'cfg.parallel',
-        'cfg.processes',
-        'cfg.generate',
-        'cfg.setup',
-        'cfg.training.checkpoints',
-        'cfg.training.state',
-    },
-    'cfg.describe': {'cfg.setup', 'cfg.models', 'cfg.data', 'cfg.parallel', 'cfg.training.build'},
-    'cfg.preparing': {'cfg.data'},
-    'cfg.importing': {'cfg.setup', 'cfg.models', 'cfg.data', 'cfg.training.checkpoints'},
-    'cfg.status': {'cfg.evaluation', 'cfg.training', 'cfg.watch'},
-    'cfg.errors': set(),
-    'cfg.files': set(),
-    'cfg.stopping': set(),
-    'cfg.progress': set(),
-    'cfg.xla_flags': set(),
-    'cfg.command_line': {'cfg.xla_flags'},
-}
-# The core runs where only these (and numpy) are installed.
-CORE = (
-    'cfg/diffusion',
-    'cfg/models',
-    'cfg/parallel.py',
-    'cfg/processes.py',
-    'cfg/generate.py',
-    'cfg/training/step.py',
-    'cfg/training/state.py',
+# The rooms of the house, from the roof to the ground: each imports what is further down, and itself.
+FLOORS = (
+    {'modes'},
+    {'training', 'evaluation'},
+    {'runs', 'features', 'mixture'},
+    {'settings', 'report'},
+    {'data', 'models'},
+    {'diffusion'},
+    {'runtime', 'metrics'},
 )
+FLOOR = {room: place for place, rooms in enumerate(FLOORS) for room in rooms}
+# What two rooms of one floor may see of each other, or of the one above.
+ALSO = {('features', 'runs')}
+# These run where jax, flax, optax and numpy alone are installed.
+CORE = ('cfg/diffusion', 'cfg/models', 'cfg/metrics', 'cfg/runtime/parallel.py', 'cfg/runtime/processes.py')
+CORE += ('cfg/runs/generate.py', 'cfg/runs/state.py', 'cfg/training/step.py', 'cfg/training/optimizer.py')
 HEAVY = {'tensorflow', 'clu', 'tensorflow_datasets', 'matplotlib', 'sklearn', 'ml_collections', 'orbax', 'absl'}
 
 
@@ -71,35 +34,50 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f'{node.module}.{alias.name}' for alias in node.names}
+            found |= {f'{node.module}.{alias.name}' for alias in node.names}
     return found
 
 
-def within(name: str, part: str) -> bool:
-    return name == part or name.startswith(part + '.')
+def room_of(name: str) -> str:
+    """The room of a module 'cfg.ROOM.FILE'."""
+    return name.split('.')[1]
 
 
-def part_of(path: Path) -> str:
-    return '.'.join(path.relative_to(ROOT).with_suffix('').parts[:2])
+def wrong_imports(path: Path, room: str) -> set[str]:
+    """What a file of a room imports from above, or from beside."""
+    ours = {name for name in imports(path) if name.split('.')[0] == 'cfg'}
+    return {
+        name
+        for name in ours
+        if room_of(name) != room and (room, room_of(name)) not in ALSO and not FLOOR[room_of(name)] > FLOOR[room]
+    }
+
+
+def test_every_file_is_in_a_room():
+    rooms = {path.relative_to(ROOT / 'cfg').parts[0] for path in FILES}
+    assert rooms == FLOOR.keys() | {'__init__.py'}
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_down(path):
-    part = part_of(path)
-    if part == 'cfg.__init__':
-        assert not {name for name in imports(path) if within(name, 'cfg')}
-        return
-    allowed = ALLOWED[part] | BOTTOM | {part}
-    ours = {name for name in imports(path) if within(name, 'cfg') and name != 'cfg'}
-    # `from cfg import parallel` counts as cfg.parallel; `from cfg.x import y` must be inside an allowed part.
-    wrong = {name for name in ours if not any(within(name, a) or within(a, name) for a in allowed)}
-    assert not wrong, f'{path} imports {wrong}'
+    place = path.relative_to(ROOT / 'cfg').parts
+    if len(place) == 1:
+        assert not imports(path)
+    else:
+        assert not wrong_imports(path, place[0])
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_the_core_needs_no_heavy_package(path):
-    if str(path.relative_to(ROOT)).startswith(CORE):
-        assert not {name.split('.')[0] for name in imports(path)} & HEAVY
+def test_nothing_of_the_project_is_imported_from_outside_the_package(path):
+    assert not {name for name in imports(path) if name.split('.')[0] in ('main', 'configs', 'tests', 'benchmarks')}
+
+
+@pytest.mark.parametrize('part', CORE)
+def test_the_core_needs_no_heavy_package(part):
+    files = [path for path in FILES if str(path.relative_to(ROOT)).startswith(part)]
+    assert files
+    for path in files:
+        assert not {name.split('.')[0] for name in imports(path)} & HEAVY, path
 
 
 def test_pmap_is_confined():
@@ -110,4 +88,5 @@ def test_pmap_is_confined():
 def test_the_check_sees_a_wrong_import(tmp_path):
     file = tmp_path / 'x.py'
     file.write_text('def f():\n    from cfg.training import loop\n')
-    assert 'cfg.training.loop' in imports(file)
+    assert wrong_imports(file, 'data') == {'cfg.training.loop'}
+    assert not wrong_imports(file, 'modes')

@@ -8,8 +8,8 @@ import signal
 import numpy as np
 import pytest
 
-from cfg.status import describe
-from cfg.training.checkpoints import Checkpoints
+from cfg.modes.status import describe
+from cfg.runs.checkpoints import Checkpoints
 from tests.forked import Run, finish, free_port, group, ok, wait_until
 
 # Several times what the longest needs on a machine that does nothing else.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cfg.errors import first_line
+from cfg.runtime.errors import first_line
 
 CROPS = ('area', 'adm')
 ORIENTATION = 0x0112  # tag of EXIF

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, Protocol
 
 from etils import epath
 
-from cfg.errors import UserError, first_line
-from cfg.files import is_remote, reaching
+from cfg.runtime.errors import UserError, first_line
+from cfg.runtime.files import is_remote, reaching
 
 EXTENSIONS = ('.jpg', '.jpeg', '.jfif', '.png', '.gif', '.webp', '.bmp', '.tif', '.tiff', '.avif')
 SPLIT_FOLDERS = {

@@ -27,10 +27,10 @@ from etils import epath
 
 from cfg.data.crop import decode, square, to_png
 from cfg.data.inputs import Input, Record, printable
-from cfg.errors import UserError
-from cfg.files import write_whole
-from cfg.progress import Progress
-from cfg.stopping import StopSignal
+from cfg.runtime.errors import UserError
+from cfg.runtime.files import write_whole
+from cfg.runtime.progress import Progress
+from cfg.runtime.stopping import StopSignal
 
 log = logging.getLogger('cfg')
 

@@ -11,7 +11,7 @@ from absl import flags
 
 from cfg.data.parts import begin_worker
 from cfg.data.source import Source
-from cfg.errors import UserError
+from cfg.runtime.errors import UserError
 
 Batch = dict[str, np.ndarray]
 

@@ -27,9 +27,9 @@ from cfg.data.prepared import (
     read_manifest,
     short_name,
 )
-from cfg.errors import UserError, first_line
-from cfg.files import check_writable, lock, write_whole
-from cfg.progress import Progress
+from cfg.runtime.errors import UserError, first_line
+from cfg.runtime.files import check_writable, lock, write_whole
+from cfg.runtime.progress import Progress
 
 log = logging.getLogger('cfg')
 

@@ -18,8 +18,8 @@ import numpy as np
 from etils import epath
 
 from cfg.data.crop import from_png
-from cfg.errors import UserError, first_line
-from cfg.files import reaching
+from cfg.runtime.errors import UserError, first_line
+from cfg.runtime.files import reaching
 
 BUILDER, VERSION = 'prepared_images', '1.0.0'
 MANIFEST = 'manifest.json'

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from cfg.data.prepared import ALIASES, default_dir, find_manifest, is_preparable
-from cfg.errors import UserError
+from cfg.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

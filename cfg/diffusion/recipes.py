@@ -23,7 +23,7 @@ from cfg.diffusion.guidance import EpsFn
 from cfg.diffusion.pairs import PairFn
 from cfg.diffusion.rules import Rule
 from cfg.diffusion.strength import Strength
-from cfg.errors import UserError
+from cfg.runtime.errors import UserError
 
 Array = jax.Array
 

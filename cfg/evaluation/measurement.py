@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cfg.evaluation.features import FeatureNetwork
-from cfg.evaluation.statistics import Moments, Splits
-from cfg.files import replacing
+from cfg.features.network import FeatureNetwork
+from cfg.metrics.moments import Moments, Splits
+from cfg.runtime.files import replacing
 
 log = logging.getLogger('cfg')
 

@@ -18,9 +18,9 @@ from typing import IO
 
 import numpy as np
 
-from cfg.errors import UserError
-from cfg.evaluation.statistics import Moments
-from cfg.files import replacing, sha256_of_file
+from cfg.metrics.moments import Moments
+from cfg.runtime.errors import UserError
+from cfg.runtime.files import replacing, sha256_of_file
 
 Array = np.ndarray
 

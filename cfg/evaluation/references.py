@@ -11,16 +11,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from cfg import setup
 from cfg.data.source import Source
-from cfg.errors import UserError
-from cfg.evaluation import metrics, npz
-from cfg.evaluation.features import FeatureNetwork
+from cfg.evaluation import npz
 from cfg.evaluation.measurement import Measurement
-from cfg.evaluation.statistics import Moments
-from cfg.files import check_writable, lock, sha256_of_file
-from cfg.progress import Progress
-from cfg.stopping import StopSignal
+from cfg.features.network import FeatureNetwork
+from cfg.metrics import distances
+from cfg.metrics.moments import Moments
+from cfg.runtime.errors import UserError
+from cfg.runtime.files import check_writable, lock, sha256_of_file
+from cfg.runtime.progress import Progress
+from cfg.runtime.stopping import StopSignal
+from cfg.settings import setup
 
 Array = np.ndarray
 Row = dict[str, Any]
@@ -76,7 +77,7 @@ class Reference:
             'reference': self.name,
             'reference_sha256': self.sha256,
             'reference_file_sha256': self.file_sha256,
-            'finite_sample_fid': metrics.expected_fid_of_finite_sample(*self.pool, num_samples, seed=0),
+            'finite_sample_fid': distances.expected_fid_of_finite_sample(*self.pool, num_samples, seed=0),
         }
 
 
@@ -307,10 +308,10 @@ def floor(config: ConfigDict, source: Source, network: FeatureNetwork, stop: Sto
         save_seconds=config.eval.save_seconds,
         stop=stop,
     )
-    score, _ = metrics.inception_score(of_held_out.splits.sums)
+    score, _ = distances.inception_score(of_held_out.splits.sums)
     return {
         'floor': f'{setup.describe_split(held_out)} against {setup.describe_split(train)}',
-        'floor_fid': metrics.fid(of_held_out.moments, of_train.moments),
+        'floor_fid': distances.fid(of_held_out.moments, of_train.moments),
         'floor_inception_score': score,
         'floor_accuracy': of_held_out.accuracy,
     }

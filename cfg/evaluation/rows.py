@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cfg.errors import UserError
-from cfg.evaluation.results import RESULTS_FILE, Row, read_rows, sampling_of
-from cfg.files import lock, write_whole
+from cfg.report.results import RESULTS_FILE, Row, read_rows, sampling_of
+from cfg.runtime.errors import UserError
+from cfg.runtime.files import lock, write_whole
 
 LIBRARIES = ('jax', 'jaxlib', 'flax', 'numpy')
 

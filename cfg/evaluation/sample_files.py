@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cfg.files import replacing
+from cfg.runtime.files import replacing
 
 FOLDER = 'samples'
 

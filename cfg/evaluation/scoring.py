@@ -5,11 +5,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cfg.evaluation import metrics
-from cfg.evaluation.features import FeatureNetwork
 from cfg.evaluation.measurement import Measurement
-from cfg.evaluation.neighbours import precision_recall
 from cfg.evaluation.references import Reference
+from cfg.features.network import FeatureNetwork
+from cfg.metrics import distances
+from cfg.metrics.neighbours import precision_recall
 
 Row = dict[str, Any]
 
@@ -27,9 +27,9 @@ def score(measured: Measurement, reference: Reference, options: ConfigDict) -> R
       options: `config.eval`.
     """
     pool, spatial = measured.moments, measured.spatial
-    score, spread = metrics.inception_score(measured.splits.sums)
+    score, spread = distances.inception_score(measured.splits.sums)
     row = {
-        'fid': metrics.frechet_distance(pool.mean, pool.covariance(), *reference.pool),
+        'fid': distances.frechet_distance(pool.mean, pool.covariance(), *reference.pool),
         'sfid': None,
         'inception_score': score,
         'inception_score_std': spread,
@@ -41,7 +41,7 @@ def score(measured: Measurement, reference: Reference, options: ConfigDict) -> R
         'accuracy': measured.accuracy,
     }
     if spatial is not None and reference.spatial is not None:
-        row['sfid'] = metrics.frechet_distance(spatial.mean, spatial.covariance(), *reference.spatial)
+        row['sfid'] = distances.frechet_distance(spatial.mean, spatial.covariance(), *reference.spatial)
     if reference.features is not None:
         features, real = measured.features, reference.features
         if min(len(features), len(real)) > NEAREST:
@@ -50,7 +50,7 @@ def score(measured: Measurement, reference: Reference, options: ConfigDict) -> R
             )
         size = kid_subset_size(options, len(features), len(real))
         if size >= LEAST_SUBSET:
-            kid = metrics.kid(features, real, num_subsets=options.kid_subsets, subset_size=size, seed=KID_SEED)
+            kid = distances.kid(features, real, num_subsets=options.kid_subsets, subset_size=size, seed=KID_SEED)
             error = None if math.isnan(kid.standard_error) else kid.standard_error
             row |= {'kid': kid.value, 'kid_std': kid.std, 'kid_standard_error': error}
     return row

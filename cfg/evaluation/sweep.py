@@ -24,23 +24,27 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from cfg import parallel, processes, setup
 from cfg.data.source import Source
 from cfg.data.spec import DataSpec
 from cfg.diffusion import recipes
-from cfg.errors import UserError
-from cfg.evaluation import loading, references
-from cfg.evaluation.features import FeatureNetwork, shared
+from cfg.evaluation import references
 from cfg.evaluation.measurement import Measurement
-from cfg.evaluation.results import Row, read_results
 from cfg.evaluation.rows import append, digest, repair, results_path, table, versions
 from cfg.evaluation.sample_files import write_samples
 from cfg.evaluation.scoring import score, warnings
-from cfg.files import lock
-from cfg.generate import Generator, SamplerSettings, draw_labels
+from cfg.features import opening
+from cfg.features.network import FeatureNetwork, shared
 from cfg.models.flops import forward_flops, guided_flops
-from cfg.progress import Progress
-from cfg.stopping import StopSignal
+from cfg.report.results import Row, read_results
+from cfg.runs import build as rbuild
+from cfg.runs import loading
+from cfg.runs.generate import Generator, SamplerSettings, draw_labels
+from cfg.runtime import parallel, processes
+from cfg.runtime.errors import UserError
+from cfg.runtime.files import lock
+from cfg.runtime.progress import Progress
+from cfg.runtime.stopping import StopSignal
+from cfg.settings import setup
 
 log = logging.getLogger('cfg')
 
@@ -129,7 +133,7 @@ class _Sweep:
         points = list(self._points())
         self._generator(points[0])  # says whether the batch fits the devices
         self._results = results_path(workdir, job)
-        self._features = loading.open_features(
+        self._features = opening.open_features(
             config, workdir, self._spec.image_shape, f'The data set {self._spec.name}'
         )
         self._source, self._facts, self._job, self._elsewhere = source, {}, job, 0
@@ -299,7 +303,7 @@ class _Sweep:
     def _settings(self, point: Point) -> SamplerSettings:
         guidance, sampler, grid, num_steps, logvar_interp = point.drawing
         return dataclasses.replace(
-            setup.sampler_settings(self._config),
+            rbuild.sampler_settings(self._config),
             guidance=guidance,
             sampler=sampler,
             grid=grid,
@@ -309,7 +313,7 @@ class _Sweep:
 
     def _generator(self, point: Point) -> Generator:
         if point.drawing not in self._generators:
-            self._generators[point.drawing] = setup.make_generator(
+            self._generators[point.drawing] = rbuild.make_generator(
                 self._config,
                 self._spec,
                 self._network,

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from cfg.errors import UserError
 from cfg.models.classifier import EncoderUNet
 from cfg.models.unet import UNet
+from cfg.runtime.errors import UserError
 
 # Our modules, and theirs: whole names of what is not numbered, then of the parts of each block.
 _SINGLE = {

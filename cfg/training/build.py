@@ -8,11 +8,12 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from cfg import parallel, setup
 from cfg.diffusion import loss, schedule
-from cfg.errors import UserError
-from cfg.training import state as states
+from cfg.runtime import parallel
+from cfg.runtime.errors import UserError
+from cfg.settings import setup
 from cfg.training.bands import accuracies, band_names
+from cfg.training.optimizer import optimizer
 from cfg.training.step import train_step
 
 
@@ -108,7 +109,7 @@ def _classification(config: ConfigDict, network: nn.Module, image_shape: tuple[i
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """The optimizer of a config."""
     train = config.train
-    return states.optimizer(
+    return optimizer(
         learning_rate=train.learning_rate,
         warmup_steps=train.warmup_steps,
         beta1=train.beta1,

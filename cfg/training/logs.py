@@ -13,8 +13,8 @@ os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 import tensorflow as tf
 from clu import metric_writers
 
-from cfg.files import write_whole
-from cfg.training.metrics_file import METRICS_FILE, read_metrics
+from cfg.runs.metrics_file import METRICS_FILE, read_metrics
+from cfg.runtime.files import write_whole
 
 
 class Logs:

@@ -15,19 +15,20 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cfg import parallel, processes, setup
 from cfg.data.pipeline import Share, train_batches
 from cfg.data.source import Source
-from cfg.errors import UserError
-from cfg.files import lock, write_whole
-from cfg.progress import Progress
-from cfg.stopping import StopSignal
-from cfg.training import state as states
+from cfg.runs import state as states
+from cfg.runs.checkpoints import Checkpoints
+from cfg.runs.state import TrainState
+from cfg.runtime import parallel, processes
+from cfg.runtime.errors import UserError
+from cfg.runtime.files import lock, write_whole
+from cfg.runtime.progress import Progress
+from cfg.runtime.stopping import StopSignal
+from cfg.settings import setup
 from cfg.training.build import check_trainable, make_optimizer, make_step
-from cfg.training.checkpoints import Checkpoints
 from cfg.training.meter import NO_SKIPS, Meter
 from cfg.training.resume import restore
-from cfg.training.state import TrainState
 from cfg.training.views import View, open_view
 
 log = logging.getLogger('cfg')

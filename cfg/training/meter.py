@@ -6,10 +6,10 @@ import time
 import numpy as np
 from ml_collections import ConfigDict
 
-from cfg import parallel
-from cfg.errors import UserError
-from cfg.files import resident_bytes
-from cfg.training.state import learning_rate_schedule
+from cfg.runtime import parallel
+from cfg.runtime.errors import UserError
+from cfg.runtime.files import resident_bytes
+from cfg.training.optimizer import learning_rate_schedule
 
 log = logging.getLogger('cfg')
 

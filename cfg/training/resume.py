@@ -6,13 +6,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cfg import setup
 from cfg.data.prepared import short_name
 from cfg.data.source import Source
-from cfg.errors import UserError
-from cfg.training.checkpoints import Checkpoints, DamagedError
+from cfg.runs.checkpoints import Checkpoints, DamagedError
+from cfg.runs.state import TrainState
+from cfg.runtime.errors import UserError
+from cfg.settings import setup
 from cfg.training.meter import NO_SKIPS
-from cfg.training.state import TrainState
 
 log = logging.getLogger('cfg')
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from cfg.data.images import to_float
-from cfg.training.state import TrainState
+from cfg.runs.state import TrainState
 
 Array = jax.Array
 

@@ -11,14 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from cfg import parallel, setup
 from cfg.data.grids import mosaic
 from cfg.data.images import to_float
 from cfg.data.source import Source
 from cfg.diffusion import loss, recipes
+from cfg.runs import build as rbuild
+from cfg.runs.state import TrainState
+from cfg.runtime import parallel
+from cfg.settings import setup
 from cfg.training.bands import accuracies, band_names
 from cfg.training.meter import average
-from cfg.training.state import TrainState
 
 log = logging.getLogger('cfg')
 
@@ -49,13 +51,13 @@ def _sample_grid(config: ConfigDict, source: Source, network: nn.Module) -> Call
     """One row a w, one column a class, same noise in a column."""
     columns = min(source.num_classes, 10)
     devices = len(parallel.local_devices())
-    settings = setup.sampler_settings(config)
+    settings = rbuild.sampler_settings(config)
     recipe = recipes.parse_guidance(settings.guidance)
     ws = recipe.w or tuple(config.sampling.w)
     if recipes.needs_companion(recipe):
         settings, ws = dataclasses.replace(settings, guidance='cfg'), tuple(config.sampling.w)
     batch_size = -(-columns // devices) * devices
-    generator = setup.make_generator(config, source, network, batch_size=batch_size, settings=settings)
+    generator = rbuild.make_generator(config, source, network, batch_size=batch_size, settings=settings)
     labels = np.arange(columns)
 
     def view(state: TrainState) -> View:

@@ -23,9 +23,9 @@ from benchmarks import (
 )
 from benchmarks import config as sizes
 from benchmarks import input as input_benchmark
-from cfg import setup
-from cfg.errors import UserError
 from cfg.models.flops import forward_flops, guided_flops
+from cfg.runtime.errors import UserError
+from cfg.settings import setup
 from tests.command_line import ROOT, SMALL
 
 FIELDS = ('network', 'device', 'batch', 'compilation', 'peak memory', 'utilisation', 'its peak is')

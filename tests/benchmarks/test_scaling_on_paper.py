@@ -6,8 +6,8 @@ import pytest
 
 from benchmarks import scaling_on_paper as paper
 from benchmarks.common import PEAKS
-from cfg import describe
-from cfg.errors import UserError
+from cfg.modes import describe
+from cfg.runtime.errors import UserError
 from tests.conftest import small_config
 
 # 100 FLOP/s, 1000 bytes; 10 bytes/s within groups of 4, 2 bytes/s between them.

@@ -8,8 +8,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from cfg.data import parts, prepared
 from cfg.data.inputs import scan_folder
-from cfg.errors import UserError
-from cfg.files import is_remote, write_whole
+from cfg.runtime.errors import UserError
+from cfg.runtime.files import is_remote, write_whole
 from tests.miniature import encoded, picture
 
 BUCKET = epath.Path('gs://bucket')

@@ -8,7 +8,7 @@ from etils import epath
 from cfg.data import parts
 from cfg.data.crop import from_png
 from cfg.data.inputs import TfdsInput, open_input, scan_folder
-from cfg.errors import UserError
+from cfg.runtime.errors import UserError
 from tests.miniature import encoded, picture
 
 

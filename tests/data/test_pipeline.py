@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cfg.data.pipeline import Order, Share, epoch_order, train_batches
 from cfg.data.source import ArraySource
-from cfg.errors import UserError
+from cfg.runtime.errors import UserError
 
 
 def marked_source(n):

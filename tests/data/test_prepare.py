@@ -13,8 +13,8 @@ from tensorflow_datasets.core import shuffle
 from cfg.data import parts, prepare, prepared
 from cfg.data.crop import area, decode
 from cfg.data.prepared import folder_of, open_prepared, short_name
-from cfg.errors import UserError
-from cfg.files import lock
+from cfg.runtime.errors import UserError
+from cfg.runtime.files import lock
 from tests.miniature import encoded, picture
 
 

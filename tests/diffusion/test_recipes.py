@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cfg.diffusion import guidance, mixture, pairs, recipes, rules, sampling, schedule, solvers, strength
-from cfg.errors import UserError
+from cfg.runtime.errors import UserError
 
 ENDS = {'logsnr_min': -20.0, 'logsnr_max': 20.0}
 GUIDANCE = (

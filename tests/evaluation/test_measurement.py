@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cfg.evaluation.features import FeatureNetwork, Features
 from cfg.evaluation.measurement import Measurement
-from cfg.evaluation.statistics import Moments, Splits
+from cfg.features.network import FeatureNetwork, Features
+from cfg.metrics.moments import Moments, Splits
 
 ROOT = Path(__file__).parents[2]
 # Whole numbers this small, and 256ths of them, are exact in float32, so a feature is the same whatever the batch.
@@ -148,7 +148,7 @@ FULL_SIZE = """
 import pathlib, re, sys
 import numpy as np
 from cfg.evaluation import metrics
-from cfg.evaluation.features import FeatureNetwork, Features
+from cfg.features.network import FeatureNetwork, Features
 from cfg.evaluation.measurement import Measurement
 
 rng = np.random.default_rng(0)
@@ -192,7 +192,7 @@ def test_fifty_thousand_samples_of_2048_and_2023_features_fit_in_2_gib(tmp_path)
 NEIGHBOURS = """
 import pathlib, re, sys
 import numpy as np
-from cfg.evaluation.neighbours import precision_recall
+from cfg.metrics.neighbours import precision_recall
 
 count, dtype = int(sys.argv[1]), sys.argv[2]
 reference, samples = np.random.default_rng(0).random((2, count, 64), dtype=np.float32)

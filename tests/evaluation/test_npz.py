@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from cfg.errors import UserError
 from cfg.evaluation import npz
 from cfg.evaluation.npz import features_of, open_images, read_moments, write_reference
-from cfg.evaluation.statistics import Moments
+from cfg.metrics.moments import Moments
+from cfg.runtime.errors import UserError
 
 WHAT = 'config.eval.samples'
 

@@ -12,15 +12,18 @@ import numpy as np
 import pytest
 import torch
 
-from cfg import importing, progress
 from cfg.data.digits import digits
-from cfg.errors import UserError
-from cfg.evaluation import compare, metrics, references, sweep
-from cfg.evaluation.results import IDENTITY_KEYS, group_curves, read_results
+from cfg.evaluation import references, sweep
 from cfg.evaluation.rows import digest, results_path
-from cfg.evaluation.small_classifier import small_classifier
-from cfg.files import lock
-from cfg.setup import check_config, sampler_settings
+from cfg.features.small_classifier import small_classifier
+from cfg.metrics import distances
+from cfg.modes import compare, import_adm
+from cfg.report.results import IDENTITY_KEYS, group_curves, read_results
+from cfg.runs.build import sampler_settings
+from cfg.runtime import progress
+from cfg.runtime.errors import UserError
+from cfg.runtime.files import lock
+from cfg.settings.setup import check_config
 from cfg.training import loop
 from tests.conftest import small_config
 from tests.models.adm_reference import Adm, classifier_forward, random_state
@@ -204,7 +207,7 @@ def test_the_kept_samples_are_the_measured_ones(workdir):
     pool = network.extract(images).pool
     real = network.extract(digits('all').images).pool
     means, covs = zip(*((x.mean(axis=0), np.cov(x.T.astype(np.float64))) for x in (pool, real)), strict=True)
-    assert row['fid'] == pytest.approx(metrics.frechet_distance(means[0], covs[0], means[1], covs[1]), rel=1e-4)
+    assert row['fid'] == pytest.approx(distances.frechet_distance(means[0], covs[0], means[1], covs[1]), rel=1e-4)
 
 
 def test_no_sample_needs_to_be_kept(workdir):
@@ -410,7 +413,7 @@ def test_a_job_that_waits_for_another_can_be_stopped(workdir, monkeypatch):
         if len(slept) == 3:
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr('cfg.files.time', SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr('cfg.runtime.files.time', SimpleNamespace(sleep=sleep))
     with contextlib.ExitStack() as held:
         for part in parts:
             held.enter_context(lock(measured, 'eval', part=part))
@@ -495,7 +498,7 @@ def adm_classifier_fixture(tmp_path_factory):
     config = shape(config_of())
     config.adm.kind, config.adm.checkpoint = 'classifier', str(folder / 'classifier.pt')
     (folder / 'run').mkdir()
-    importing.import_adm(config, folder / 'run')
+    import_adm.import_adm(config, folder / 'run')
     return folder / 'run', shape, classes
 
 

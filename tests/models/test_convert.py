@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from cfg.errors import UserError
 from cfg.models.classifier import EncoderUNet
 from cfg.models.convert import classifier_params, unet_params
 from cfg.models.torch_file import read_state_dict
 from cfg.models.unet import UNet
+from cfg.runtime.errors import UserError
 from tests.models.adm_reference import Adm, classifier_forward, random_state, unet_forward
 
 BASE = {'size': 8, 'channels': 16, 'mult': (1, 2), 'blocks': 1, 'attention_sizes': (4,), 'out_channels': 3}

@@ -2,9 +2,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from cfg import setup
 from cfg.models.flops import forward_flops, guided_flops, matmul_flops
 from cfg.models.unet import UNet
+from cfg.settings import setup
 from configs import imagenet64, imagenet128
 
 

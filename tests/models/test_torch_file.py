@@ -14,9 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cfg.errors import UserError
 from cfg.models import torch_file
 from cfg.models.torch_file import read_state_dict
+from cfg.runtime.errors import UserError
 
 FORMATS = pytest.mark.parametrize('is_zip', [True, False], ids=['zip', 'legacy'])
 

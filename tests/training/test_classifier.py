@@ -10,16 +10,19 @@ import numpy as np
 import pytest
 
 from benchmarks import classifier_accuracy
-from cfg import describe, setup
 from cfg.data.digits import digits
 from cfg.diffusion import loss, recipes, schedule
-from cfg.errors import UserError
-from cfg.evaluation import loading, sample, sweep
-from cfg.evaluation.features import FeatureNetwork, Features
-from cfg.status import describe as status_of
-from cfg.training import build, loop, state
+from cfg.evaluation import sweep
+from cfg.features import opening
+from cfg.features.network import FeatureNetwork, Features
+from cfg.modes import describe, sample
+from cfg.modes.status import describe as status_of
+from cfg.runs import loading, state
+from cfg.runs.checkpoints import Checkpoints
+from cfg.runtime.errors import UserError
+from cfg.settings import setup
+from cfg.training import build, loop
 from cfg.training.bands import accuracies, band_names
-from cfg.training.checkpoints import Checkpoints
 from cfg.training.meter import average
 from cfg.training.step import example_keys
 from configs import digits_classifier, imagenet64_classifier
@@ -383,7 +386,7 @@ def test_accuracy_by_a_trained_classifier(run, monkeypatch):
     monkeypatch.setattr(
         loading, 'small_classifier', lambda *_, **__: FeatureNetwork('f', 'x', None, 2, 0, SHAPE, extract, None, run)
     )
-    network = loading.open_features(config, run, SHAPE, 'the test')
+    network = opening.open_features(config, run, SHAPE, 'the test')
     classifier = open_run(run)
     z = jnp.float32(images) / 127.5 - 1
     logits = jax.jit(classifier.logits_fn(classifier.params))(z, jnp.float32(20.0))

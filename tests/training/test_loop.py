@@ -9,16 +9,17 @@ import jax
 import numpy as np
 import pytest
 
-from cfg import setup
 from cfg.data.digits import digits
-from cfg.errors import UserError
-from cfg.files import lock
-from cfg.status import describe
-from cfg.training import build, loop, state
-from cfg.training.checkpoints import Checkpoints
+from cfg.modes.status import describe
+from cfg.runs import state
+from cfg.runs.checkpoints import Checkpoints
+from cfg.runs.metrics_file import read_metrics
+from cfg.runtime.errors import UserError
+from cfg.runtime.files import lock
+from cfg.settings import setup
+from cfg.training import build, loop
 from cfg.training.logs import Logs
 from cfg.training.meter import Meter
-from cfg.training.metrics_file import read_metrics
 from tests.conftest import small_config
 
 

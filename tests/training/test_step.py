@@ -4,13 +4,15 @@ import numpy as np
 import optax
 import pytest
 
-from cfg import parallel, setup
 from cfg.data.digits import digits
 from cfg.data.images import to_float
 from cfg.data.pipeline import train_batches
 from cfg.diffusion import loss
-from cfg.errors import UserError
-from cfg.training import build, state
+from cfg.runs import state
+from cfg.runtime import parallel
+from cfg.runtime.errors import UserError
+from cfg.settings import setup
+from cfg.training import build
 from cfg.training.step import example_keys, mean_gradient, train_step
 from tests.conftest import small_config
 

@@ -1,0 +1,169 @@
+"""Feature networks of FID and the other metrics, behind one interface."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from cfg.features.inception import SPATIAL_WIDTH, WIDTH, Inception
+from cfg.runtime import parallel, processes
+from cfg.runtime.errors import UserError
+
+Array = np.ndarray
+
+INCEPTION = 'Inception (2015-12-05)'
+INCEPTION_IMAGES = (None, None, 3)
+
+
+class Features(NamedTuple):
+    """What a feature network says of N images, float32.
+
+    Attributes:
+      pool: [N, D], for FID, KID, precision and recall.
+      spatial: [N, S], for sFID; None if the network has none.
+      log_p: log p(class of the network), [N, C], for the inception score.
+      classes: the most likely class of the data set, int32 [N]; None where no classifier of it is at hand.
+    """
+
+    pool: Array
+    spatial: Array | None
+    log_p: Array
+    classes: Array | None
+
+
+@dataclass(frozen=True)
+class FeatureNetwork:
+    """What an evaluation needs to know of a feature network.
+
+    Attributes:
+      name: for results and figures; says what the features are.
+      sha256: of the weights.
+      file_sha256: of the file that they came in; None if they were trained here.
+      width: number of pool features D.
+      spatial_width: number of spatial features S; 0 if it has none.
+      image_shape: (H, W, C) of the images that it takes; None where any will do.
+      extract: uint8 [N, H, W, C] -> Features on the host.
+      classifier: what gives the classes of the data set, for results; None if nothing does.
+      cache: folder for what is measured of real images.
+      plain: the same without the classifier, where it is another network; None where there is no other.
+    """
+
+    name: str
+    sha256: str
+    file_sha256: str | None
+    width: int
+    spatial_width: int
+    image_shape: tuple[int | None, ...]
+    extract: Callable[[Array], Features]
+    classifier: str | None
+    cache: Path
+    plain: 'FeatureNetwork | None' = None
+
+    def check_images(self, image_shape: tuple[int, ...], what: str) -> None:
+        """Raises a UserError that names `what` holds the images, unless it takes such images."""
+        check_images(self.image_shape, image_shape, what, self.name)
+
+
+def check_images(expected: tuple[int | None, ...], image_shape: tuple[int, ...], what: str, name: str) -> None:
+    """Whether a network takes images.
+
+    Args:
+      expected: (H, W, C), None where any will do.
+      image_shape: (H, W, C).
+      what: holds the images.
+      name: of the network.
+
+    Raises:
+      UserError: when it does not.
+    """
+    if len(image_shape) != 3 or any(want not in (None, have) for want, have in zip(expected, image_shape, strict=True)):
+        words = f'{expected[-1]} channels' if None in expected else 'x'.join(map(str, expected))
+        raise UserError(
+            f'{what} has images of {"x".join(map(str, image_shape))}, but {name} takes images of {words}: '
+            'give such, or set config.eval.features to the other network.'
+        )
+
+
+def default_cache(folder: str) -> Path:
+    """`config.eval.cache_dir` as a path; '' is a folder in the user's cache."""
+    if folder:
+        return Path(folder).expanduser()
+    root = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
+    return Path(root) / 'cfg_diffusion'
+
+
+def on_devices(fn: Callable[[Any, Array], Any], params: Any, *, batch_size: int) -> Callable[[Array], Any]:
+    """Runs a network over the devices of this process, whatever the number of images.
+
+    Args:
+      fn: (params, images of one device) -> arrays of one entry an image.
+      params: on the host.
+      batch_size: images at a time over the devices of all processes; the last batch is filled up.
+    """
+    share = parallel.per_device(batch_size, 'config.eval.batch_size', parallel.everywhere())
+    batch_size = share * len(parallel.local_devices())
+    run = parallel.pmap(fn, num_args=2)
+    params = parallel.replicate(params)
+
+    def extract(images: Array) -> Features:
+        started = []
+        for start in range(0, len(images), batch_size):
+            take = np.minimum(np.arange(start, start + batch_size), len(images) - 1)
+            started.append(run(params, parallel.shard(images[take])))
+        outputs = [parallel.unshard(output) for output in started]  # the devices go on while the host copies
+        return jax.tree.map(lambda *x: np.concatenate(x)[: len(images)], *outputs)
+
+    return extract
+
+
+def shared(network: FeatureNetwork) -> FeatureNetwork:
+    """The network for images that all processes hold: each sees its share of them, and all get the features of all."""
+    if processes.count() == 1:
+        return network
+
+    def extract(images: Array) -> Features:
+        share = -(-len(images) // processes.count())
+        own = np.minimum(processes.index() * share + np.arange(share), len(images) - 1)
+        features = processes.gather(network.extract(images[own]))
+        return jax.tree.map(lambda x: x[: len(images)], features)
+
+    return dataclasses.replace(network, extract=extract)
+
+
+def inception_features(params: Any, images: jax.Array) -> Features:
+    """Of uint8 images [N, H, W, 3], in float32 throughout, as published numbers are."""
+    with jax.default_matmul_precision('highest'):
+        output = Inception().apply({'params': params}, images)
+    return Features(output.pool, output.spatial, jax.nn.log_softmax(output.logits), None)
+
+
+def inception(weights: str, cache: Path, *, batch_size: int) -> FeatureNetwork:
+    """The Inception network of published FIDs.
+
+    Args:
+      weights: path of one of its public files; '' = the one in `cache`.
+      cache: of converted weights and of what is measured of real images.
+      batch_size: images at a time over all devices.
+
+    Raises:
+      UserError: when the weights are missing or damaged.
+    """
+    from cfg.features.weights import load_inception
+
+    loaded = load_inception(weights, cache)
+    return FeatureNetwork(
+        name=INCEPTION,
+        sha256=loaded.params_sha256,
+        file_sha256=loaded.file_sha256,
+        width=WIDTH,
+        spatial_width=SPATIAL_WIDTH,
+        image_shape=INCEPTION_IMAGES,
+        extract=on_devices(inception_features, loaded.params, batch_size=batch_size),
+        classifier=None,
+        cache=cache,
+    )

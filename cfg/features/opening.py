@@ -1,0 +1,69 @@
+"""The feature network that a config calls for."""
+
+import dataclasses
+from pathlib import Path
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from cfg.data.images import to_float
+from cfg.features.network import (
+    INCEPTION,
+    INCEPTION_IMAGES,
+    FeatureNetwork,
+    check_images,
+    default_cache,
+    inception,
+    on_devices,
+)
+from cfg.features.small_classifier import small_classifier
+from cfg.runs.loading import read_classifier
+from cfg.runtime.errors import UserError
+from cfg.settings import setup
+
+
+def open_features(
+    config: ConfigDict, workdir: Path | None, image_shape: tuple[int, int, int], what: str
+) -> FeatureNetwork:
+    """The feature network of a config, with the classifier of `config.eval.classifier_workdir` if there is one.
+
+    Args:
+      workdir: where the small classifier is kept.
+      image_shape: (H, W, C) of the images to come.
+      what: holds them, for the user.
+
+    Raises:
+      UserError: when it does not fit the images, or its weights are missing or damaged.
+    """
+    options = config.eval
+    if options.features == 'inception':
+        check_images(INCEPTION_IMAGES, image_shape, what, INCEPTION)
+        network = inception(options.weights, default_cache(options.cache_dir), batch_size=options.batch_size)
+    elif workdir is None:
+        raise UserError('config.eval.features=small_classifier is trained and kept in a workdir: give --workdir.')
+    else:
+        train = setup.open_source(config, 'train')
+        check_images(train.image_shape, image_shape, what, f'the small classifier of {train.name}')
+        network = small_classifier(workdir / 'features', train, batch_size=options.batch_size)
+    return _with_classifier(config, network, image_shape) if options.classifier_workdir else network
+
+
+def _with_classifier(config: ConfigDict, network: FeatureNetwork, image_shape: tuple[int, int, int]) -> FeatureNetwork:
+    """The same features, and classes of a noise-aware classifier, which is told that there is no noise."""
+    field, folder = 'config.eval.classifier_workdir', config.eval.classifier_workdir
+    if not Path(folder).is_dir():
+        raise UserError(f'{field}={folder} does not exist: give the workdir of a classifier.')
+    classifier = read_classifier(config, folder, image_shape, setup.spec_of(config).num_classes)
+
+    def classes(params, images):
+        logits_fn = classifier.logits_fn(params)
+        return jnp.argmax(logits_fn(to_float(images), jnp.full(len(images), classifier.logsnr_max)), axis=1)
+
+    run = on_devices(classes, classifier.params, batch_size=config.eval.batch_size)
+    return dataclasses.replace(
+        network,
+        image_shape=tuple(image_shape),
+        extract=lambda images: network.extract(images)._replace(classes=run(images)),
+        classifier=f'{"imported" if classifier.imported else "noise-aware"} classifier {classifier.sha256[:16]}',
+        plain=network,
+    )

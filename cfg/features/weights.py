@@ -1,0 +1,202 @@
+"""The weight file of Inception: recognised, converted once, downloaded where there is a network."""
+
+import http.client
+import logging
+import pickle
+import urllib.error
+import urllib.request
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import traverse_util
+
+from cfg.features.inception_weights import params_from_graph, params_from_torch
+from cfg.models.torch_file import read_state_dict
+from cfg.runtime.digest import sha256
+from cfg.runtime.errors import UserError, first_line
+from cfg.runtime.files import check_writable, lock, replacing, sha256_of_file
+from cfg.runtime.progress import Progress
+
+log = logging.getLogger('cfg')
+
+GRAPH = 'classify_image_graph_def.pb'
+PYTORCH_FID = 'pt_inception-2015-12-05-6726825d.pth'
+TORCH_FIDELITY = 'weights-inception-2015-12-05-6726825d.pth'
+# All three hold the same numbers.
+PUBLIC_FILES = (GRAPH, PYTORCH_FID, TORCH_FIDELITY)
+URL = f'https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{PYTORCH_FID}'
+SHA256_PREFIX = '6726825d'  # of both PyTorch files, as their names say
+
+_TIMEOUT = 30  # seconds without an answer
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class InceptionWeights:
+    """The weights of Inception.
+
+    Attributes:
+      params: of `cfg.features.inception.Inception`, numpy.
+      file: name of the file that they came in.
+      file_sha256: of that file.
+      params_sha256: of the parameters; the same from each of the three files.
+    """
+
+    params: Any
+    file: str
+    file_sha256: str
+    params_sha256: str
+
+
+def load_inception(path: str, cache: Path) -> InceptionWeights:
+    """The weights from any of the three public files, which is told apart by its content.
+
+    A file is converted once; what comes of it is kept in `cache` under the hash of the file.
+
+    Args:
+      path: of the file; '' = the one in `cache`.
+      cache: folder of weights.
+
+    Raises:
+      UserError: when there is no such file, or it is damaged or something else.
+    """
+    source = _find(path, cache)
+    digest = sha256_of_file(source)
+    converted = cache / f'inception_{digest[:16]}.npz'
+    params = _read(converted, digest)
+    if params is None:
+        log.info('Converting %s.', source)
+        params = _convert(source)
+        check_writable(cache, f'config.eval.cache_dir={cache}')
+        flat = traverse_util.flatten_dict(params, sep='/')
+        with replacing(converted) as file:
+            np.savez(file, file_sha256=np.array(digest), **flat)
+    return InceptionWeights(params, source.name, digest, sha256(params))
+
+
+def _find(path: str, cache: Path) -> Path:
+    if path:
+        source = Path(path).expanduser()
+        if not source.is_file():
+            raise UserError(f'config.eval.weights={path} does not exist: {_remedy(cache)}.')
+        return source
+    for name in PUBLIC_FILES:
+        if (cache / name).is_file():
+            return cache / name
+    raise UserError(f'The weights of Inception are not in {cache}: {_remedy(cache)}.')
+
+
+def _remedy(cache: Path) -> str:
+    return (
+        f'run --mode=fetch_weights, or put one of {", ".join(PUBLIC_FILES)} into {cache} or anywhere and say '
+        '--config.eval.weights=PATH'
+    )
+
+
+def _read(path: Path, digest: str) -> Any | None:
+    """The parameters that were converted before; None if they were not, or the file is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            flat = {name: file[name] for name in file.files}
+        if str(flat.pop('file_sha256')) == digest:
+            return traverse_util.unflatten_dict(flat, sep='/')
+    except FileNotFoundError:
+        return None
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        log.warning('%s is damaged (%s) and is made again.', path, type(error).__name__)
+    return None
+
+
+def _convert(path: Path) -> Any:
+    with path.open('rb') as file:
+        start = file.read(2)
+    from_torch = start == b'PK' or start[:1] == pickle.PROTO
+    tensors = read_state_dict(path) if from_torch else _constants(path)
+    try:
+        return params_from_torch(tensors) if from_torch else params_from_graph(tensors)
+    except UserError as error:
+        raise UserError(f'{path}: {error}') from error
+
+
+def _constants(path: Path) -> dict[str, np.ndarray]:
+    """The constants of a TensorFlow graph."""
+    import tensorflow as tf
+    from google.protobuf.message import DecodeError
+
+    graph = tf.compat.v1.GraphDef()
+    try:
+        graph.ParseFromString(path.read_bytes())
+        return {node.name: tf.make_ndarray(node.attr['value'].tensor) for node in graph.node if node.op == 'Const'}
+    except (DecodeError, ValueError, TypeError) as error:
+        raise UserError(
+            f'{path} cannot be read as weights of Inception ({first_line(error)}): it is damaged or none of '
+            f'{", ".join(PUBLIC_FILES)}; download one again.'
+        ) from error
+
+
+def fetch_weights(cache: Path, *, url: str = URL, sha256_prefix: str = SHA256_PREFIX) -> Path:
+    """Downloads a weight file into `cache`, goes on with a broken download, and checks its hash.
+
+    Args:
+      cache: folder of weights.
+      url: of the file.
+      sha256_prefix: what its hash must begin with.
+
+    Returns:
+      its path.
+
+    Raises:
+      UserError: when there is no network or the file is a wrong one; it says which file to put where.
+    """
+    path = cache / url.rpartition('/')[2]
+    if path.is_file():
+        if sha256_of_file(path).startswith(sha256_prefix):
+            log.info('%s is there.', path)
+            return path
+        log.warning('%s is damaged and is downloaded again.', path)
+    check_writable(cache, f'config.eval.cache_dir={cache}')
+    part = path.with_name(f'{path.name}.part')
+    with lock(cache, 'fetch_weights'):
+        try:
+            _download(url, part)
+        except (OSError, http.client.HTTPException) as error:
+            raise UserError(
+                f'{url} cannot be downloaded ({first_line(error)}): try again, which goes on where it broke off, or '
+                f'put one of {", ".join(PUBLIC_FILES)} into {cache}.'
+            ) from error
+        found = sha256_of_file(part)
+        if not found.startswith(sha256_prefix):
+            part.unlink()
+            raise UserError(
+                f'{url} gave a file with SHA-256 {found[:16]}..., not {sha256_prefix}...: try again, or put one of '
+                f'{", ".join(PUBLIC_FILES)} into {cache}.'
+            )
+        part.replace(path)
+    return path
+
+
+def _download(url: str, part: Path) -> None:
+    """Appends what is missing of a file; starts over where the server cannot send a part of it."""
+    there = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={'Range': f'bytes={there}-'} if there else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise
+        return  # all of it is there
+    with response, part.open('ab') as file:
+        if response.status != http.HTTPStatus.PARTIAL_CONTENT:
+            file.truncate(0)
+            there = 0
+        total = there + int(response.headers.get('Content-Length') or 0)
+        progress = Progress(url.rpartition('/')[2], total, start=there, unit='byte')
+        while chunk := response.read(_CHUNK):
+            file.write(chunk)
+            there += len(chunk)
+            progress.update(there)
+        if there < total:
+            raise ConnectionError(f'it broke off after {there} of {total} bytes')

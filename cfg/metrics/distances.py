@@ -1,0 +1,136 @@
+"""FID, inception score and KID, in float64."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from cfg.metrics.moments import Moments, ScoreSums
+
+Array = np.ndarray
+
+
+def _symmetric_sqrt(matrix: Array) -> Array:
+    """The square root of a symmetric positive semi-definite matrix; rounding below 0 counts as 0."""
+    values, vectors = np.linalg.eigh(matrix)
+    return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+
+
+def frechet_distance(mean_a: Array, cov_a: Array, mean_b: Array, cov_b: Array) -> float:
+    """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) (Heusel et al. 2017, arXiv 1706.08500).
+
+    The trace of the root is that of (S_a^(1/2) S_b S_a^(1/2))^(1/2), a symmetric matrix with the same
+    eigenvalues: no complex rounding, and singular covariances are no special case.
+
+    Args:
+      mean_a, mean_b: [D].
+      cov_a, cov_b: [D, D], symmetric.
+    """
+    root = _symmetric_sqrt(cov_a)
+    eigenvalues = np.linalg.eigvalsh(root @ cov_b @ root)
+    trace_of_root = np.sqrt(np.maximum(eigenvalues, 0.0)).sum()
+    distance = np.sum((mean_a - mean_b) ** 2) + np.trace(cov_a) + np.trace(cov_b) - 2.0 * trace_of_root
+    return float(max(distance, 0.0))
+
+
+def fid(samples: Moments, reference: Moments) -> float:
+    """The Frechet distance of two sets of features; its name says nothing of whose features they are."""
+    return frechet_distance(samples.mean, samples.covariance(), reference.mean, reference.covariance())
+
+
+def inception_score(splits: Sequence[ScoreSums]) -> tuple[float, float]:
+    """exp of the mean KL(p(y | sample) || p(y)) of each split (Salimans et al. 2016, arXiv 1606.03498).
+
+    Returns:
+      (mean over splits, standard deviation over splits); 1 <= score <= number of classes.
+    """
+    scores = []
+    for split in splits:
+        marginal = split.probabilities / split.count
+        entropy = -np.sum(np.where(marginal > 0, marginal * np.log(np.where(marginal > 0, marginal, 1.0)), 0.0))
+        scores.append(np.exp(split.negentropy / split.count + entropy))
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+def expected_fid_of_finite_sample(mean: Array, cov: Array, num_samples: int, *, seed: int) -> float:
+    """The FID that `num_samples` draws of N(mean, cov) score against N(mean, cov) itself.
+
+    It is the floor that the number of samples alone sets: FID is biased upwards by about 1/N. One simulation, as its
+    spread is small beside it for thousands of features.
+
+    Args:
+      mean: [D].
+      cov: [D, D], symmetric.
+      num_samples: at least 2.
+      seed: of the simulation.
+    """
+    # FID does not change under rotations and shifts, so the covariance may be taken as diagonal and the mean as 0.
+    stddev = np.sqrt(np.maximum(np.linalg.eigvalsh(cov), 0.0))
+    width, rng = len(mean), np.random.default_rng(seed)
+    if num_samples > width:
+        # The scatter of n draws is Wishart with n - 1 degrees of freedom (Bartlett 1933): no draw is needed.
+        root = np.tril(rng.standard_normal((width, width)), -1)
+        root[np.diag_indices(width)] = np.sqrt(rng.chisquare(num_samples - 1 - np.arange(width)))
+    else:
+        root = rng.standard_normal((width, num_samples - 1))  # draws orthogonal to their mean
+    root *= stddev[:, None]
+    drawn_mean = stddev * rng.standard_normal(width) / math.sqrt(num_samples)
+    return frechet_distance(drawn_mean, root @ root.T / (num_samples - 1), np.zeros(width), np.diag(stddev**2))
+
+
+class KID(NamedTuple):
+    """The kernel inception distance.
+
+    Attributes:
+      value: mean over subsets.
+      std: standard deviation over subsets, which is what is published beside it.
+      standard_error: of the value, as an estimate for the distributions; nan where the subsets are all there is,
+        or there is one alone.
+    """
+
+    value: float
+    std: float
+    standard_error: float
+
+
+def kid(samples: Array, reference: Array, *, num_subsets: int, subset_size: int, seed: int) -> KID:
+    """Squared MMD with the kernel (x.y / D + 1)^3, unbiased, over random subsets (Binkowski et al. 2018, 1801.01401).
+
+    The subsets are those of torch-fidelity for the same seed. They overlap, so the spread over subsets is not the error
+    of the value: for subsets of m of n vectors, drawn without replacement, a statistic that is close to a mean of
+    terms with variance s^2 has variance s^2 (1/m - 1/n) over subsets and s^2 / n over data sets. So the error is taken
+    as std sqrt(m / (n - m) + 1 / num_subsets), with n the smaller of both numbers of vectors.
+
+    Args:
+      samples: [N, D], N >= subset_size.
+      reference: [M, D], M >= subset_size.
+      num_subsets: at least 1.
+      subset_size: m, at least 2.
+      seed: of the subsets.
+    """
+    rng = np.random.RandomState(seed)
+    values = []
+    for _ in range(num_subsets):
+        x, y = (
+            np.asarray(set_[rng.choice(len(set_), subset_size, replace=False)], np.float64)
+            for set_ in (samples, reference)
+        )
+        values.append(_unbiased_mmd2(x, y))
+    spread, count = float(np.std(values)), min(len(samples), len(reference))
+    error = math.nan
+    if count > subset_size and num_subsets > 1:
+        error = spread * math.sqrt(subset_size / (count - subset_size) + 1 / num_subsets)
+    return KID(float(np.mean(values)), spread, error)
+
+
+def _unbiased_mmd2(x: Array, y: Array) -> float:
+    """Both [m, D]; the pairs of a vector with itself are left out of the means within a set."""
+    m = len(x)
+
+    def kernel(a: Array, b: Array) -> Array:
+        return (a @ b.T / a.shape[1] + 1.0) ** 3
+
+    xx, yy = kernel(x, x), kernel(y, y)
+    within = xx.sum() - np.trace(xx) + yy.sum() - np.trace(yy)
+    return within / (m * (m - 1)) - 2.0 * kernel(x, y).sum() / (m * m)

@@ -1,0 +1,1 @@
+"""Guidance on Gaussian mixtures, whose scores are exact."""

@@ -1,0 +1,17 @@
+"""`--mode=fetch_weights`: the Inception network of published FIDs."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from cfg.features.network import default_cache
+from cfg.features.weights import fetch_weights
+
+
+def run(config: ConfigDict, workdir: None = None) -> Path:
+    """Downloads the weights into the cache folder; returns their path.
+
+    Raises:
+      UserError: when they cannot be fetched; it says which file to put where.
+    """
+    return fetch_weights(default_cache(config.eval.cache_dir))

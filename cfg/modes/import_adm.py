@@ -1,0 +1,70 @@
+"""`--mode=import_adm`: a checkpoint of openai/guided-diffusion becomes a checkpoint of ours."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cfg.data.spec import DataSpec
+from cfg.models.convert import classifier_params, unet_params
+from cfg.models.torch_file import read_state_dict
+from cfg.runs.checkpoints import FOLDER, Checkpoints
+from cfg.runtime.errors import UserError
+from cfg.runtime.files import lock
+from cfg.settings import setup
+
+log = logging.getLogger('cfg')
+
+
+def run(config: ConfigDict, workdir: Path) -> Path:
+    """Converts `config.adm.checkpoint` for the architecture of the config, and writes it as step 0 of the workdir.
+
+    The config in the checkpoint says with which p_uncond the network was trained: 0 for one with classes and no null
+    label, 1 for one without classes; sampling refuses the w that need what was not trained.
+
+    Returns:
+      The folder of the checkpoints.
+
+    Raises:
+      UserError: when the file cannot be read, is of another architecture, or the workdir already holds a run.
+    """
+    if not config.adm.checkpoint:
+        raise UserError('config.adm.checkpoint is missing: give the .pt file, --config.adm.checkpoint=FILE.')
+    if config.adm.kind == 'model' and config.model.label_in != 'everywhere':
+        raise UserError(
+            f"config.model.label_in={config.model.label_in!r} must be 'everywhere' with --mode=import_adm: ADM's "
+            'networks are told the label in all blocks.'
+        )
+    spec = setup.spec_of(config)
+    folder = workdir / FOLDER
+    with lock(workdir, 'train'):
+        if folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir()):
+            raise UserError(f'{folder} holds a run already: give another --workdir.')
+        state = read_state_dict(config.adm.checkpoint)
+        meta: dict[str, Any] = {'kind': config.adm.kind, 'config': setup.config_dict(config)}
+        if config.adm.kind == 'classifier':
+            params = classifier_params(state, setup.build_classifier(config, spec), spec.image_shape)
+        else:
+            params = _model(config, spec, state)
+            meta['config']['train']['p_uncond'] = _p_uncond(config, spec, state)
+        # Opened last: what does not fit must not leave a half-started writer behind.
+        with Checkpoints(workdir) as checkpoints:
+            checkpoints.save_imported(params, meta=meta)
+        return folder
+
+
+def _model(config: ConfigDict, spec: DataSpec, state: dict[str, Any]) -> Any:
+    network = setup.build_network(config, spec)
+    return unet_params(state, network, spec.image_shape, new_attention_order=config.adm.new_attention_order)
+
+
+def _p_uncond(config: ConfigDict, spec: DataSpec, state: dict[str, Any]) -> float:
+    """Which predictions the network was trained for, told by its class embedding."""
+    if 'label_emb.weight' not in state:
+        log.info('It has no classes: for the unconditional prediction (w = -1, or as sampling.uncond_workdir).')
+        return 1.0
+    if len(state['label_emb.weight']) == spec.num_classes:
+        log.info('It has no null label: for w = 0, or any w with a second model (sampling.uncond_workdir).')
+        return 0.0
+    return config.train.p_uncond

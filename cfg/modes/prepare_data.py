@@ -1,0 +1,35 @@
+"""`--mode=prepare_data`: which data set a config wants prepared."""
+
+import os
+
+from absl import logging as absl_logging
+from ml_collections import ConfigDict
+
+from cfg.data.prepare import prepare
+from cfg.data.prepared import default_dir, is_preparable
+from cfg.runtime.errors import UserError
+
+
+def run(config: ConfigDict, workdir: None = None) -> str:
+    """Prepares the data set of a config, or checks it if it is prepared; returns what is there, for the user.
+
+    Raises:
+      UserError: when there is nothing to prepare, or the input does not fit.
+    """
+    data, options = config.data, config.prepare
+    if not is_preparable(data.name):
+        raise UserError(f'config.data.name={data.name!r} needs no preparation; tfds:NAME, folder:PATH and imagenet do.')
+    # TensorFlow's greetings and TFDS's remarks, of this process and its workers.
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    return prepare(
+        data.name,
+        data_dir=default_dir(data.dir),
+        tfds_dir=default_dir(options.tfds_dir or data.dir),
+        manual_dir=options.manual_dir,
+        size=data.image_size,
+        crop=data.crop,
+        skip=options.on_error == 'skip',
+        workers=options.workers,
+    )

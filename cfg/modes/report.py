@@ -1,0 +1,77 @@
+"""`--mode=report`: which report a config calls for."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from cfg.mixture import fig2, study
+from cfg.report import sweep_report
+from cfg.runs.loading import names_of_run
+from cfg.settings import setup
+
+
+def run(config: ConfigDict, workdir: Path) -> Path:
+    """Writes the report of a sweep, or Fig. 2 and the study beside it for a mixture; returns the file to open.
+
+    Raises:
+      UserError: when there is nothing to report yet.
+    """
+    if config.data.name == 'mixture':
+        return _mixture(config, workdir)
+    name, class_names = names_of_run(config, workdir)
+    setup.require(
+        0 <= config.report.one_class < len(class_names),
+        'report.one_class',
+        config.report.one_class,
+        f'one of the classes 0 to {len(class_names) - 1}',
+    )
+    return sweep_report.write_report(
+        workdir,
+        class_names=class_names,
+        title=config.report.title or f'Classifier-free guidance on {name}',
+        grid_w=tuple(config.report.w),
+        grid_shape=tuple(config.report.grid_shape),
+        one_class=config.report.one_class,
+        paper=config.report.paper,
+        others=tuple(config.report.workdirs),
+    )
+
+
+def _mixture(config: ConfigDict, workdir: Path) -> Path:
+    mixture, sampling, diffusion = config.mixture, config.sampling, config.diffusion
+    figure = fig2.write_figure(
+        workdir / 'report',
+        means=mixture.means,
+        std=mixture.stddev,
+        w_list=tuple(mixture.w),
+        num_samples=mixture.num_samples,
+        num_steps=sampling.num_steps,
+        logvar_interp=sampling.logvar_interp,
+        logsnr_min=diffusion.logsnr_min,
+        logsnr_max=diffusion.logsnr_max,
+        extent=mixture.extent,
+        seed=sampling.seed,
+    )
+    if not mixture.guidance:
+        return figure
+    settings = study.Settings(
+        means=tuple(mixture.means),
+        stddev=mixture.stddev,
+        weaker_stddev=mixture.weaker_stddev,
+        w=tuple(mixture.w),
+        guidance=tuple(mixture.guidance),
+        rule_samplers=tuple(mixture.rule_samplers),
+        num_steps=mixture.num_steps,
+        samplers=tuple(mixture.samplers),
+        steps=tuple(mixture.steps),
+        steps_w=tuple(mixture.steps_w),
+        grid=mixture.grid,
+        logvar_interp=sampling.logvar_interp,
+        logsnr_min=diffusion.logsnr_min,
+        logsnr_max=diffusion.logsnr_max,
+        extent=mixture.extent,
+        num_samples=mixture.seed_samples,
+        num_seeds=mixture.num_seeds,
+        seed=sampling.seed,
+    )
+    return study.write_study(workdir / 'report', settings)

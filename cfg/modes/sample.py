@@ -1,0 +1,80 @@
+"""`--mode=sample`: samples of chosen classes at several w."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from cfg.diffusion import recipes
+from cfg.evaluation.sample_files import FOLDER, write_samples
+from cfg.report import sweep_report
+from cfg.report.results import Samples
+from cfg.runs import build as rbuild
+from cfg.runs.loading import (
+    CompanionCache,
+    check_guidable,
+    find_checkpoints,
+    load_params,
+    networks_of,
+    params_of,
+    spec_of_run,
+)
+from cfg.runtime import parallel, processes
+from cfg.runtime.errors import UserError
+from cfg.runtime.progress import Progress
+from cfg.settings import setup
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Draws samples of one checkpoint at each w of `config.sampling.w`: an npz for each, and one PNG of all.
+
+    Raises:
+      UserError: on input that does not fit, before any sample is drawn.
+    """
+    options = config.sampling
+    source = spec_of_run(config, workdir)
+    network = setup.build_network(config, source)
+    classes = tuple(options.labels) or tuple(range(source.num_classes))
+    for label in classes:
+        if not 0 <= label < source.num_classes:
+            raise UserError(
+                f'config.sampling.labels holds {label}, but the classes of {source.name} are '
+                f'0 to {source.num_classes - 1}: choose among them.'
+            )
+    labels = np.resize(np.array(classes, np.int32), options.num_samples)
+    recipe = recipes.parse_guidance(options.guidance)
+    companions = CompanionCache(config, workdir, source).open(recipe, ema=options.ema)
+    generator = rbuild.make_generator(
+        config, source, network, batch_size=options.batch_size, companions=networks_of(companions), shared=True
+    )
+    ((step, p_uncond),) = find_checkpoints(config, workdir, (options.step,)).items()
+    ws = recipe.w or options.w
+    check_guidable(ws, p_uncond, recipe, companions.get('uncond'))
+    params = load_params(workdir, step, setup.abstract_params(network, source), ema=options.ema)
+    params = parallel.replicate({'model': params} | params_of(companions))
+    values = [setup.config_dict(config)[part] for part in ('sampling', 'diffusion', 'model')]
+    settings = json.dumps(values + [it.sha256 for it in companions.values()])
+    digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
+    progress = Progress('sample', len(ws) * len(labels), unit='sample')
+    panels = []
+    for number, w in enumerate(ws):
+        images = []
+        for batch in generator(params, labels, w):
+            images.append(batch.images)
+            progress.update(number * len(labels) + batch.start + len(batch.images), f'w = {w:g}')
+        if not processes.is_first():
+            continue
+        images = np.concatenate(images)
+        print(workdir / write_samples(workdir, f'sample_step{step:08d}_w{w:g}_{digest}.npz', images, labels))
+        panels.append(({'w': float(w)}, Samples(images, labels)))
+    if not processes.is_first():
+        return
+    columns = min(len(labels), max(len(classes), 8), 10)
+    rows = min(-(-len(labels) // columns), 10)
+    path = workdir / FOLDER / f'sample_step{step:08d}_{digest}.png'
+    sweep_report.draw_grid(
+        path, panels, (rows, columns), f'step {step}: a cell has the same seed and class in every panel'
+    )
+    print(path)

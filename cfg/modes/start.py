@@ -1,0 +1,100 @@
+"""How a mode begins: its config is checked, its workdir is there, its processes are joined and watched."""
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from cfg.runtime import command_line, processes
+from cfg.runtime.errors import UserError
+from cfg.runtime.watch import Watch
+from cfg.settings import setup
+
+FLAGS = flags.FLAGS  # of main.py
+
+
+def run(mode_run: Callable[[ConfigDict, Any], Any], mode: str, *, workdir: str, several: bool, memory: str) -> None:
+    """Runs a mode with a checked config, and prints what it gives.
+
+    Args:
+      mode_run: (config, workdir or None) -> what is printed, or None.
+      mode: its name.
+      workdir: 'none', 'optional', 'existing', or 'made' if it is missing.
+      several: whether it may run as several processes.
+      memory: what takes less memory, in words.
+
+    Raises:
+      UserError: on input that does not fit.
+    """
+    processes.check_flags(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+    config = command_line.read_config()
+    setup.check_config(config)
+    folder = None
+    if workdir != 'none' and (FLAGS.workdir is not None or workdir != 'optional'):
+        if FLAGS.workdir is None:
+            raise UserError('--workdir is missing: give the folder of the run.')
+        made = workdir in ('made', 'optional') or config.data.name == 'mixture'
+        folder = setup.check_workdir(FLAGS.workdir, create=made, write=True)
+    if several:
+        job = '' if mode not in ('eval', 'compare') else '.job{}of{}'.format(*setup.parse_job(config.eval.job))
+
+        def status_of(error: BaseException) -> int | None:
+            return command_line.exit_status(error, memory=memory, stopped=command_line.STOPPED)
+
+        with joined(config, folder, mode + job, status_of=status_of):
+            found = mode_run(config, folder)
+    else:
+        found = mode_run(config, folder)
+    if found is not None:
+        print(found)
+
+
+@contextlib.contextmanager
+def joined(
+    config: ConfigDict,
+    workdir: Path,
+    what: str,
+    *,
+    status_of: Callable[[BaseException], int | None],
+) -> Iterator[Watch]:
+    """Joins the processes of a run; while entered, all of them end when one fails, dies or hangs.
+
+    Args:
+      what: the mode and part of the work, for the heartbeat files.
+      status_of: see `Watch`.
+
+    Raises:
+      UserError: when they cannot be joined, or were given different folders.
+    """
+    index, count = processes.announced(FLAGS.num_processes, FLAGS.process_id)
+    options = config.processes
+    with Watch(
+        workdir,
+        what,
+        index=index,
+        count=count,
+        start_limit=options.start_seconds,
+        limit=options.hang_seconds,
+        status_of=status_of,
+    ) as watch:
+        # The watch says who is missing; JAX alone would not.
+        run = processes.start(
+            FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, timeout=options.start_seconds + 60
+        )
+        if what != 'train':
+            # JAX's preemption service has taken SIGTERM, and the training loop alone asks it whether one came.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        watch.joined(processes.index(), processes.count(), run)
+
+        def look() -> None:
+            if not watch.sees_first():
+                raise UserError(
+                    f'--workdir={workdir} is another folder here than for process 0: give one that all processes see.'
+                )
+
+        processes.on_each(look)
+        yield watch

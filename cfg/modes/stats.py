@@ -1,0 +1,66 @@
+"""`--mode=stats`: the statistics of a data set as a reference file."""
+
+import logging
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from cfg.evaluation import npz
+from cfg.evaluation.references import (
+    chosen,
+    images_of,
+    measure_reference,
+    stream_of_source,
+)
+from cfg.features import opening
+from cfg.features.network import default_cache
+from cfg.runtime.errors import UserError
+from cfg.runtime.files import check_writable
+from cfg.runtime.stopping import StopSignal
+from cfg.settings import setup
+
+log = logging.getLogger('cfg')
+
+
+def run(config: ConfigDict, workdir: Path | None) -> Path:
+    """Moments of the images of `config.data.split`, and some of these images, as an npz in ADM's layout.
+
+    Returns:
+      its path, `config.stats.path` or one in the cache folder.
+
+    Raises:
+      UserError: on input that does not fit, before anything is measured.
+      SystemExit: on SIGTERM or Ctrl-C; what is measured is saved.
+    """
+    cache = default_cache(config.eval.cache_dir)
+    if config.stats.path:
+        _check_path(Path(config.stats.path))
+    else:
+        check_writable(cache, f'config.eval.cache_dir={cache}')
+    source = setup.open_source(config)
+    network = opening.open_features(config, workdir, source.image_shape, f'The data set {source.name}')
+    data = source.name.rpartition(':')[2].strip('/').replace('/', '_')
+    name = f'{data}_{source.fingerprint[:8]}_{network.sha256[:8]}.npz'
+    path = Path(config.stats.path or cache / name)
+    with StopSignal() as stop:
+        measured = measure_reference(config, stream_of_source(source, config.stats.num_images), network, stop)
+    indices = chosen(len(source), config.stats.num_images)
+    npz.write_reference(
+        path,
+        moments=measured.moments,
+        spatial=measured.spatial,
+        shape=(len(indices), *source.image_shape),
+        batches=images_of(source, indices),
+        features_sha256=network.sha256,
+    )
+    log.info('Moments of %d images by %s, and %d images.', measured.count, network.name, len(indices))
+    return path
+
+
+def _check_path(path: Path) -> None:
+    named = f'config.stats.path={path}'
+    if path.suffix != '.npz':
+        raise UserError(f'{named} must end in .npz.')
+    if path.is_dir():
+        raise UserError(f'{named} is a folder: give the path of a file.')
+    check_writable(path.parent, named)

@@ -1,0 +1,300 @@
+"""Checkpoints by orbax: written in the background, the last few kept besides every n-th.
+
+A checkpoint has four items, so that sampling reads no optimizer: `params`, `ema_params`, `opt_state` and `meta`
+(JSON: the shapes of the parameters, digests of the other items, and the config of the run). It appears under its name
+when it is whole, and what is read is held to the digests, so that a damaged file is never trained on or sampled from.
+
+Every process that opens them does so for itself: one process writes, and any may read.
+"""
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from cfg.runs.state import TrainState
+from cfg.runtime.digest import sha256
+from cfg.runtime.errors import UserError, first_line, reason_of_write
+
+log = logging.getLogger('cfg')
+
+FOLDER = 'checkpoints'
+DAMAGED = 'damaged_checkpoints'
+SETTLING = 2.0  # seconds
+STATE_ITEMS = ('params', 'ema_params', 'opt_state')
+Shapes = dict[str, list[int]]
+
+
+class DamagedError(UserError):
+    """A checkpoint that cannot be read, or does not hold what was saved."""
+
+
+def shapes_of(params: Any) -> Shapes:
+    """{name: shape} of every array of a tree."""
+    return {jax.tree_util.keystr(p): list(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def digests(trees: dict[str, Any]) -> dict[str, str]:
+    """SHA-256 of each tree of arrays, computed at the same time."""
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(trees, pool.map(sha256, trees.values()), strict=True))
+
+
+class Checkpoints:
+    """The checkpoints of a workdir.
+
+    Args:
+      workdir: of the run.
+      keep_last: how many of the newest are kept.
+      keep_every: those at multiples of this step are kept besides; 0 for none.
+      read_only: no folder is made and nothing is deleted.
+    """
+
+    def __init__(self, workdir: str | Path, *, keep_last: int = 1, keep_every: int = 0, read_only: bool = False):
+        self.folder = Path(workdir).absolute() / FOLDER
+        if read_only and not self.folder.is_dir():
+            raise UserError(f'{workdir} holds no checkpoints: run --mode=train with this --workdir first.')
+        if not read_only:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        process = jax.process_index()
+        # orbax's own read_only option differs from this only in a warning at every start.
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=None if read_only else keep_last,
+            keep_period=None if read_only else keep_every or None,
+            create=False,  # orbax lets no process do it alone
+            cleanup_tmp_directories=not read_only,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=process, active_processes={process}, barrier_sync_key_prefix=f'process{process}'
+            ),
+        )
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=options,
+            item_names=('params', 'ema_params', 'opt_state', 'meta'),
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_) -> None:
+        try:
+            self._manager.close()
+        except Exception:  # of a write that failed; what ended the block says it better
+            if error is None:
+                raise
+
+    def steps(self) -> list[int]:
+        """The steps that can be restored, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def find(self, step: int, what: str) -> int:
+        """`step` itself, or the newest one for -1.
+
+        Raises:
+          UserError: when there is no such checkpoint; `what` names what asked for it.
+        """
+        steps = self.steps()
+        if not steps:
+            raise UserError(f'{self.folder} holds no finished checkpoint: run --mode=train with this --workdir first.')
+        if step == -1:
+            return steps[-1]
+        if step not in steps:
+            raise UserError(f'{what} {step} is not among those in {self.folder}: {steps}.')
+        return step
+
+    def save(self, state: TrainState, *, meta: dict[str, Any]) -> None:
+        """Starts writing a state of numpy arrays; returns when the arrays may be reused.
+
+        Raises:
+          UserError: when this one or an earlier one cannot be written.
+        """
+        trees = {name: getattr(state, name) for name in STATE_ITEMS}
+        meta = meta | {'shapes': shapes_of(state.params), 'sha256': digests(trees)}
+        with self._writing():
+            self._manager.save(
+                int(state.step),
+                args=ocp.args.Composite(
+                    meta=ocp.args.JsonSave(meta),
+                    **{name: ocp.args.StandardSave(tree) for name, tree in trees.items()},
+                ),
+                force=True,
+            )
+
+    def save_imported(self, params: Any, *, meta: dict[str, Any]) -> None:
+        """Writes parameters from elsewhere as the averaged ones of step 0: they can be sampled, not trained on."""
+        meta = meta | {'shapes': shapes_of(params), 'sha256': digests({'ema_params': params}), 'imported': True}
+        with self._writing():
+            self._manager.save(
+                0, args=ocp.args.Composite(ema_params=ocp.args.StandardSave(params), meta=ocp.args.JsonSave(meta))
+            )
+        self.wait()
+
+    def wait(self) -> None:
+        """Returns when everything is on disk.
+
+        Raises:
+          UserError: when something cannot be written.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
+
+    def check(self) -> None:
+        """Whether all that was written by now could be.
+
+        Raises:
+          UserError: when not.
+        """
+        with self._writing():
+            self._manager.check_for_errors()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (UserError, MemoryError):
+            raise
+        except Exception as error:  # of the file system, through orbax and tensorstore, each in its own kind
+            # Other arrays are still being written: their threads fail too, with tracebacks. Ours is the last word.
+            logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+            time.sleep(SETTLING)
+            finished = sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
+            last = f'the last good one is of step {finished[-1]}' if finished else 'there is no earlier one'
+            free = shutil.disk_usage(self.folder).free / 2**20
+            raise UserError(
+                f'A checkpoint could not be written to {self.folder} ({reason_of_write(error)}; {free:.0f} MiB are '
+                f'free there): make room, or see to that disk; {last}, and the same command goes on from it.'
+            ) from error
+
+    def check_room(self, state: Any) -> None:
+        """Whether another checkpoint fits on the disk.
+
+        Args:
+          state: arrays, or their shapes and types.
+
+        Raises:
+          UserError: when it does not.
+        """
+        need = sum(int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(state))
+        free = shutil.disk_usage(self.folder).free
+        if free < need:
+            raise UserError(
+                f'{self.folder} has {free / 2**20:.0f} MiB free, and a checkpoint takes {need / 2**20:.0f} MiB: make '
+                'room, or give another --workdir.'
+            )
+
+    def restore_newest(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest state that is whole, and its meta; None if there is no checkpoint.
+
+        Damaged ones after it are moved out of the way and named in the log.
+
+        Raises:
+          UserError: when all are damaged, or it is of another architecture.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                meta = self.meta(step)
+                return self.restore_state(step, like, meta=meta), meta
+            except DamagedError as error:
+                if step == steps[0]:
+                    raise UserError(f'No checkpoint in {self.folder} can be read; the oldest: {error}') from error
+                aside = self._set_aside(step)
+                log.warning('%s It is now %s, and training goes on from the one before it.', error, aside)
+        return None
+
+    def _set_aside(self, step: int) -> Path:
+        aside = self.folder.with_name(DAMAGED) / str(step)
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = aside.with_name(f'{step}.{number}')
+        aside.parent.mkdir(exist_ok=True)
+        (self.folder / str(step)).rename(aside)
+        self._manager.reload()
+        return aside
+
+    def restore_state(self, step: int, like: TrainState, *, meta: dict[str, Any] | None = None) -> TrainState:
+        """The whole state at `step`.
+
+        Args:
+          step: one of `steps()`.
+          like: a state of the same structure, shapes and types.
+          meta: what `meta(step)` gave; saves reading it again.
+
+        Raises:
+          UserError: when the checkpoint is of another architecture or cannot be read.
+        """
+        found = self._restore(step, {name: getattr(like, name) for name in STATE_ITEMS}, meta or self.meta(step))
+        return TrainState(step=np.asarray(step, np.int32), **found)
+
+    def restore_params(self, step: int, like: Any = None, *, ema: bool, meta: dict[str, Any] | None = None) -> Any:
+        """The parameters at `step`, or their average; arguments and errors as in `restore_state`.
+
+        Without `like` they come as they were saved, whatever the architecture; `meta` saves reading it again.
+        """
+        name = 'ema_params' if ema else 'params'
+        meta = meta or self.meta(step)
+        if not ema and meta.get('imported'):
+            raise UserError(
+                f'{self.folder / str(step)} was imported and has one set of parameters: use config.sampling.ema=True.'
+            )
+        if like is None:
+            found = self._read(step, **{name: ocp.args.StandardRestore()})
+            return self._checked(step, {name: found[name]}, meta)[name]
+        return self._restore(step, {name: like}, meta)[name]
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """What was saved beside the parameters: their 'shapes', and the 'config' of the run."""
+        return self._read(step, meta=ocp.args.JsonRestore())['meta']
+
+    def _restore(self, step: int, like: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:
+        tree = like.get('params', like.get('ema_params'))
+        self._check_shapes(step, meta['shapes'], shapes_of(tree))
+        targets = {
+            name: ocp.args.StandardRestore(jax.tree.map(lambda x: np.empty(x.shape, x.dtype), value))
+            for name, value in like.items()
+        }
+        return self._checked(step, dict(self._read(step, **targets).items()), meta)
+
+    def _checked(self, step: int, found: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:
+        saved = meta.get('sha256', {})  # older versions wrote none
+        for name, digest in digests({name: tree for name, tree in found.items() if name in saved}).items():
+            if digest != saved[name]:
+                raise DamagedError(
+                    f'The checkpoint {self.folder / str(step)} is damaged: its {name} are not those that were saved.'
+                )
+        return found
+
+    def _read(self, step: int, **items: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except MemoryError:
+            raise
+        except Exception as error:  # orbax, tensorstore and json each raise their own kinds on a damaged file
+            if not (self.folder / str(step)).exists():
+                raise UserError(
+                    f'The checkpoint {self.folder / str(step)} is gone (training keeps only the last few): try again.'
+                ) from error
+            raise DamagedError(
+                f'The checkpoint {self.folder / str(step)} cannot be read ({type(error).__name__}: '
+                f'{first_line(error, 200)}): restore it from a backup, or use the one before it.'
+            ) from error
+
+    def _check_shapes(self, step: int, saved: Shapes, expected: Shapes) -> None:
+        if saved == expected:
+            return
+        names = [name for name in sorted(saved | expected) if saved.get(name) != expected.get(name)]
+        name = names[0]
+        raise UserError(
+            f'The checkpoint {self.folder / str(step)} is of another architecture than config.model: {name} has shape '
+            f'{saved.get(name, "(absent)")} there and {expected.get(name, "(absent)")} here, and {len(names) - 1} more '
+            'differ; use the config that it was trained with, or another --workdir.'
+        )

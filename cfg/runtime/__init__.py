@@ -1,0 +1,1 @@
+"""What stands below everything: files, errors, processes, devices."""

@@ -1,0 +1,1 @@
+"""From a config to checked values, and to what is built from them."""

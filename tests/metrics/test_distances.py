@@ -1,0 +1,127 @@
+"""FID, inception score and KID against closed forms and torch-fidelity."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cfg.metrics import distances
+from cfg.metrics.moments import Moments, Splits
+from tests.peers import metric_fid, metric_isc, metric_kid
+
+
+def features(seed, count, width, shift=0.0):
+    rng = np.random.default_rng(seed)
+    mix = rng.normal(size=(width, width)) / math.sqrt(width)
+    return (np.maximum(rng.normal(size=(count, width)) @ mix + 0.3, 0) + shift).astype(np.float32)
+
+
+def test_fid_is_torch_fidelitys():
+    a, b = features(0, 500, 40), features(1, 300, 40, 0.1)
+    theirs = metric_fid.fid_statistics_to_metric(
+        *(metric_fid.fid_features_to_statistics(torch.from_numpy(x)) for x in (a, b)), False
+    )
+    assert distances.fid(Moments.of(a), Moments.of(b)) == pytest.approx(theirs[metric_fid.KEY_METRIC_FID], rel=1e-6)
+
+
+def test_fid_of_singular_covariances_is_torch_fidelitys():
+    a, b = features(0, 20, 40), features(1, 30, 40, 0.1)
+    theirs = metric_fid.fid_statistics_to_metric(
+        *(metric_fid.fid_features_to_statistics(torch.from_numpy(x)) for x in (a, b)), False
+    )
+    assert distances.fid(Moments.of(a), Moments.of(b)) == pytest.approx(theirs[metric_fid.KEY_METRIC_FID], rel=1e-5)
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 1000), width=st.integers(1, 12))
+def test_fid_of_gaussians_that_commute_is_the_closed_form(seed, width):
+    """Covariances with the same eigenvectors: |m_a - m_b|^2 + sum (sqrt(l_a) - sqrt(l_b))^2."""
+    rng = np.random.default_rng(seed)
+    vectors = np.linalg.qr(rng.normal(size=(width, width)))[0]
+    (mean_a, mean_b), (a, b) = rng.normal(size=(2, width)), rng.exponential(size=(2, width))
+    expected = np.sum((mean_a - mean_b) ** 2) + np.sum((np.sqrt(a) - np.sqrt(b)) ** 2)
+    found = distances.frechet_distance(mean_a, (vectors * a) @ vectors.T, mean_b, (vectors * b) @ vectors.T)
+    assert found == pytest.approx(expected, rel=1e-8, abs=1e-10)
+
+
+@pytest.mark.parametrize(('count', 'size'), [(600, 200), (500, 500)])
+def test_inception_score_is_torch_fidelitys(count, size):
+    logits = np.random.default_rng(0).normal(0, 2, (count, 30)).astype(np.float32)
+    splits = Splits(size)
+    splits.add(torch.from_numpy(logits).double().log_softmax(dim=1).numpy())
+    theirs = metric_isc.isc_features_to_metric(torch.from_numpy(logits), count // size, shuffle=False)
+    mean, std = distances.inception_score(splits.sums)
+    assert mean == pytest.approx(theirs[metric_isc.KEY_METRIC_ISC_MEAN], rel=1e-6)
+    assert std == pytest.approx(theirs[metric_isc.KEY_METRIC_ISC_STD], rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize('width', [2, 64])
+def test_kid_is_torch_fidelitys(width):
+    a, b = features(0, 150, width), features(1, 200, width, 0.2)
+    ours = distances.kid(a, b, num_subsets=7, subset_size=100, seed=2020)
+    theirs = metric_kid.kid_features_to_metric(
+        torch.from_numpy(a).double(),
+        torch.from_numpy(b).double(),
+        kid_subsets=7,
+        kid_subset_size=100,
+        verbose=False,
+        rng_seed=2020,
+    )
+    assert ours.value == pytest.approx(theirs[metric_kid.KEY_METRIC_KID_MEAN], rel=1e-6)
+    assert ours.std == pytest.approx(theirs[metric_kid.KEY_METRIC_KID_STD], rel=1e-6)
+
+
+def test_kid_has_the_expectation_of_the_squared_mmd():
+    """For scalars the kernel (x y + 1)^3 has MMD^2 = sum over k of binom(3, k) (E x^k - E y^k)^2."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(4000, 1)), rng.normal(0.5, 1.0, size=(4000, 1))
+    moments_x, moments_y = (0, 1, 0), (0.5, 1.25, 0.125 + 1.5)
+    expected = sum(math.comb(3, k) * (moments_x[k - 1] - moments_y[k - 1]) ** 2 for k in (1, 2, 3))
+    found = distances.kid(x, y, num_subsets=100, subset_size=400, seed=0)
+    assert found.value == pytest.approx(expected, abs=4 * found.standard_error)
+    assert found.standard_error < expected / 4
+
+
+def test_the_standard_error_of_kid_is_the_spread_over_data_sets():
+    found = []
+    for seed in range(120):
+        rng = np.random.default_rng(seed)
+        x, y = rng.normal(size=(300, 4)), rng.normal(0.6, 1.2, size=(300, 4))
+        found.append(distances.kid(x, y, num_subsets=60, subset_size=100, seed=seed))
+    spread = np.std([kid.value for kid in found])
+    assert np.mean([kid.standard_error for kid in found]) == pytest.approx(spread, rel=0.25)
+
+
+@pytest.mark.parametrize(('num_subsets', 'subset_size'), [(3, 50), (1, 20)])
+def test_the_error_of_kid_is_unknown_where_there_is_one_subset(num_subsets, subset_size):
+    x = features(0, 50, 4)
+    assert math.isnan(distances.kid(x, x, num_subsets=num_subsets, subset_size=subset_size, seed=0).standard_error)
+
+
+@pytest.mark.parametrize(('width', 'count'), [(3, 40), (8, 6), (6, 6)])
+def test_the_floor_of_finite_samples_is_that_of_draws(width, count):
+    """Bartlett's construction, and that for fewer draws than features, against drawing."""
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(width, width))
+    mean, cov = rng.normal(size=width), root @ root.T
+    drawn = []
+    for _ in range(400):
+        x = Moments.of(mean + rng.normal(size=(count, width)) @ root.T)
+        drawn.append(distances.frechet_distance(x.mean, x.covariance(), mean, cov))
+    found = [distances.expected_fid_of_finite_sample(mean, cov, count, seed=i) for i in range(400)]
+    error = math.hypot(np.std(drawn), np.std(found)) / math.sqrt(400)
+    assert np.mean(found) == pytest.approx(np.mean(drawn), abs=4 * error)
+    assert np.std(found) == pytest.approx(np.std(drawn), rel=0.25)
+
+
+def test_the_floor_falls_with_the_number_of_samples():
+    width = 50
+    floors = [
+        distances.expected_fid_of_finite_sample(np.zeros(width), np.eye(width), n, seed=0) for n in (2000, 20_000)
+    ]
+    assert floors[0] / floors[1] == pytest.approx(10, rel=0.2)
+    # For the identity the leading term is (D + D (D + 1) / 4) / n: of the mean, and of the covariance.
+    assert floors[1] == pytest.approx((width + width * (width + 1) / 4) / 20_000, rel=0.1)

@@ -1,0 +1,129 @@
+"""Precision and recall against brute force in exact arithmetic, and against torch-fidelity."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cfg.metrics.neighbours import precision_recall
+from tests.peers import metric_prc
+
+
+def squared_distances(x, y):
+    return ((x[:, None].astype(np.int64) - y[None].astype(np.int64)) ** 2).sum(axis=2)
+
+
+def brute_force(reference, samples, k):
+    """By the definition, in whole numbers."""
+
+    def radii(points):
+        distances = squared_distances(points, points)
+        return np.array([np.sort(np.delete(row, i))[k - 1] for i, row in enumerate(distances)])
+
+    across = squared_distances(reference, samples)
+    precision = (across <= radii(reference)[:, None]).any(axis=0).mean()
+    recall = (across <= radii(samples)[None]).any(axis=1).mean()
+    return precision, recall
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 10_000), k=st.sampled_from([1, 3]), spread=st.sampled_from([2, 4, 12]))
+def test_small_sets_are_exact_ties_and_duplicates_included(seed, k, spread):
+    """Whole numbers this small are exact in float32; few of them make ties and equal points."""
+    rng = np.random.default_rng(seed)
+    reference = rng.integers(0, spread, (17, 3))
+    samples = rng.integers(0, spread, (23, 3)) + rng.integers(0, 3)
+    found = precision_recall(reference.astype(np.float32), samples.astype(np.float32), k=k, block=(5, 7))
+    assert found == brute_force(reference, samples, k)
+
+
+def test_a_point_on_the_border_is_inside():
+    """Three equal distances of 1 give the radius 1 at 0; a sample at 1 is on it, one at 1 + 2^-20 is not."""
+    reference = np.array([[0.0], [1.0], [-1.0], [1.0]], np.float32)
+    far = np.array([[-1.0], [9.0], [9.0], [9.0]], np.float32)
+    assert precision_recall(reference, far)[0] >= 0.25
+    reference = np.eye(4, dtype=np.float32)  # all distances are 2
+    samples = np.array([[0, 0, 0, 1], [0, 0, 0, 1 + 2**-10], [1, 1, 0, 0], [2, 0, 1, 0]], np.float32)
+    # Squared distances to the nearest reference point: 0, ~0, 1, 2: the last one is on the border.
+    assert precision_recall(reference, samples)[0] == 1.0
+    samples[3] = [2, 0, 1.001, 0]
+    assert precision_recall(reference, samples)[0] == 0.75
+
+
+@pytest.mark.parametrize('block', [None, (64, 50), (1000, 1000)])
+def test_large_sets_agree_with_torch_fidelity(block):
+    rng = np.random.default_rng(0)
+    samples = rng.normal(size=(400, 12)).astype(np.float32)
+    reference = (1.2 * rng.normal(size=(300, 12)) + 0.4).astype(np.float32)
+    theirs = metric_prc.prc_features_to_metric(
+        torch.from_numpy(samples).double(),
+        torch.from_numpy(reference).double(),
+        prc_neighborhood=3,
+        prc_batch_size=100,
+        save_cpu_ram=False,
+        verbose=False,
+    )
+    precision, recall = precision_recall(reference, samples, block=block)
+    assert 0.1 < precision < 0.95
+    assert precision == pytest.approx(theirs[metric_prc.KEY_METRIC_PRECISION], abs=1e-6)
+    assert recall == pytest.approx(theirs[metric_prc.KEY_METRIC_RECALL], abs=1e-6)
+
+
+def test_equal_sets_cover_each_other_and_far_sets_do_not():
+    x = np.random.default_rng(0).normal(size=(50, 5)).astype(np.float32)
+    assert precision_recall(x, x) == (1.0, 1.0)
+    assert precision_recall(x, x + 100) == (0.0, 0.0)
+
+
+def test_the_points_may_lie_on_disk(tmp_path):
+    x = np.random.default_rng(0).normal(size=(60, 5)).astype('<f4')
+    x.tofile(tmp_path / 'x')
+    mapped = np.memmap(tmp_path / 'x', '<f4', 'r', shape=x.shape)
+    y = x[:40] + 0.3
+    assert precision_recall(mapped, y) == precision_recall(x, y)
+
+
+def half_precision(reference, samples, k):
+    """The evaluator's arithmetic in NumPy, one block."""
+
+    def distances(x, y):
+        x, y = x.astype(np.float16), y.astype(np.float16)
+        norms = [np.sum(np.square(v), axis=1, dtype=np.float32).astype(np.float16) for v in (x, y)]
+        product = (x.astype(np.float32) @ y.T.astype(np.float32)).astype(np.float16)
+        return np.maximum(norms[0][:, None] - np.float16(2) * product + norms[1][None], np.float16(0))
+
+    def radii(points):
+        return np.partition(distances(points, points), k, axis=1)[:, k]
+
+    across = distances(reference, samples)
+    return (across <= radii(reference)[:, None]).any(axis=0).mean(), (across <= radii(samples)[None]).any(axis=1).mean()
+
+
+def test_float16_is_coarser_than_float32_and_is_what_it_says():
+    """Whole numbers with exact sums in float16, but for 2049 and its like: there it rounds, and so must we."""
+    rng = np.random.default_rng(0)
+    reference = (rng.integers(0, 40, (60, 2)) + 20).astype(np.float32)
+    samples = (rng.integers(0, 40, (80, 2)) + 30).astype(np.float32)
+    found = precision_recall(reference, samples, dtype='float16')
+    assert found == half_precision(reference, samples, 3)
+    assert found != precision_recall(reference, samples)
+
+
+def test_a_block_that_float16_cannot_hold_is_computed_in_float32():
+    rng = np.random.default_rng(0)
+    reference = rng.integers(0, 20, (40, 3)).astype(np.float32) + 300  # norms above 65504
+    samples = rng.integers(0, 20, (50, 3)).astype(np.float32) + 302
+    assert precision_recall(reference, samples, dtype='float16') == precision_recall(reference, samples)
+    # Only blocks in which something overflows change to float32; two distant groups in blocks of their own do not.
+    low = rng.integers(0, 20, (40, 3)).astype(np.float32)
+    mixed = precision_recall(low, low + 2, dtype='float16')
+    assert mixed == half_precision(low, low + 2, 3)
+
+
+def test_too_few_points_are_an_error():
+    x = np.zeros((3, 2), np.float32)
+    with pytest.raises(ValueError, match='more than 3 points'):
+        precision_recall(x, x)
+    with pytest.raises(ValueError, match='dtype'):
+        precision_recall(x, x, dtype='int8')

@@ -1,0 +1,212 @@
+"""Comparing rules: means and spreads, the best at a cost, and the files of --mode=compare."""
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from cfg.evaluation.rows import append
+from cfg.modes import compare
+from cfg.report import frontier
+from cfg.runtime.errors import UserError
+from cfg.settings.setup import config_dict
+from tests.conftest import small_config
+
+
+def row(fid, *, w=1.0, guidance=None, sampler='ancestral', num_steps=8, evaluations=None, score=9.0, seed=1, **more):
+    sampling = {'sampler': sampler, 'num_steps': num_steps}
+    if sampler == 'ancestral':
+        sampling['logvar_interp'] = 0.3
+    evaluations = evaluations or num_steps * (1 + (w != 0))
+    return {
+        'identity': f'{fid}{w}{guidance}{sampler}{num_steps}{seed}',
+        'step': 100,
+        'w': w,
+        'fid': fid,
+        'inception_score': score,
+        'num_samples': 50,
+        'features': 'f',
+        'features_sha256': 'a',
+        'seed': seed,
+        'sampling': sampling | ({'guidance': guidance} if guidance else {}),
+        'evaluations': evaluations,
+        'cost': float(evaluations),
+        **more,
+    }
+
+
+def test_the_spread_is_that_of_the_runs():
+    """Of the means over sampling seeds; numpy's deviation with n - 1."""
+    runs = [[row(1.0), row(2.0, seed=2)], [row(2.0), row(4.0, seed=2)], [row(6.0), row(6.0, seed=2)]]
+    (point,) = frontier.points(runs)
+    assert point.count == 3
+    assert point.fid == pytest.approx(np.mean([1.5, 3.0, 6.0]))
+    assert point.fid_spread == pytest.approx(np.std([1.5, 3.0, 6.0], ddof=1))
+    assert point.inception_score_spread == 0.0
+
+
+def test_the_spread_of_one_run_is_that_of_its_sampling_seeds():
+    (point,) = frontier.points([[row(1.0), row(2.0, seed=2)]])
+    assert (point.count, point.fid) == (2, 1.5)
+    assert point.fid_spread == pytest.approx(math.sqrt(0.5))
+    (alone,) = frontier.points([[row(1.0)]])
+    assert math.isnan(alone.fid_spread)
+
+
+def test_settings_are_told_apart_and_runs_of_other_parameters_are_not():
+    rows = [row(1.0), row(2.0, w=0.0), row(3.0, guidance='apg'), row(4.0, sampler='ddim'), row(5.0, num_steps=16)]
+    again = [one | {'params_sha256': 'b', 'weaker_params_sha256': 'c'} for one in rows]
+    found = frontier.points([rows, again])
+    assert [point.count for point in found] == [2] * 5
+    assert len(frontier.curves(found)) == 4
+    assert [point.w for point in next(iter(frontier.curves(found).values()))] == [0.0, 1.0]
+
+
+def test_scores_of_other_features_are_not_compared():
+    with pytest.raises(UserError, match=r'No row of run 2 can be compared with .* differ in features_sha256: '):
+        frontier.points([[row(1.0)], [row(2.0, features_sha256='b')]])
+    # Of one run those count that are like the newest.
+    found = frontier.points([[row(1.0), row(7.0, num_samples=9, w=3.0), row(2.0, w=0.5)]])
+    assert [point.fid for point in found] == [1.0, 2.0]
+
+
+def test_other_networks_are_other_points():
+    """Two weaker models, say, whose recipes are one text; over runs they go by their order."""
+    runs = [
+        [row(fid, guidance='autoguidance', weaker_params_sha256=f'{run}{fid}') for fid in fids]
+        for run, fids in enumerate([(1.0, 5.0), (2.0, 7.0)])
+    ]
+    assert [(point.fid, point.count) for point in frontier.points(runs)] == [(1.5, 2), (6.0, 2)]
+
+
+def test_the_same_classifier_is_the_same_over_runs():
+    """Whatever the order in which each run used several."""
+    rule = {'guidance': 'classifier'}
+    runs = [
+        [row(1.0, classifier_params_sha256='a', **rule), row(5.0, classifier_params_sha256='b', **rule)],
+        [row(5.2, params_sha256='other', classifier_params_sha256='b', **rule)],
+    ]
+    found = [(point.fid, point.count) for point in frontier.points(runs)]
+    assert found == [(1.0, 1), (pytest.approx(5.1), 2)]
+
+
+def test_rows_from_before_costs_were_written_have_one():
+    old = row(1.0)
+    del old['cost'], old['evaluations']
+    assert [frontier.cost_of(old | {'w': w}) for w in (0.0, -1.0, 0.5)] == [8.0, 8.0, 16.0]
+    assert frontier.cost_of(old | {'uncond_params_sha256': 'a'}) is None
+
+
+def test_the_best_at_a_cost():
+    found = frontier.points([[row(5.0, w=0.0), row(3.0), row(1.0, num_steps=16), row(4.0, w=2.0)]])
+    assert frontier.best(found, 7.0) is None
+    assert [frontier.best(found, cost).fid for cost in (8.0, 15.0, 16.0, 31.0, 32.0, math.inf)] == [5, 5, 3, 3, 1, 1]
+    assert frontier.budgets(found) == [8.0, 16.0, 32.0]
+
+
+def test_the_best_is_among_the_points_with_most_repetitions():
+    """A point that one run alone has may be lowest by luck, and has no spread."""
+    runs = [[row(fid, w=0.5)] for fid in (1.0, 1.2, 1.1)]
+    runs[0].append(row(0.9, w=0.7))
+    best = frontier.best(frontier.points(runs))
+    assert (best.w, best.count) == (0.5, 3)
+    assert frontier.best(frontier.points(runs[:1])).w == 0.7
+
+
+def test_a_difference_in_its_standard_errors():
+    """Student's paired t, as in scipy; over sampling seeds where there is one run."""
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(1, 0.1, 3), rng.normal(1.3, 0.3, 3)
+    expected = stats.ttest_rel(a, b).statistic
+    runs = [[row(float(x)), row(float(y), guidance='apg')] for x, y in zip(a, b, strict=True)]
+    seeds = [one | {'seed': seed} for seed, run in enumerate(runs) for one in run]
+    for found in (frontier.points(runs), frontier.points([seeds])):
+        assert frontier.differs(*found) == pytest.approx(expected)
+    assert math.isnan(frontier.differs(*frontier.points(runs[:1])))
+    first, second = frontier.points([*runs[1:], [runs[0][1]]])  # one is missing in a run
+    assert (first.count, second.count) == (2, 3)
+    assert frontier.differs(first, second) == pytest.approx(stats.ttest_rel(a[1:], b[1:]).statistic)
+
+
+def write_rows(folder, factor):
+    folder.mkdir()
+    for guidance in (None, 'apg(eta=0.5)', 'cfg(interval=(-3.0, 5.0))'):
+        for num_steps in (8, 16):
+            for w in (0.0, 1.0, 4.0):
+                fid = factor * (1 + w * (guidance is None)) / num_steps
+                append(folder / 'results.jsonl', row(fid, w=w, guidance=guidance, num_steps=num_steps, score=9 + w / 9))
+
+
+def test_the_files(tmp_path):
+    write_rows(tmp_path / 'a', 1.0)
+    write_rows(tmp_path / 'b', 3.0)
+    page = compare.write(tmp_path / 'a', (str(tmp_path / 'b'), str(tmp_path / 'a')))
+    assert page == tmp_path / 'a' / 'compare' / 'index.html'
+    text = page.read_text()
+    assert 'Means over 2 repetitions' in text
+    assert 'apg(eta=0.5)' in text
+    for name in ('frontier.png', 'cost.png'):
+        assert (page.parent / name).read_bytes().startswith(b'\x89PNG')
+    with (page.parent / 'points.csv').open() as file:
+        points = list(csv.DictReader(file))
+    assert len(points) == 18
+    assert float(points[0]['fid']) == pytest.approx(2 / 8)
+    with (page.parent / 'best_at_cost.csv').open() as file:
+        head, *lines = csv.reader(file)
+    assert head == ['guidance', '8 evaluations', '16 evaluations', '32 evaluations']
+    assert [line[0] for line in lines] == ['cfg', 'apg(eta=0.5)', 'cfg(interval=(-3.0, 5.0))']
+    assert 'standard errors from cfg' not in lines[1][2]  # the same FIDs
+    assert lines[0][2] == '0.125 ± 0.088 (w = 0, T = 16)'
+
+
+def changed(**changes):
+    """The config of a run, with fields of its parts changed."""
+    config = small_config()
+    with config.unlocked():
+        for name, value in changes.items():
+            part, _, field = name.rpartition('__')
+            (config[part] if part else config)[field] = value
+    return config_dict(config)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'expected'),
+    [
+        ({'seed': 1, 'model__channels': 16}, r'not two seeds of one run: config\.model\.channels is 8 there and 16'),
+        ({'seed': 1, 'train__beta2': 0.9}, r'not two seeds of one run: config\.train\.beta2'),
+        ({'seed': 1, 'train__decay_steps': 9}, r'not two seeds of one run: config\.train\.decay_steps'),
+        ({}, r'both have config\.seed=0: .* give runs of other seeds'),
+    ],
+)
+def test_runs_of_other_configs_are_no_repetitions(tmp_path, monkeypatch, changes, expected):
+    for folder in 'ab':
+        write_rows(tmp_path / folder, 1.0)
+    configs = {tmp_path / 'a': changed(), tmp_path / 'b': changed(**changes)}
+    monkeypatch.setattr(compare, 'config_of_run', configs.get)
+    with pytest.raises(UserError, match=expected):
+        compare.write(tmp_path / 'a', (str(tmp_path / 'b'),))
+
+
+def test_runs_may_differ_in_what_their_rows_tell(tmp_path, monkeypatch):
+    for folder in 'abc':
+        write_rows(tmp_path / folder, 1.0)
+    configs = {'a': changed(), 'b': changed(seed=1), 'c': changed(model__label_in='decoder')}
+    monkeypatch.setattr(compare, 'config_of_run', lambda folder: configs[folder.name])
+    compare.write(tmp_path / 'a', (str(tmp_path / 'b'), str(tmp_path / 'c')))
+    with pytest.raises(UserError, match=r'holds .*none, which does not exist'):
+        compare.write(tmp_path / 'a', (str(tmp_path / 'none'),))
+
+
+def test_a_run_counts_once_however_its_folder_is_written(tmp_path, monkeypatch):
+    for folder in 'ab':
+        write_rows(tmp_path / folder, 1.0)
+    monkeypatch.chdir(tmp_path)
+    assert 'Means over 2 repetitions' in compare.write(Path('a'), ('b', str(tmp_path / 'a'), './b')).read_text()
+
+
+def test_nothing_to_compare(tmp_path):
+    with pytest.raises(UserError, match='holds no rows with a cost'):
+        compare.write(tmp_path)

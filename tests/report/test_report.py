@@ -1,0 +1,373 @@
+"""The report of a sweep, from fake results: files, page, table, marks, and what happens to damaged input."""
+
+import base64
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cfg.data.grids import mosaic
+from cfg.report import page, plots, sweep_report
+from cfg.report.results import group_curves, load_samples, mixed_order, read_rows
+from cfg.runtime.errors import UserError
+
+STEPS = (300, 1200)
+WS = (0.0, 0.3, 4.0)
+FID = {(300, 0.0): 30.0, (300, 0.3): 21.5, (300, 4.0): 19.25, (1200, 0.0): 9.5, (1200, 0.3): 4.125, (1200, 4.0): 11.0}
+CLASSES = ('zero', 'one', 'two', '</script><b>')
+
+
+def _row(step: int, w: float, **changes: object) -> dict:
+    return {
+        'step': step,
+        'w': w,
+        'fid': FID[step, w],
+        'inception_score': 2.0 + step / 1000 + w / 4,
+        'num_samples': 1060,
+        'features': 'digits-classifier (64 features; not Inception)',
+        'features_sha256': 'f' * 64,
+        'accuracy': None if w == 4.0 else 0.875,
+        'floor_fid': 1.5,
+        'floor_inception_score': 3.9,
+        'floor': 'real test half (898) against real training half (899)',
+        'reference': 'real training half',
+        'sampling': {'sampler': 'ancestral', 'num_steps': 64, 'logvar_interp': 0.3, 'clip_x': True},
+        'labels': 'balanced',
+        'seed': 0,
+        'ema': True,
+        'params_sha256': f'{step:064d}',
+        'samples': f'samples/step{step:08d}_w{w:g}.npz',
+        'versions': {'jax': '0.10.2', 'numpy': np.__version__},
+        'finished': '2026-01-01T00:00:00+00:00',
+        'an_extra_key': 1,
+    } | changes
+
+
+def _write_rows(workdir: Path, rows: list[dict]) -> None:
+    (workdir / 'results.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+
+
+def _write_samples(workdir: Path, rows: list[dict], shape: tuple[int, int, int], count: int) -> None:
+    (workdir / 'samples').mkdir(exist_ok=True)
+    labels = np.arange(count, dtype=np.int32) % len(CLASSES)
+    for i, row in enumerate(rows):
+        images = np.random.default_rng(i).integers(0, 256, (count, *shape), dtype=np.uint8)
+        np.savez(workdir / row['samples'], images, labels)
+
+
+def _report(workdir: Path, **changes: object) -> Path:
+    arguments = {
+        'class_names': CLASSES,
+        'title': 'A <sweep> & more',
+        'grid_w': (0.0, 4.0, 17.0),
+        'grid_shape': (3, 4),
+        'one_class': 2,
+    }
+    return sweep_report.write_report(workdir, **(arguments | changes))
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory) -> Path:
+    """A workdir of 3 w x 2 steps, in no order, with its report."""
+    workdir = tmp_path_factory.mktemp('workdir')
+    rows = [_row(step, w) for step in reversed(STEPS) for w in (4.0, 0.0, 0.3)]
+    _write_rows(workdir, rows)
+    _write_samples(workdir, rows, (8, 8, 1), count=230)
+    _report(workdir)
+    return workdir
+
+
+class _Page(HTMLParser):
+    """What the tests ask of a page: its elements, its text by element, its table, the script's data."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.elements: list[tuple[str, dict]] = []
+        self.table: list[list[str]] = []
+        self._script = False
+        self._script_text = ''
+        self._cell = False
+        self.source = path.read_text(encoding='utf-8')
+        self.feed(self.source)
+        self.data = json.loads(self._script_text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag == 'tr':
+            self.table.append([])
+        if tag in ('td', 'th'):
+            self.table[-1].append('')
+            self._cell = True
+        self._script = ('id', 'data') in attrs
+
+    def handle_endtag(self, tag):
+        if tag in ('td', 'th'):
+            self._cell = False
+        if tag == 'script':
+            self._script = False
+
+    def handle_data(self, data):
+        if self._script:
+            self._script_text += data
+        if self._cell:
+            self.table[-1][-1] += data
+
+
+def _decode(uri: str) -> np.ndarray:
+    head, body = uri.split(',', 1)
+    assert head == 'data:image/png;base64'
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(body))))
+
+
+def _cells(sprite: dict) -> np.ndarray:
+    """The images of a sprite, [N, H, W, C]."""
+    sheet = _decode(sprite['src'])
+    height, width = sprite['height'], sprite['width']
+    places = [divmod(i, page.SPRITE_COLUMNS) for i in range(len(sprite['labels']))]
+    cells = [sheet[y * height : (y + 1) * height, x * width : (x + 1) * width] for y, x in places]
+    return np.stack(cells).reshape(len(cells), height, width, -1)
+
+
+def test_files_and_pictures(finished):
+    output = finished / 'report'
+    pictures = {
+        'fid_is_vs_w.png',
+        'fid_vs_is.png',
+        'grid_random_classes.png',
+        'grid_random_classes_step000300.png',
+        'grid_one_class.png',
+        'grid_one_class_step000300.png',
+    }
+    assert {path.name for path in output.iterdir()} == pictures | {'index.html', 'table.csv', 'table.tex'}
+    for name in pictures:
+        with Image.open(output / name) as image:
+            image.load()
+            assert image.format == 'PNG'
+            assert 600 <= image.width <= 3000 and 400 <= image.height <= 3000
+            assert len(np.unique(np.asarray(image.convert('L')))) > 10
+
+
+def test_grid_shows_the_pixels(finished):
+    samples = load_samples(finished / _row(1200, 4.0)['samples'])
+    picture = np.asarray(Image.open(finished / 'report' / 'grid_one_class.png').convert('RGB'))
+    panel = mosaic(samples.images[samples.labels == 2], (3, 4), width=480)
+    height, width = panel.shape[:2]
+    bottom, right = picture.shape[0] - 24, picture.shape[1] - 24
+    np.testing.assert_array_equal(picture[bottom - height : bottom, right - width : right], panel)
+
+
+def test_page_is_self_contained(finished):
+    parsed = _Page(finished / 'report' / 'index.html')
+    assert not re.search(r'https?://', re.sub(r'base64,[A-Za-z0-9+/=]+', '', parsed.source))
+    assert '{{' not in parsed.source
+    for tag, attributes in parsed.elements:
+        assert attributes.get('src', 'data:').startswith('data:'), tag
+        assert attributes.get('href', '#').startswith(('#', 'data:')), tag
+        if tag == 'img':
+            assert attributes['alt']
+    labelled = {attributes['for'] for tag, attributes in parsed.elements if tag == 'label'}
+    controls = {attributes['id'] for tag, attributes in parsed.elements if tag in ('input', 'select')}
+    assert controls == labelled == {'w', 'curve', 'class'}
+    assert 'A &lt;sweep&gt; &amp; more' in parsed.source
+    assert parsed.data['classes'][3] == {'label': 3, 'name': '</script><b>'}
+
+
+def test_page_has_every_row_and_marks_the_best(finished):
+    parsed = _Page(finished / 'report' / 'index.html')
+    expected = [['step', 'w', 'FID \u2193', 'IS \u2191', 'accuracy', 'samples']]
+    for step, best_w in ((300, 4.0), (1200, 0.3)):
+        for w in WS:
+            row = _row(step, w)
+            fid = 'best ' * (w == best_w) + f'{row["fid"]:.2f}'
+            score = 'best ' * (w == 4.0) + f'{row["inception_score"]:.2f}'
+            expected.append([f'{step:,}', f'{w:g}', fid, score, 'n/a' if w == 4.0 else '87.5%', '1,060'])
+    expected.append(['Floor: real test half (898) against real training half (899)', '1.50', '3.90', '', ''])
+    assert parsed.table == expected
+    for text in ('digits-classifier', 'ancestral', 'num_steps 64', 'clip_x yes', 'jax 0.10.2', 'f' * 64):
+        assert text in parsed.source
+
+
+def test_sprites_are_the_samples(finished):
+    data = _Page(finished / 'report' / 'index.html').data
+    assert [curve['key'] for curve in data['curves']] == ['300', '1200']
+    for curve in data['curves']:
+        assert [point['w'] for point in curve['points']] == list(WS)
+        for point in curve['points']:
+            samples = load_samples(finished / _row(int(curve['key']), point['w'])['samples'])
+            sprite = data['sprites'][point['sprite']]
+            np.testing.assert_array_equal(_cells(sprite), samples.images[:200])
+            assert sprite['labels'] == samples.labels[:200].tolist()
+
+
+def test_table_is_the_rows(finished):
+    with (finished / 'report' / 'table.csv').open(newline='') as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 6
+    for line, (step, w) in zip(lines, [(step, w) for step in STEPS for w in WS], strict=True):
+        row = _row(step, w)
+        assert line.keys() == row.keys()
+        for key, value in row.items():
+            if isinstance(value, dict):
+                assert json.loads(line[key]) == value
+            else:
+                assert line[key] == ('' if value is None else str(value))
+
+
+def test_larger_colour_images(tmp_path):
+    rows = [_row(1200, w) for w in WS]
+    _write_rows(tmp_path, rows)
+    _write_samples(tmp_path, rows, (64, 64, 3), count=104)
+    data = _Page(_report(tmp_path)).data
+    samples = load_samples(tmp_path / rows[1]['samples'])
+    np.testing.assert_array_equal(
+        _cells(data['sprites'][data['curves'][0]['points'][1]['sprite']]), samples.images[:100]
+    )
+    assert not list((tmp_path / 'report').glob('*_step*'))
+
+
+def test_deleted_samples_and_unfinished_rows_are_told(tmp_path):
+    rows = [_row(step, w) for step in STEPS for w in WS]
+    _write_rows(tmp_path, [*rows, {'step': 1200, 'w': 9.0}])
+    _write_samples(tmp_path, rows[:2], (8, 8, 1), count=12)
+    (tmp_path / rows[1]['samples']).write_bytes((tmp_path / rows[1]['samples']).read_bytes()[:100])
+    parsed = _Page(_report(tmp_path))
+    missing = 'their grids are missing (step 300: w = 0.3, 4; step 1,200: w = 0, 0.3, 4).'
+    assert missing in parsed.source
+    assert 'lack a score are left out: 1.' in parsed.source
+    assert [point['sprite'] for curve in parsed.data['curves'] for point in curve['points']] == [0] + [None] * 5
+    names = {path.name for path in (tmp_path / 'report').glob('*.png')}
+    suffixed = {'grid_random_classes_step000300.png', 'grid_one_class_step000300.png'}
+    assert names == {'fid_is_vs_w.png', 'fid_vs_is.png'} | suffixed
+
+
+def test_numbers_that_are_not(tmp_path):
+    _write_rows(tmp_path, [_row(1200, 0.0), _row(1200, 0.3, fid=float('nan')), _row(1200, 4.0, fid=None)])
+    parsed = _Page(_report(tmp_path))
+    assert [point['fid'] for point in parsed.data['curves'][0]['points']] == ['9.50', 'n/a', 'n/a']
+    assert 'best 9.50' in parsed.table[1]
+
+
+def test_the_error_of_kid_is_said_to_be_what_it_is(tmp_path):
+    _write_rows(tmp_path, [_row(1200, w, kid=0.002, kid_standard_error=0.0001) for w in WS])
+    parsed = _Page(_report(tmp_path))
+    assert '2.000 ± 0.100' in parsed.table[1]
+    assert 'with the standard error of the estimate, which is not the spread over subsets' in parsed.source
+    assert 'its mean over subsets' not in parsed.source
+
+
+def test_curves_are_told_apart_by_what_differs():
+    other = _row(1200, 0.0)['sampling'] | {'num_steps': 256}
+    rows = [_row(1200, 0.3), _row(1200, 0.0), _row(1200, 0.0, sampling=other), _row(1200, 0.0, fid=7.0)]
+    curves = group_curves(rows)
+    assert [curve.label for curve in curves] == ['T = 64', 'T = 256']
+    assert [curve.key for curve in curves] == ['1200', '1200.2']
+    assert [(row['w'], row['fid']) for row in curves[0].rows] == [(0.0, 7.0), (0.3, 4.125)]
+    assert [curve.label for curve in group_curves([_row(300, 0.0), _row(1200, 0.0)])] == ['step 300', 'step 1,200']
+    retrained = group_curves([_row(300, 0.0), _row(300, 0.0, params_sha256='abcdef0123')])
+    assert retrained[1].label == 'step 300, params abcdef01'
+
+
+@pytest.mark.parametrize(
+    ('key', 'values', 'labels'),
+    [
+        ('uncond_params_sha256', (None, 'a' * 64), ('no second model', 'second model aaaaaaaa')),
+        ('uncond_params_sha256', ('a' * 64, 'b' * 64), ('second model aaaaaaaa', 'second model bbbbbbbb')),
+        ('neighbours_dtype', ('float32', 'float16'), ('precision and recall in float32', '... in float16')),
+        ('kid_subsets', (50, 100), ('kid_subsets 50', 'kid_subsets 100')),
+        ('kid_subset_size', (500, 1000), ('kid_subset_size 500', 'kid_subset_size 1000')),
+        ('num_reference_features', (1000, 10_000), ('1,000 reference images', '10,000 reference images')),
+        ('classifier', ('digits classifier', None), ('classes by digits classifier', 'no classifier')),
+        ('classifier', ('imported a', 'imported b'), ('classes by imported a', 'classes by imported b')),
+        ('features_sha256', ('a' * 64, 'b' * 64), ('features aaaaaaaa', 'features bbbbbbbb')),
+        ('reference_sha256', ('a' * 64, 'b' * 64), ('reference aaaaaaaa', 'reference bbbbbbbb')),
+    ],
+)
+def test_rows_that_are_other_measurements_are_other_curves(key, values, labels):
+    """No row takes the place of another, and a label says what differs and no more."""
+    curves = group_curves([_row(1200, w, **{key: value}) for value in values for w in WS])
+    assert [[row[key] for row in curve.rows] for curve in curves] == [[value] * 3 for value in values]
+    labels = [label.replace('...', 'precision and recall') for label in labels]
+    assert [curve.label for curve in curves] == [f'step 1,200, {label}' for label in labels]
+
+
+def test_labels_name_details_only_where_they_are_needed():
+    details = {'num_samples': 50_000, 'num_reference_features': 9, 'classifier': 'x', 'params_sha256': 'b'}
+    curves = group_curves([_row(1200, 0.0), _row(1200, 0.0, **details)])
+    assert [curve.label for curve in curves] == ['1,060 samples', '50,000 samples']
+    curves = group_curves([_row(1200, 0.0, kid_subsets=n, params_sha256=str(n)) for n in (1, 2)])
+    assert [curve.label for curve in curves] == ['step 1,200, kid_subsets 1', 'step 1,200, kid_subsets 2']
+    where = {'label_in': 'everywhere'}, {'label_in': 'decoder'}
+    curves = group_curves([_row(1200, 0.0), _row(1200, 4.0, **where[0]), _row(1200, 0.0, **where[1])])
+    assert [curve.label for curve in curves] == ['label everywhere', 'label in the decoder']
+    assert [len(curve.rows) for curve in curves] == [2, 1]  # older rows do not say where
+
+
+def test_best_is_the_lowest_fid_of_each_curve():
+    curves = group_curves([_row(step, w) for step in STEPS for w in WS])
+    for curve in curves:
+        assert curve.rows[curve.best_fid]['fid'] == min(FID[curve.step, w] for w in WS)
+
+
+def test_the_plots_mark_the_best_fid_and_the_best_inception_score():
+    """A filled star and a hollow one on each curve, in both plots; the legend says which is which."""
+    curves = group_curves([_row(step, w) for step in STEPS for w in WS])
+    against_w, against_is = plots.figure_against_w(curves, None), plots.figure_fid_against_is(curves, None)
+    panels = [(axes, 'w', name) for axes, name in zip(against_w.axes, ('fid', 'inception_score'), strict=True)]
+    for axes, x, y in [*panels, (against_is.axes[0], 'inception_score', 'fid')]:
+        for best, filled in (('best_fid', True), ('best_inception_score', False)):
+            stars = [
+                (float(line.get_xdata()[0]), float(line.get_ydata()[0]))
+                for line in axes.lines
+                if line.get_marker() == '*' and (line.get_markerfacecolor() != 'white') == filled
+            ]
+            rows = [curve.rows[getattr(curve, best)] for curve in curves]
+            assert stars == [(row[x], row[y]) for row in rows], (x, y, best)
+    for figure in (against_w, against_is):
+        (legend,) = figure.legends
+        texts = [text.get_text() for text in legend.get_texts()]
+        assert {'best FID of the curve', 'best IS of the curve'} <= set(texts)
+        joined = ' '.join(' '.join(texts).split())
+        assert 'step 1,200 (best FID 4.12 at w = 0.3, best IS 4.20 at w = 4)' in joined
+
+
+def test_mixed_order_takes_the_first_of_each_class_first():
+    assert mixed_order(np.array([0, 0, 0, 1, 1, 2])).tolist() == [0, 3, 5, 1, 4, 2]
+    assert mixed_order(np.arange(30) % 10).tolist() == list(range(30))
+
+
+def test_rows_of_a_killed_process(tmp_path):
+    path = tmp_path / 'results.jsonl'
+    path.write_text('{"w": 0}\n\n{"w": 1}\n{"w": 2, "fi')
+    assert read_rows(path) == [{'w': 0}, {'w': 1}]
+    path.write_text('{"w": 0}\n{"w": 1, "fi\n{"w": 2}\n')
+    with pytest.raises(UserError, match='Line 2 of'):
+        read_rows(path)
+
+
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [('w', None), ('w', '1'), ('w', float('nan')), ('step', None), ('num_samples', [3]), ('fid', 'low'), ('kid', True)],
+)
+def test_a_row_whose_numbers_are_none_is_named(tmp_path, key, value):
+    _write_rows(tmp_path, [_row(1200, 0.0), _row(1200, 0.3) | {key: value}, _row(1200, 4.0)])
+    with pytest.raises(UserError, match=rf'Line 2 of .*results\.jsonl has {key}=.*, which is no .*number: delete'):
+        _report(tmp_path)
+
+
+@pytest.mark.parametrize('content', [None, '', '{"step": 300, "w": 0.1, "fi', '{"step": 300}\n'])
+def test_no_results(tmp_path, content):
+    if content is not None:
+        (tmp_path / 'results.jsonl').write_text(content)
+    with pytest.raises(UserError, match='run --mode=eval first'):
+        _report(tmp_path)
+
+
+def test_unknown_class(tmp_path):
+    with pytest.raises(UserError, match='from 0 to 3'):
+        _report(tmp_path, one_class=4)

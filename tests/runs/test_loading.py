@@ -1,0 +1,64 @@
+"""What models are refused for: noise levels that they were not trained on, other images."""
+
+import pytest
+
+from cfg.diffusion import recipes
+from cfg.runs import loading
+from cfg.runtime.errors import UserError
+from cfg.settings import setup
+from cfg.training import loop
+from tests.conftest import small_config
+
+
+@pytest.fixture(scope='module', name='narrow')
+def narrow_fixture(tmp_path_factory):
+    """A run that was trained up to logsnr 10."""
+    workdir = tmp_path_factory.mktemp('narrow')
+    config = small_config()
+    config.diffusion.logsnr_max = 10.0
+    config.train.num_steps = config.train.checkpoint_every = 2
+    loop.train(config, workdir)
+    return workdir
+
+
+def open_beside(config, workdir, kind):
+    """The weaker or the second model of a workdir, beside a model of the config."""
+    text = 'cfg'
+    if kind == 'uncond':
+        config.sampling.uncond_workdir = str(workdir)
+    else:
+        text = f'autoguidance(workdir={str(workdir)!r})'
+    cache = loading.CompanionCache(config, workdir, setup.spec_of(config))
+    return cache.open(recipes.parse_guidance(text), ema=True)
+
+
+def sampled_to(logsnr_max):
+    config = small_config()
+    config.diffusion.logsnr_max = logsnr_max
+    return config
+
+
+def test_a_model_is_not_sampled_at_levels_that_it_was_not_trained_on(narrow):
+    message = (
+        r'The checkpoint of step 2 was trained on logsnr from -20 to 10, and the model is sampled from -20 to 20: '
+    )
+    with pytest.raises(UserError, match=message):
+        loading.find_checkpoints(sampled_to(20.0), narrow, (-1,))
+    for logsnr_max in (9.0, 10.0):
+        assert list(loading.find_checkpoints(sampled_to(logsnr_max), narrow, (-1,))) == [2]
+
+
+@pytest.mark.parametrize(
+    ('kind', 'what'),
+    [('uncond', r'config\.sampling\.uncond_workdir='), ('weaker', "The guidance 'autoguidance': workdir=")],
+)
+def test_a_model_beside_it_knows_its_levels_and_images(narrow, kind, what):
+    with pytest.raises(
+        UserError, match=what + r'.* was trained on logsnr from -20 to 10, and the model is sampled from'
+    ):
+        open_beside(sampled_to(20.0), narrow, kind)
+    assert list(open_beside(sampled_to(9.0), narrow, kind)) == [kind]
+    other = sampled_to(9.0)
+    other.data.crop = 'adm'
+    with pytest.raises(UserError, match=what + r".* config\.data\.crop='area', not 'adm': give one of the same images"):
+        open_beside(other, narrow, kind)

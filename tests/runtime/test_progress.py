@@ -1,0 +1,48 @@
+import io
+
+import pytest
+
+from cfg.runtime import progress
+from cfg.runtime.progress import Progress, format_seconds
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture(name='clock')
+def clock_fixture(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, 'monotonic', lambda: now[0])
+    return now
+
+
+def test_lines_in_a_log_say_rate_and_time_left(clock):
+    stream = io.StringIO()
+    bar = Progress('train', 100, unit='step', stream=stream, interval=10)
+    clock[0] += 30  # compilation, which is no part of the rate
+    bar.update(1)
+    for done in range(2, 101):
+        clock[0] += 0.5
+        bar.update(done, 'loss 0.1')
+    lines = stream.getvalue().splitlines()
+    assert lines[1] == 'train: 21/100 steps, 2/s, 0:40 left (loss 0.1)'
+    assert lines[-1] == 'train: 100/100 steps, 2/s, took 1:20 (loss 0.1)'
+    assert 6 <= len(lines) <= 7
+
+
+def test_a_terminal_line_rewrites_itself(clock):
+    stream = Terminal()
+    bar = Progress('eval', 3, start=1, unit='sample', stream=stream)
+    for done in (2, 3):
+        clock[0] += 1
+        bar.update(done)
+    text = stream.getvalue()
+    assert text.count('\r') == 2
+    assert text.endswith('eval: 3/3 samples, 1/s, took 0:02\n')
+    assert text.count('\n') == 1
+
+
+def test_seconds():
+    assert [format_seconds(s) for s in (0, 59.6, 61, 3600, 3725)] == ['0:00', '1:00', '1:01', '1:00:00', '1:02:05']
