@@ -53,12 +53,12 @@ def describe(config: ConfigDict, workdir: str, *, draws: int) -> str:
     from cfg.data.images import to_float
     from cfg.diffusion import process, schedule
     from cfg.runs import loading
-    from cfg.settings import setup
+    from cfg.settings.data import open_source
     from cfg.training import bands
 
     if config.data.name != 'digits':
         raise UserError(f'config.data.name={config.data.name!r}: only the halves of the digits are compared here.')
-    halves = {split: setup.open_source(config, split) for split in ('train', 'test')}
+    halves = {split: open_source(config, split) for split in ('train', 'test')}
     train = halves['train']
     classifier = loading.read_classifier(config, workdir, train.image_shape, train.num_classes)
     limits = {'logsnr_min': classifier.logsnr_min, 'logsnr_max': classifier.logsnr_max}

@@ -97,10 +97,10 @@ def read_config() -> ConfigDict:
     Raises:
       UserError: names what is missing or out of range.
     """
-    from cfg.settings import setup
+    from cfg.settings.checks import check_config
 
     config = command_line.read_config()
-    setup.check_config(config)
+    check_config(config)
     return config
 
 

@@ -47,9 +47,9 @@ def prepare_inception(config: ConfigDict) -> common.Work:
 
     from cfg.features.inception import Inception
     from cfg.features.network import inception_features, on_devices
-    from cfg.settings import setup
+    from cfg.settings.data import spec_of
 
-    height, width, _ = setup.spec_of(config).image_shape
+    height, width, _ = spec_of(config).image_shape
     batch_size = config.eval.batch_size
     blank = np.zeros((1, height, width, 3), np.uint8)
     params = jax.device_get(jax.jit(Inception().init)(jax.random.key(0), blank)['params'])
@@ -100,7 +100,7 @@ def other_parts(config: ConfigDict, *, num_real: int, folder: Path) -> list[Part
     from cfg.features.network import INCEPTION, INCEPTION_IMAGES, FeatureNetwork, Features
     from cfg.metrics import distances
     from cfg.metrics.neighbours import precision_recall
-    from cfg.settings import setup
+    from cfg.settings.data import spec_of
 
     options, rng = config.eval, np.random.default_rng(0)
     batch = min(config.sampling.batch_size, options.num_samples)
@@ -112,7 +112,7 @@ def other_parts(config: ConfigDict, *, num_real: int, folder: Path) -> list[Part
         return Features(pool, spatial, log_p[: len(images)], None)
 
     network = FeatureNetwork(INCEPTION, '', None, WIDTH, SPATIAL_WIDTH, INCEPTION_IMAGES, random_features, None, folder)
-    shape = setup.spec_of(config).image_shape
+    shape = spec_of(config).image_shape
     images = np.zeros((batch, *shape), np.uint8)
     real = rng.standard_normal((num_real, WIDTH), np.float32) ** 2
     parts = []
@@ -216,9 +216,9 @@ def main() -> None:
     if FLAGS.child:
         side_by_side.serve_work(lambda: prepare_inception(config), warmup=FLAGS.warmup)
     elif FLAGS.beside_pytorch_fid:
-        from cfg.settings import setup
+        from cfg.settings.data import spec_of
 
-        size = setup.spec_of(config).image_shape[0]
+        size = spec_of(config).image_shape[0]
         script = Path(__file__).with_name('peer_fid.py')
         print(side_by_side.compare_with([str(script), str(config.eval.batch_size), str(size)], 'batch of images'))
     else:

@@ -31,11 +31,12 @@ def describe(config: ConfigDict, *, rounds: int, units: int) -> str:
 
     from cfg.models.flops import forward_flops, guided_flops
     from cfg.models.unet import LABEL_IN
-    from cfg.settings import setup
+    from cfg.settings.data import spec_of
+    from cfg.settings.networks import build_network, init_params
 
-    spec = setup.spec_of(config)
-    network = setup.build_network(config, spec)
-    params = setup.init_params(network, spec, seed=config.seed)
+    spec = spec_of(config)
+    network = build_network(config, spec)
+    params = init_params(network, spec, seed=config.seed)
     batch_size = config.sampling.batch_size
     rng = np.random.default_rng(0)
     inputs = (

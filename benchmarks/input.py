@@ -98,13 +98,13 @@ def open_data(config: ConfigDict) -> Iterator[tuple]:
     """(the data set of the config or a stand-in for it, what it is)."""
     from cfg.data.prepare import prepare
     from cfg.data.prepared import default_dir, folder_of, is_preparable, open_prepared, read_manifest
-    from cfg.settings import setup
+    from cfg.settings.data import open_source
 
     data = config.data
     here = default_dir(data.dir)
     stand_in = is_preparable(data.name) and not data.dir
     if not stand_in or read_manifest(folder_of(here, data.name, data.image_size, data.crop)) is not None:
-        source = setup.open_source(config)
+        source = open_source(config)
         yield source, source.name
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -158,9 +158,9 @@ class Training(NamedTuple):
 def needed_rate(config: ConfigDict, source, training: Training) -> float:
     """Images/s that training takes: FLOP/s that devices reach over those of an image (three forward passes)."""
     from cfg.models.flops import forward_flops
-    from cfg.settings import setup
+    from cfg.settings.networks import build_network
 
-    flops = 3 * forward_flops(setup.build_network(config, source), source.image_shape)
+    flops = 3 * forward_flops(build_network(config, source), source.image_shape)
     return training.devices * training.tflops * 1e12 * training.utilisation / flops
 
 

@@ -74,16 +74,18 @@ def describe(config: ConfigDict, *, rounds: int, units: int) -> str:
     from cfg.runs import state
     from cfg.runs.checkpoints import Checkpoints
     from cfg.runtime import parallel, watch
-    from cfg.settings import setup
+    from cfg.settings.data import spec_of
+    from cfg.settings.networks import build_network, init_params
+    from cfg.settings.values import config_dict
     from cfg.training import build
     from cfg.training.logs import Logs
     from cfg.training.meter import NO_SKIPS, Meter
     from cfg.training.step import train_step
 
-    spec = setup.spec_of(config)
+    spec = spec_of(config)
     build.check_batch(config)
-    network = setup.build_network(config, spec)
-    params = setup.init_params(network, spec, seed=config.seed)
+    network = build_network(config, spec)
+    params = init_params(network, spec, seed=config.seed)
     tx = build.make_optimizer(config)
     start = state.create(params, tx)
     devices = parallel.everywhere()
@@ -164,7 +166,7 @@ def describe(config: ConfigDict, *, rounds: int, units: int) -> str:
         for number in range(4):
             used, begin = _cpu_seconds(), time.perf_counter()
             saved = parallel.unreplicate(replicated)
-            checkpoints.save(saved._replace(step=np.int32(number)), meta={'config': setup.config_dict(config)})
+            checkpoints.save(saved._replace(step=np.int32(number)), meta={'config': config_dict(config)})
             blocked.append(time.perf_counter() - begin)
             checkpoints.wait()
             whole_time.append(time.perf_counter() - begin)

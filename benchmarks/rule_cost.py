@@ -33,7 +33,8 @@ def describe(config: ConfigDict, *, rules: Sequence[str], w: float, num_steps: i
     from cfg.diffusion import recipes
     from cfg.runs import build as rbuild
     from cfg.runtime import parallel
-    from cfg.settings import setup
+    from cfg.settings.data import spec_of
+    from cfg.settings.networks import build_network, init_params
 
     sampler = recipes.parse_sampler(config.sampling.sampler)
     for text in rules:
@@ -41,9 +42,9 @@ def describe(config: ConfigDict, *, rules: Sequence[str], w: float, num_steps: i
         recipes.check_fit(recipe, sampler)
         if recipes.needs_companion(recipe):
             raise UserError(f'--rules: {text} needs a second network, and here is one of random weights: leave it out.')
-    spec = setup.spec_of(config)
-    network = setup.build_network(config, spec)
-    params = setup.init_params(network, spec, seed=config.seed)
+    spec = spec_of(config)
+    network = build_network(config, spec)
+    params = init_params(network, spec, seed=config.seed)
     replicated = parallel.replicate({'model': params})
     batch_size = config.sampling.batch_size
     labels = np.random.default_rng(0).integers(0, spec.num_classes, batch_size, dtype=np.int32)

@@ -34,13 +34,14 @@ def prepare_forward(config: ConfigDict) -> common.Work:
     from cfg.models.flops import forward_flops
     from cfg.runs import build as rbuild
     from cfg.runtime import parallel
-    from cfg.settings import setup
+    from cfg.settings.data import spec_of
+    from cfg.settings.networks import build_network, init_params
 
-    spec = setup.spec_of(config)
+    spec = spec_of(config)
     batch_size = config.sampling.batch_size
     parallel.per_device(batch_size, 'config.sampling.batch_size')
-    network = setup.build_network(config, spec)
-    params = setup.init_params(network, spec, seed=config.seed)
+    network = build_network(config, spec)
+    params = init_params(network, spec, seed=config.seed)
     replicated = parallel.replicate(params)
     apply = parallel.pmap(rbuild.make_model(config, network).apply, num_args=4)
 
@@ -74,18 +75,19 @@ def prepare(config: ConfigDict, *, w: float, num_steps: int) -> common.Work:
     from cfg.diffusion import recipes
     from cfg.models.flops import forward_flops, guided_flops
     from cfg.runtime import parallel
-    from cfg.settings import setup
+    from cfg.settings.data import spec_of
+    from cfg.settings.networks import build_network, init_params
 
     if recipes.needs_companion(recipes.parse_guidance(config.sampling.guidance)):
         raise UserError(
             f'config.sampling.guidance={config.sampling.guidance!r} needs a second network, and here is one of random '
             "weights: choose a rule that needs none, such as 'cfg'."
         )
-    spec = setup.spec_of(config)
+    spec = spec_of(config)
     batch_size = config.sampling.batch_size
     parallel.per_device(batch_size, 'config.sampling.batch_size')
-    network = setup.build_network(config, spec)
-    params = setup.init_params(network, spec, seed=config.seed)
+    network = build_network(config, spec)
+    params = init_params(network, spec, seed=config.seed)
     from cfg.runs import build as rbuild
 
     shortened = config.copy_and_resolve_references()
@@ -153,9 +155,9 @@ def main() -> None:
         return
     common_arguments = {'repeats': FLAGS.repeats, 'warmup': FLAGS.warmup, 'peak_tflops': FLAGS.peak_tflops}
     if FLAGS.peer is not None:
-        from cfg.settings import setup
+        from cfg.settings.data import spec_of
 
-        spec = setup.spec_of(config)
+        spec = spec_of(config)
         if FLAGS.forward:
             print(side_by_side.compare(common.peer_request(config, spec, 'forward'), 'network call'))
             return

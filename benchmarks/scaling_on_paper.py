@@ -173,16 +173,17 @@ def model_of(config: ConfigDict) -> Model:
 
     from cfg.models.flops import forward_flops, guided_flops
     from cfg.modes import describe
-    from cfg.settings import setup
+    from cfg.settings.data import spec_of
+    from cfg.settings.networks import abstract_params, build_network
 
-    spec = setup.spec_of(config)
-    network = setup.build_network(config, spec)
-    params = setup.abstract_params(network, spec)
+    spec = spec_of(config)
+    network = build_network(config, spec)
+    params = abstract_params(network, spec)
     activations = []
     for remat in (False, True):
         changed = config.copy_and_resolve_references()
         changed.train.remat = remat
-        rematted = setup.build_network(changed, spec)
+        rematted = build_network(changed, spec)
         activations.append(float(describe.activation_bytes(changed, rematted, spec, params)))
     count = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
     flops = [count_flops(network, spec.image_shape) for count_flops in (forward_flops, guided_flops)]

@@ -27,14 +27,15 @@ def prepare(config: ConfigDict) -> common.Work:
     from cfg.models.flops import forward_flops
     from cfg.runs import state
     from cfg.runtime import parallel
-    from cfg.settings import setup
+    from cfg.settings.data import spec_of
+    from cfg.settings.networks import build_network, init_params
     from cfg.training import build
 
-    spec = setup.spec_of(config)
+    spec = spec_of(config)
     batch_size = config.train.batch_size
     build.check_batch(config)
-    network = setup.build_network(config, spec)
-    params = setup.init_params(network, spec, seed=config.seed)
+    network = build_network(config, spec)
+    params = init_params(network, spec, seed=config.seed)
     tx = build.make_optimizer(config)
     step = build.make_step(config, network, spec.image_shape, tx=tx)
     replicated = parallel.replicate(state.create(params, tx))
@@ -84,9 +85,9 @@ def main() -> None:
     if FLAGS.peer is None:
         print(describe(config, steps=FLAGS.steps, warmup=FLAGS.warmup, peak_tflops=FLAGS.peak_tflops))
         return
-    from cfg.settings import setup
+    from cfg.settings.data import spec_of
 
-    request = common.peer_request(config, setup.spec_of(config), 'training')
+    request = common.peer_request(config, spec_of(config), 'training')
     print(side_by_side.compare(request, 'step'))
 
 

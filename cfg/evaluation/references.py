@@ -21,7 +21,7 @@ from cfg.runtime.errors import UserError
 from cfg.runtime.files import check_writable, lock, sha256_of_file
 from cfg.runtime.progress import Progress
 from cfg.runtime.stopping import StopSignal
-from cfg.settings import setup
+from cfg.settings.data import describe_split, open_held_out, open_source
 
 Array = np.ndarray
 Row = dict[str, Any]
@@ -211,7 +211,7 @@ def open_reference(config: ConfigDict, network: FeatureNetwork, stop: StopSignal
     """
     if config.eval.reference:
         return reference_of_file(config, network, stop)
-    return reference_of_source(config, setup.open_source(config), network, stop)
+    return reference_of_source(config, open_source(config), network, stop)
 
 
 def reference_of_source(config: ConfigDict, source: Source, network: FeatureNetwork, stop: StopSignal) -> Reference:
@@ -295,10 +295,10 @@ def floor(config: ConfigDict, source: Source, network: FeatureNetwork, stop: Sto
     Args:
       source: the images of `config.data.split`.
     """
-    held_out = setup.open_held_out(config)
+    held_out = open_held_out(config)
     if held_out is None or len(held_out) < 2:
         return {}
-    train = setup.open_source(config, 'train')
+    train = open_source(config, 'train')
     real = train if train.fingerprint != source.fingerprint else source
     of_train = measure_reference(config, stream_of_source(real, config.stats.num_images), network, stop)
     of_held_out = measure(
@@ -310,7 +310,7 @@ def floor(config: ConfigDict, source: Source, network: FeatureNetwork, stop: Sto
     )
     score, _ = distances.inception_score(of_held_out.splits.sums)
     return {
-        'floor': f'{setup.describe_split(held_out)} against {setup.describe_split(train)}',
+        'floor': f'{describe_split(held_out)} against {describe_split(train)}',
         'floor_fid': distances.fid(of_held_out.moments, of_train.moments),
         'floor_inception_score': score,
         'floor_accuracy': of_held_out.accuracy,

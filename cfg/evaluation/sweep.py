@@ -44,7 +44,10 @@ from cfg.runtime.errors import UserError
 from cfg.runtime.files import lock
 from cfg.runtime.progress import Progress
 from cfg.runtime.stopping import StopSignal
-from cfg.settings import setup
+from cfg.settings.checks import parse_job
+from cfg.settings.data import open_source
+from cfg.settings.networks import abstract_params, build_network
+from cfg.settings.values import config_dict
 
 log = logging.getLogger('cfg')
 
@@ -83,7 +86,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> int | None:
       UserError: on input that does not fit, before any sample is drawn.
       SystemExit: on SIGTERM or Ctrl-C, after what is measured was saved.
     """
-    job = setup.parse_job(config.eval.job)
+    job = parse_job(config.eval.job)
     part = results_path(workdir, job).stem
     with processes.held_by_first(lambda: lock(workdir, 'eval', part=part)), StopSignal() as stop:
         # What the first process finds missing, such as the moments of the real images, it makes for all.
@@ -113,9 +116,9 @@ class _Sweep:
     def __init__(self, config: ConfigDict, workdir: Path, job: tuple[int, int], stop: StopSignal):
         self._config, self._workdir, self._stop = config, workdir, stop
         options = config.eval
-        source = setup.open_source(config) if not options.reference else None
+        source = open_source(config) if not options.reference else None
         self._spec: DataSpec | Source = source or loading.spec_of_run(config, workdir)
-        self._network = setup.build_network(config, self._spec)
+        self._network = build_network(config, self._spec)
         self._generators: dict[tuple, Generator] = {}
         self._model_params, self._companion_params = _Latest(), _Latest()
         self.p_uncond = loading.find_checkpoints(config, workdir, options.steps or (-1,))
@@ -325,7 +328,7 @@ class _Sweep:
         return self._generators[point.drawing]
 
     def _load(self, step: int, ema: bool) -> Any:
-        like = setup.abstract_params(self._network, self._spec)
+        like = abstract_params(self._network, self._spec)
         return loading.load_params(self._workdir, step, like, ema=ema)
 
     def _on_devices(self, point: Point) -> Any:
@@ -401,7 +404,7 @@ def sampling_identity(settings: SamplerSettings) -> Row:
 
 def config_sha256(config: ConfigDict) -> str:
     """Of the whole config, but for how the work is divided."""
-    values = copy.deepcopy(setup.config_dict(config))
+    values = copy.deepcopy(config_dict(config))
     del values['processes']
     for name in DIVISION:
         del values['eval'][name]

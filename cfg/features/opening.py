@@ -19,7 +19,7 @@ from cfg.features.network import (
 from cfg.features.small_classifier import small_classifier
 from cfg.runs.loading import read_classifier
 from cfg.runtime.errors import UserError
-from cfg.settings import setup
+from cfg.settings.data import open_source, spec_of
 
 
 def open_features(
@@ -42,7 +42,7 @@ def open_features(
     elif workdir is None:
         raise UserError('config.eval.features=small_classifier is trained and kept in a workdir: give --workdir.')
     else:
-        train = setup.open_source(config, 'train')
+        train = open_source(config, 'train')
         check_images(train.image_shape, image_shape, what, f'the small classifier of {train.name}')
         network = small_classifier(workdir / 'features', train, batch_size=options.batch_size)
     return _with_classifier(config, network, image_shape) if options.classifier_workdir else network
@@ -53,7 +53,7 @@ def _with_classifier(config: ConfigDict, network: FeatureNetwork, image_shape: t
     field, folder = 'config.eval.classifier_workdir', config.eval.classifier_workdir
     if not Path(folder).is_dir():
         raise UserError(f'{field}={folder} does not exist: give the workdir of a classifier.')
-    classifier = read_classifier(config, folder, image_shape, setup.spec_of(config).num_classes)
+    classifier = read_classifier(config, folder, image_shape, spec_of(config).num_classes)
 
     def classes(params, images):
         logits_fn = classifier.logits_fn(params)

@@ -14,7 +14,8 @@ from cfg.data.spec import DataSpec
 from cfg.models.flops import forward_flops, guided_flops
 from cfg.models.unet import LABEL_IN
 from cfg.runtime import parallel
-from cfg.settings import setup
+from cfg.settings.data import spec_of
+from cfg.settings.networks import abstract_params, build_trained
 from cfg.training.build import make_loss_fn
 
 GIB = 2.0**30
@@ -34,9 +35,9 @@ def describe(config: ConfigDict, *, num_devices: int | None = None) -> str:
     Raises:
       UserError: when the config has no network, or a batch does not divide over the devices.
     """
-    spec = setup.spec_of(config)
-    network = setup.build_trained(config, spec)
-    params = setup.abstract_params(network, spec)
+    spec = spec_of(config)
+    network = build_trained(config, spec)
+    params = abstract_params(network, spec)
     count = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
     devices = num_devices or len(parallel.local_devices())
     share = parallel.share(config.train.batch_size, devices, 'config.train.batch_size')

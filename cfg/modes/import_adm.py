@@ -12,7 +12,9 @@ from cfg.models.torch_file import read_state_dict
 from cfg.runs.checkpoints import FOLDER, Checkpoints
 from cfg.runtime.errors import UserError
 from cfg.runtime.files import lock
-from cfg.settings import setup
+from cfg.settings.data import spec_of
+from cfg.settings.networks import build_classifier, build_network
+from cfg.settings.values import config_dict
 
 log = logging.getLogger('cfg')
 
@@ -36,15 +38,15 @@ def run(config: ConfigDict, workdir: Path) -> Path:
             f"config.model.label_in={config.model.label_in!r} must be 'everywhere' with --mode=import_adm: ADM's "
             'networks are told the label in all blocks.'
         )
-    spec = setup.spec_of(config)
+    spec = spec_of(config)
     folder = workdir / FOLDER
     with lock(workdir, 'train'):
         if folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir()):
             raise UserError(f'{folder} holds a run already: give another --workdir.')
         state = read_state_dict(config.adm.checkpoint)
-        meta: dict[str, Any] = {'kind': config.adm.kind, 'config': setup.config_dict(config)}
+        meta: dict[str, Any] = {'kind': config.adm.kind, 'config': config_dict(config)}
         if config.adm.kind == 'classifier':
-            params = classifier_params(state, setup.build_classifier(config, spec), spec.image_shape)
+            params = classifier_params(state, build_classifier(config, spec), spec.image_shape)
         else:
             params = _model(config, spec, state)
             meta['config']['train']['p_uncond'] = _p_uncond(config, spec, state)
@@ -55,7 +57,7 @@ def run(config: ConfigDict, workdir: Path) -> Path:
 
 
 def _model(config: ConfigDict, spec: DataSpec, state: dict[str, Any]) -> Any:
-    network = setup.build_network(config, spec)
+    network = build_network(config, spec)
     return unet_params(state, network, spec.image_shape, new_attention_order=config.adm.new_attention_order)
 
 

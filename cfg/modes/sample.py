@@ -24,7 +24,8 @@ from cfg.runs.loading import (
 from cfg.runtime import parallel, processes
 from cfg.runtime.errors import UserError
 from cfg.runtime.progress import Progress
-from cfg.settings import setup
+from cfg.settings.networks import abstract_params, build_network
+from cfg.settings.values import config_dict
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -35,7 +36,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """
     options = config.sampling
     source = spec_of_run(config, workdir)
-    network = setup.build_network(config, source)
+    network = build_network(config, source)
     classes = tuple(options.labels) or tuple(range(source.num_classes))
     for label in classes:
         if not 0 <= label < source.num_classes:
@@ -52,9 +53,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     ((step, p_uncond),) = find_checkpoints(config, workdir, (options.step,)).items()
     ws = recipe.w or options.w
     check_guidable(ws, p_uncond, recipe, companions.get('uncond'))
-    params = load_params(workdir, step, setup.abstract_params(network, source), ema=options.ema)
+    params = load_params(workdir, step, abstract_params(network, source), ema=options.ema)
     params = parallel.replicate({'model': params} | params_of(companions))
-    values = [setup.config_dict(config)[part] for part in ('sampling', 'diffusion', 'model')]
+    values = [config_dict(config)[part] for part in ('sampling', 'diffusion', 'model')]
     settings = json.dumps(values + [it.sha256 for it in companions.values()])
     digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
     progress = Progress('sample', len(ws) * len(labels), unit='sample')

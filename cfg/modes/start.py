@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 
 from cfg.runtime import command_line, processes
 from cfg.runtime.errors import UserError
+from cfg.runtime.files import check_workdir
 from cfg.runtime.watch import Watch
-from cfg.settings import setup
+from cfg.settings.checks import check_config, parse_job
 
 FLAGS = flags.FLAGS  # of main.py
 
@@ -32,15 +33,15 @@ def run(mode_run: Callable[[ConfigDict, Any], Any], mode: str, *, workdir: str, 
     """
     processes.check_flags(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     config = command_line.read_config()
-    setup.check_config(config)
+    check_config(config)
     folder = None
     if workdir != 'none' and (FLAGS.workdir is not None or workdir != 'optional'):
         if FLAGS.workdir is None:
             raise UserError('--workdir is missing: give the folder of the run.')
         made = workdir in ('made', 'optional') or config.data.name == 'mixture'
-        folder = setup.check_workdir(FLAGS.workdir, create=made, write=True)
+        folder = check_workdir(FLAGS.workdir, create=made, write=True)
     if several:
-        job = '' if mode not in ('eval', 'compare') else '.job{}of{}'.format(*setup.parse_job(config.eval.job))
+        job = '' if mode not in ('eval', 'compare') else '.job{}of{}'.format(*parse_job(config.eval.job))
 
         def status_of(error: BaseException) -> int | None:
             return command_line.exit_status(error, memory=memory, stopped=command_line.STOPPED)

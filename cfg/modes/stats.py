@@ -17,7 +17,7 @@ from cfg.features.network import default_cache
 from cfg.runtime.errors import UserError
 from cfg.runtime.files import check_writable
 from cfg.runtime.stopping import StopSignal
-from cfg.settings import setup
+from cfg.settings.data import open_source
 
 log = logging.getLogger('cfg')
 
@@ -37,7 +37,7 @@ def run(config: ConfigDict, workdir: Path | None) -> Path:
         _check_path(Path(config.stats.path))
     else:
         check_writable(cache, f'config.eval.cache_dir={cache}')
-    source = setup.open_source(config)
+    source = open_source(config)
     network = opening.open_features(config, workdir, source.image_shape, f'The data set {source.name}')
     data = source.name.rpartition(':')[2].strip('/').replace('/', '_')
     name = f'{data}_{source.fingerprint[:8]}_{network.sha256[:8]}.npz'

@@ -12,8 +12,8 @@ from cfg.runs.metrics_file import METRICS_FILE, read_metrics
 from cfg.runtime import watch
 from cfg.runtime.digest import sha256
 from cfg.runtime.errors import UserError
+from cfg.runtime.files import check_workdir
 from cfg.runtime.progress import format_seconds
-from cfg.settings import setup
 from cfg.training.loop import CONFIG_FILE
 
 # Of the last line of the metrics.
@@ -39,7 +39,7 @@ def run(workdir: str | None) -> None:
         raise UserError('--workdir is missing: give the folder of the run.')
     # An accelerator may be in use, and on a slice of TPUs it would wait for the other hosts.
     jax.config.update('jax_platforms', 'cpu')
-    print(describe(setup.check_workdir(workdir, create=False, write=False)))
+    print(describe(check_workdir(workdir, create=False, write=False)))
 
 
 def describe(workdir: Path) -> str:

@@ -21,7 +21,9 @@ from cfg.runs import build as rbuild
 from cfg.runs.checkpoints import FOLDER, Checkpoints, DamagedError
 from cfg.runtime.digest import sha256
 from cfg.runtime.errors import UserError
-from cfg.settings import setup
+from cfg.settings.data import open_source, spec_of
+from cfg.settings.networks import abstract_params, build_classifier, build_network
+from cfg.settings.values import config_dict
 
 # Settings that leave the shapes of the parameters as they are, but not what the parameters mean.
 MEANING = {
@@ -86,7 +88,7 @@ def find_checkpoints(config: ConfigDict, workdir: Path, steps: Sequence[int]) ->
             meta = checkpoints.meta(step)
             _check_kind(meta, 'model', workdir)
             trained = meta['config']
-            _check_same_model(setup.config_dict(config), trained, step, imported=bool(meta.get('imported')))
+            _check_same_model(config_dict(config), trained, step, imported=bool(meta.get('imported')))
             _check_levels(config, trained['diffusion'], f'The checkpoint of step {step}')
             found[step] = trained['train']['p_uncond']
     return found
@@ -161,7 +163,7 @@ def _open_model(
     if not Path(workdir).is_dir():
         raise UserError(f'{what}={workdir} does not exist: give the workdir of a run.')
     with _checkpoint_of(workdir, step, 'model') as (checkpoints, step, meta):
-        theirs, their_spec = ConfigDict(setup.with_newer_fields(meta['config'])), _spec_of_checkpoint(meta)
+        theirs, their_spec = ConfigDict(meta['config']), _spec_of_checkpoint(meta)
         if tuple(their_spec.image_shape) != image_shape:
             raise UserError(
                 f'{what}={workdir} holds a model of images {their_spec.image_shape}, not {image_shape}: give one of '
@@ -186,8 +188,8 @@ def _open_model(
                 f'{what}={workdir} was trained with config.train.p_uncond=1, so its classes mean nothing: give another.'
             )
         theirs.model.dtype = config.model.dtype
-        network = setup.build_network(theirs, their_spec)
-        like = setup.abstract_params(network, their_spec)
+        network = build_network(theirs, their_spec)
+        like = abstract_params(network, their_spec)
         params = checkpoints.restore_params(step, like, ema=ema or bool(meta.get('imported')), meta=meta)
     model = rbuild.make_model(theirs, network)
     return Companion(model, params, theirs.train.p_uncond, forward_flops(network, image_shape))
@@ -211,7 +213,7 @@ def config_of_run(workdir: Path) -> dict[str, Any] | None:
         return None
     with Checkpoints(workdir, read_only=True) as checkpoints:
         steps = checkpoints.steps()
-        return setup.with_newer_fields(checkpoints.meta(steps[-1])['config']) if steps else None
+        return checkpoints.meta(steps[-1])['config'] if steps else None
 
 
 def spec_of_run(config: ConfigDict, workdir: Path) -> DataSpec:
@@ -221,7 +223,7 @@ def spec_of_run(config: ConfigDict, workdir: Path) -> DataSpec:
       UserError: when there is no such checkpoint, and the data set of the config is not prepared.
     """
     meta = _meta_of_data(config, workdir)
-    return setup.spec_of(config) if meta is None else _spec_of_checkpoint(meta)
+    return spec_of(config) if meta is None else _spec_of_checkpoint(meta)
 
 
 def names_of_run(config: ConfigDict, workdir: Path) -> tuple[str, Sequence[str]]:
@@ -233,7 +235,7 @@ def names_of_run(config: ConfigDict, workdir: Path) -> tuple[str, Sequence[str]]
     meta = _meta_of_data(config, workdir)
     if meta is not None:
         return meta['data']['name'], meta['data']['class_names']
-    source = setup.open_source(config)
+    source = open_source(config)
     return source.name, source.class_names
 
 
@@ -247,7 +249,7 @@ def check_data(config: ConfigDict, workdir: Path) -> None:
     if meta is None:
         return
     name, before = meta['data']['name'], meta['data']['fingerprint']
-    now = setup.open_source(config, name.rpartition('/')[2]).fingerprint
+    now = open_source(config, name.rpartition('/')[2]).fingerprint
     if now != before:
         raise UserError(
             f'The checkpoints in {workdir} were trained on other images than those of {name} here (fingerprint '
@@ -348,8 +350,8 @@ def read_classifier(
         theirs.model.dtype = config.model.dtype
         theirs.train.remat = False
         theirs.classifier.dropout = 0.0  # nothing is dropped here, and older versions had no such field
-        network = setup.build_classifier(theirs, spec)
-        params = checkpoints.restore_params(step, setup.abstract_params(network, spec), ema=True, meta=meta)
+        network = build_classifier(theirs, spec)
+        params = checkpoints.restore_params(step, abstract_params(network, spec), ema=True, meta=meta)
     limits = theirs.diffusion.logsnr_min, theirs.diffusion.logsnr_max
     return Classifier(network, params, *limits, imported=imported)
 
@@ -422,7 +424,6 @@ def check_guidable(ws: Sequence[float], p_uncond: float, recipe: Recipe, uncond:
 
 
 def _check_same_model(config: dict[str, Any], trained: dict[str, Any], step: int, *, imported: bool) -> None:
-    trained = setup.with_newer_fields(trained)
     for part, names in MEANING.items():
         for name in (*names, *(MADE if part == 'data' and not imported else ())):
             # A field that an older version did not have keeps that version's behaviour.

@@ -147,3 +147,24 @@ def resident_bytes() -> int:
     except (OSError, IndexError, ValueError):
         return 0
     return pages * os.sysconf('SC_PAGE_SIZE')
+
+
+def check_workdir(workdir: str | Path, *, create: bool, write: bool) -> Path:
+    """The workdir as a path.
+
+    Args:
+      create: whether it is made if it is missing.
+      write: whether it must be possible to write in it.
+
+    Raises:
+      UserError: when it does not exist or cannot be written.
+    """
+    if '://' in str(workdir):
+        raise UserError(f'--workdir={workdir} is not a local folder: give a path on this machine.')
+    path = Path(workdir)
+    if not create and not path.is_dir():
+        raise UserError(f'--workdir={path} does not exist: give the workdir of a run.')
+    if not write:
+        return path
+    check_writable(path, f'--workdir={path}')
+    return path

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from cfg.diffusion import loss, schedule
 from cfg.runtime import parallel
 from cfg.runtime.errors import UserError
-from cfg.settings import setup
+from cfg.settings.checks import require
 from cfg.training.bands import accuracies, band_names
 from cfg.training.optimizer import optimizer
 from cfg.training.step import train_step
@@ -42,9 +42,7 @@ def check_batch(config: ConfigDict) -> int:
     """
     share = parallel.per_device(config.train.batch_size, 'config.train.batch_size', parallel.everywhere())
     pieces = config.train.grad_accum
-    setup.require(
-        share % pieces == 0, 'train.grad_accum', pieces, f"a divisor of a device's share of the batch, {share}"
-    )
+    require(share % pieces == 0, 'train.grad_accum', pieces, f"a divisor of a device's share of the batch, {share}")
     return share
 
 

@@ -25,7 +25,9 @@ from cfg.runtime.errors import UserError
 from cfg.runtime.files import lock, write_whole
 from cfg.runtime.progress import Progress
 from cfg.runtime.stopping import StopSignal
-from cfg.settings import setup
+from cfg.settings.data import open_source
+from cfg.settings.networks import abstract_params, build_trained, init_params
+from cfg.settings.values import config_dict
 from cfg.training.build import check_trainable, make_optimizer, make_step
 from cfg.training.meter import NO_SKIPS, Meter
 from cfg.training.resume import restore
@@ -54,12 +56,12 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
 def _train(config: ConfigDict, workdir: Path) -> None:
     check_trainable(config)
-    source = processes.on_each(lambda: setup.open_source(config))
-    network = setup.build_trained(config, source)
+    source = processes.on_each(lambda: open_source(config))
+    network = build_trained(config, source)
     # Pictures and accuracies of held-out images are the first process's alone.
     view = processes.on_first(lambda: open_view(config, source, network))
     tx = make_optimizer(config)
-    params = setup.abstract_params(network, source)
+    params = abstract_params(network, source)
     like = jax.eval_shape(lambda p: states.create(p, tx), params)
 
     # So is the reading and writing of checkpoints and logs.
@@ -72,7 +74,7 @@ def _train(config: ConfigDict, workdir: Path) -> None:
         if found:
             state = found[0]
         elif processes.is_first():
-            state = states.create(setup.init_params(network, source, seed=config.seed), tx)
+            state = states.create(init_params(network, source, seed=config.seed), tx)
         else:
             state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
         with StopSignal() as stop, processes.held_by_first(lambda: _open_logs(config, workdir, start)) as logs:
@@ -97,7 +99,7 @@ def _open_checkpoints(config: ConfigDict, workdir: Path, like: TrainState) -> Ch
 
 
 def _open_logs(config: ConfigDict, workdir: Path, start: int) -> Any:
-    write_whole(workdir / CONFIG_FILE, (json.dumps(setup.config_dict(config), indent=2) + '\n').encode())
+    write_whole(workdir / CONFIG_FILE, (json.dumps(config_dict(config), indent=2) + '\n').encode())
     # Imported here: it brings TensorFlow, which no other mode needs.
     from cfg.training.logs import Logs
 
@@ -204,7 +206,7 @@ class _Run:
     def _save(self, step: int, state: TrainState) -> None:
         meta = {
             'kind': self._config.train.kind,
-            'config': setup.config_dict(self._config),
+            'config': config_dict(self._config),
             'data': _position(self._source, step, self._config.train.batch_size),
             'skipped': self._meter.skips,
         }

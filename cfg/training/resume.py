@@ -11,7 +11,7 @@ from cfg.data.source import Source
 from cfg.runs.checkpoints import Checkpoints, DamagedError
 from cfg.runs.state import TrainState
 from cfg.runtime.errors import UserError
-from cfg.settings import setup
+from cfg.settings.values import config_dict
 from cfg.training.meter import NO_SKIPS
 
 log = logging.getLogger('cfg')
@@ -77,7 +77,7 @@ def _check_same_run(config: ConfigDict, old: dict[str, Any], folder: Path) -> No
     Raises:
       UserError: names the first field that differs from the config of the newest checkpoint.
     """
-    new, old = setup.config_dict(config), setup.with_newer_fields(old)
+    new = config_dict(config)
     for part in PARTS[config.train.kind]:
         before, now = old.get(part), new[part]
         if not isinstance(now, dict):

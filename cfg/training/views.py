@@ -18,7 +18,7 @@ from cfg.diffusion import loss, recipes
 from cfg.runs import build as rbuild
 from cfg.runs.state import TrainState
 from cfg.runtime import parallel
-from cfg.settings import setup
+from cfg.settings.data import open_held_out
 from cfg.training.bands import accuracies, band_names
 from cfg.training.meter import average
 
@@ -74,7 +74,7 @@ def _held_out(config: ConfigDict, source: Source, network: nn.Module) -> Callabl
     They are of the averaged parameters, with which a classifier guides. Images, noise and noise levels are the same
     each time. The levels lie in the middle of as many equal strata of p(logsnr) as there are images.
     """
-    held = setup.open_held_out(config)
+    held = open_held_out(config)
     if held is None or held.name == source.name or source.name == 'digits/all':
         log.info('%s leaves no images that are not trained on: accuracies are those of training.', source.name)
         return None

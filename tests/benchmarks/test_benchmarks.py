@@ -25,7 +25,9 @@ from benchmarks import config as sizes
 from benchmarks import input as input_benchmark
 from cfg.models.flops import forward_flops, guided_flops
 from cfg.runtime.errors import UserError
-from cfg.settings import setup
+from cfg.settings.checks import check_config
+from cfg.settings.data import spec_of
+from cfg.settings.networks import build_network
 from tests.command_line import ROOT, SMALL
 
 FIELDS = ('network', 'device', 'batch', 'compilation', 'peak memory', 'utilisation', 'its peak is')
@@ -64,8 +66,8 @@ def test_the_cost_of_both_predictions(small_config):
     text = guidance_cost.describe(small_config, rounds=2, units=1)
     rows = dict(line.split('  ', 1) for line in text.splitlines())
     rows = {name: value.strip() for name, value in rows.items()}
-    spec = setup.spec_of(small_config)
-    network = setup.build_network(small_config, spec)
+    spec = spec_of(small_config)
+    network = build_network(small_config, spec)
     counted = guided_flops(network.clone(label_in='decoder'), (8, 8, 1)) / forward_flops(network, (8, 8, 1))
     assert float(rows['FLOP ratio, decoder']) == pytest.approx(counted, rel=1e-3)
     assert float(rows['FLOP ratio, everywhere']) == 2
@@ -102,7 +104,7 @@ def test_the_input_pipeline(small_config):
     assert [line.split()[0] for line in table[2:4]] == ['0', '1']
     needed = float(table[4].split()[1])
     assert '3 device(s) at 50 % of 1 TFLOP/s' in table[4]
-    flops = forward_flops(setup.build_network(small_config, setup.spec_of(small_config)), (8, 8, 1))
+    flops = forward_flops(build_network(small_config, spec_of(small_config)), (8, 8, 1))
     assert needed == pytest.approx(1.5e12 / (3 * flops), rel=1e-3)
     got, part = (float(value) for value in table[2].split()[1:3])
     assert part == pytest.approx(got / needed, abs=0.01)
@@ -198,8 +200,8 @@ def test_the_accuracy_of_a_classifier_needs_one(small_config, tmp_path):
 @pytest.mark.parametrize('name', sizes.SIZES)
 def test_the_sizes_are_configs(name):
     config = sizes.get_config(name)
-    setup.check_config(config)
-    setup.build_network(config, setup.spec_of(config))
+    check_config(config)
+    build_network(config, spec_of(config))
 
 
 def test_peaks_by_the_name_of_the_device():
@@ -311,7 +313,7 @@ def test_our_child_reports_a_mistake(monkeypatch):
 def test_the_peer_gets_the_same_network():
     config = sizes.get_config('medium_32')
     config.model.attention_resolutions = (16, 4)
-    request = common.peer_request(config, setup.spec_of(config), 'training')
+    request = common.peer_request(config, spec_of(config), 'training')
     assert request['unet'] == {
         'image_size': 32,
         'in_channels': 3,
@@ -336,10 +338,10 @@ def test_the_peer_gets_the_same_network():
     config.model.learned_variance = True
     config.model.num_heads, config.model.head_channels = 4, 0
     config.sampling.batch_size = 5
-    request = common.peer_request(config, setup.spec_of(config), 'sampling', guided=False, num_steps=7)
+    request = common.peer_request(config, spec_of(config), 'sampling', guided=False, num_steps=7)
     assert request['unet']['out_channels'] == 6
     assert (request['unet']['num_heads'], request['unet']['num_head_channels']) == (4, -1)
     assert (request['batch_size'], request['guided'], request['num_steps']) == (5, False, 7)
     config.model.label_in = 'decoder'
     with pytest.raises(UserError, match='label_in'):
-        common.peer_request(config, setup.spec_of(config), 'sampling')
+        common.peer_request(config, spec_of(config), 'sampling')

@@ -23,7 +23,7 @@ from cfg.runs.build import sampler_settings
 from cfg.runtime import progress
 from cfg.runtime.errors import UserError
 from cfg.runtime.files import lock
-from cfg.settings.setup import check_config
+from cfg.settings.checks import check_config
 from cfg.training import loop
 from tests.conftest import small_config
 from tests.models.adm_reference import Adm, classifier_forward, random_state

@@ -12,7 +12,7 @@ from cfg.diffusion import recipes
 from cfg.mixture import fig2, plots, study
 from cfg.modes import report
 from cfg.runtime.errors import UserError
-from cfg.settings import setup
+from cfg.settings.checks import check_config
 from configs import mixture as mixture_config
 
 THREE = study.Settings(
@@ -128,7 +128,7 @@ def small_config():
 def test_the_report_of_a_mixture(tmp_path, monkeypatch):
     monkeypatch.setattr(study, 'NEAREST_COUNT', 4)
     config = small_config()
-    setup.check_config(config)
+    check_config(config)
     path = report.write(config, tmp_path)
     assert path == tmp_path / 'report' / 'distances.md'
 
@@ -186,7 +186,7 @@ def test_pictures_say_what_they_cannot_show():
 def test_without_rules_the_report_is_fig_2(tmp_path):
     config = small_config()
     config.mixture.guidance = ()
-    setup.check_config(config)
+    check_config(config)
     assert report.write(config, tmp_path).name == 'fig2.png'
     assert {path.name for path in (tmp_path / 'report').iterdir()} == {'fig2.png', 'fig2.json'}
 
@@ -219,6 +219,6 @@ def test_a_wrong_field_is_refused_before_any_work(field, value, expected):
     config = mixture_config.get_config()
     config.mixture[field] = value
     with pytest.raises(UserError) as caught:
-        setup.check_config(config)
+        check_config(config)
     assert f'config.mixture.{field}' in str(caught.value) or field == 'rule_samplers' or value == ('temperature(w=-1)',)
     assert expected in str(caught.value)

@@ -4,7 +4,8 @@ import pytest
 
 from cfg.models.flops import forward_flops, guided_flops, matmul_flops
 from cfg.models.unet import UNet
-from cfg.settings import setup
+from cfg.settings.data import spec_of
+from cfg.settings.networks import build_network
 from configs import imagenet64, imagenet128
 
 
@@ -36,8 +37,8 @@ def test_loops_branches_and_inner_functions_are_counted():
 def test_the_imagenet_networks_take_what_was_counted_in_the_released_ones(module, published, dtype):
     config = module.get_config()
     config.model.dtype = dtype
-    spec = setup.spec_of(config)
-    assert forward_flops(setup.build_network(config, spec), spec.image_shape) == pytest.approx(published, rel=3e-4)
+    spec = spec_of(config)
+    assert forward_flops(build_network(config, spec), spec.image_shape) == pytest.approx(published, rel=3e-4)
 
 
 def test_two_labels_cost_another_decoder_counted_by_hand():

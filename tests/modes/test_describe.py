@@ -4,7 +4,9 @@ import pytest
 
 from cfg.modes import describe
 from cfg.runtime.errors import UserError
-from cfg.settings import setup
+from cfg.settings.checks import check_config
+from cfg.settings.data import spec_of
+from cfg.settings.networks import abstract_params, build_classifier, build_network
 from configs import adm, imagenet64
 from tests.command_line import main, refused
 
@@ -52,9 +54,9 @@ def test_what_the_backward_pass_keeps_is_counted_by_hand(small_config):
     sizes = []
     for dtype in ('float32', 'bfloat16'):
         small_config.model.dtype = dtype
-        spec = setup.spec_of(small_config)
-        network = setup.build_network(small_config, spec)
-        sizes.append(describe.activation_bytes(small_config, network, spec, setup.abstract_params(network, spec)))
+        spec = spec_of(small_config)
+        network = build_network(small_config, spec)
+        sizes.append(describe.activation_bytes(small_config, network, spec, abstract_params(network, spec)))
     assert 0.45 < sizes[1] / sizes[0] < 0.75
 
 
@@ -67,10 +69,10 @@ def test_an_imported_network_has_no_training_to_describe():
 @pytest.mark.parametrize('name', adm.NAMES)
 def test_every_released_network_has_a_config(name):
     config = adm.get_config(name)
-    setup.check_config(config)
-    spec = setup.spec_of(config)
-    assert setup.build_network(config, spec).out_channels == 6
-    assert setup.build_classifier(config, spec).num_classes == 1000
+    check_config(config)
+    spec = spec_of(config)
+    assert build_network(config, spec).out_channels == 6
+    assert build_classifier(config, spec).num_classes == 1000
 
 
 def test_an_image_that_cannot_be_halved_often_enough():

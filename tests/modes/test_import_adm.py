@@ -16,7 +16,7 @@ from cfg.modes import import_adm, sample
 from cfg.runs import loading
 from cfg.runs.checkpoints import Checkpoints
 from cfg.runtime.errors import UserError
-from cfg.settings import setup
+from cfg.settings.data import spec_of
 from cfg.training import loop
 from tests.conftest import small_config
 from tests.models.adm_reference import Adm, classifier_forward, random_state
@@ -215,7 +215,7 @@ def test_a_classifier_is_imported_and_its_logits_agree(tmp_path):
     config.classifier.head_channels, config.classifier.norm_groups = 8, 4
     imported(config, tmp_path / 'run')
 
-    spec = setup.spec_of(config)
+    spec = spec_of(config)
     classifier = loading.open_classifier(config, tmp_path / 'run', spec.image_shape, spec.num_classes)
     z = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
     steps = np.array([0, 700])

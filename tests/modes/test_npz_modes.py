@@ -56,7 +56,8 @@ def source_fixture(monkeypatch):
     """A data set of coloured squares in the place of the digits."""
     images = colours(20)
     source = ArraySource('squares/train', images, np.arange(20, dtype=np.int32) % 2, ['a', 'b'])
-    monkeypatch.setattr('cfg.settings.setup.open_source', lambda *_, **__: source)
+    for module in ('modes.stats', 'features.opening', 'evaluation.references'):
+        monkeypatch.setattr(f'cfg.{module}.open_source', lambda *_, **__: source)
     return source
 
 

@@ -12,7 +12,7 @@ from cfg.evaluation.rows import append
 from cfg.modes import compare
 from cfg.report import frontier
 from cfg.runtime.errors import UserError
-from cfg.settings.setup import config_dict
+from cfg.settings.values import config_dict
 from tests.conftest import small_config
 
 

@@ -14,7 +14,8 @@ from cfg.runs import generate
 from cfg.runs.generate import Generator, Model, Networks, SamplerSettings
 from cfg.runtime import parallel
 from cfg.runtime.errors import UserError
-from cfg.settings import setup
+from cfg.settings.data import spec_of
+from cfg.settings.networks import abstract_params, build_network, init_params
 from tests.conftest import small_config
 
 SETTINGS = SamplerSettings(num_steps=4, logvar_interp=0.3, clip_x=True, logsnr_min=-20.0, logsnr_max=20.0)
@@ -25,8 +26,8 @@ def network_fixture():
     """A small network with random weights everywhere, and the number of times that it was traced."""
     config = small_config()
     source = digits('all')
-    network = setup.build_network(config, source)
-    params = setup.init_params(network, source, seed=0)
+    network = build_network(config, source)
+    params = init_params(network, source, seed=0)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), params)
     traces = []
@@ -142,11 +143,11 @@ def test_a_label_in_the_decoder_makes_both_predictions_cheaper():
     sizes = {}
     for where in ('everywhere', 'decoder'):
         config.model.label_in = where
-        network = setup.build_network(config, setup.spec_of(config))
+        network = build_network(config, spec_of(config))
         model = rbuild.make_model(config, network)
         sizes[where] = model.apply_both
     assert sizes['everywhere'] is None
-    params = setup.abstract_params(network, setup.spec_of(config))
+    params = abstract_params(network, spec_of(config))
     z, labels = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
     made = matmul_flops(model.apply_both, params, z, jax.ShapeDtypeStruct((), jnp.float32), labels, labels)
     single = matmul_flops(model.apply, params, z, jax.ShapeDtypeStruct((), jnp.float32), labels)
@@ -157,9 +158,9 @@ def test_sharing_the_encoder_changes_no_sample():
     config = small_config()
     config.model.label_in = 'decoder'
     source = digits('all')
-    network = setup.build_network(config, source)
+    network = build_network(config, source)
     rng = np.random.default_rng(0)
-    params = setup.init_params(network, source, seed=0)
+    params = init_params(network, source, seed=0)
     params = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), params)
     model, images = rbuild.make_model(config, network), []
     for one in (model, dataclasses.replace(model, apply_both=None)):

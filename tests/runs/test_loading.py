@@ -5,7 +5,7 @@ import pytest
 from cfg.diffusion import recipes
 from cfg.runs import loading
 from cfg.runtime.errors import UserError
-from cfg.settings import setup
+from cfg.settings.data import spec_of
 from cfg.training import loop
 from tests.conftest import small_config
 
@@ -28,7 +28,7 @@ def open_beside(config, workdir, kind):
         config.sampling.uncond_workdir = str(workdir)
     else:
         text = f'autoguidance(workdir={str(workdir)!r})'
-    cache = loading.CompanionCache(config, workdir, setup.spec_of(config))
+    cache = loading.CompanionCache(config, workdir, spec_of(config))
     return cache.open(recipes.parse_guidance(text), ema=True)
 
 

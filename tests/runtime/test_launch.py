@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from cfg.runtime.parallel import share
-from cfg.settings import setup
+from cfg.settings.checks import check_config
 from tests.command_line import ROOT
 
 LAUNCH = ROOT / 'launch'
@@ -102,7 +102,7 @@ def check_arguments(arguments, *, devices):
             place = place[folder]
         assert field in place, name
         place[field] = value if isinstance(place[field], str) else ast.literal_eval(value)
-    setup.check_config(config)
+    check_config(config)
     assert share(config.train.batch_size, devices, 'train.batch_size') % config.train.grad_accum == 0
     share(config.sampling.batch_size, devices, 'sampling.batch_size')
     return config

@@ -20,7 +20,10 @@ from cfg.modes.status import describe as status_of
 from cfg.runs import loading, state
 from cfg.runs.checkpoints import Checkpoints
 from cfg.runtime.errors import UserError
-from cfg.settings import setup
+from cfg.settings.checks import check_config
+from cfg.settings.data import spec_of
+from cfg.settings.networks import abstract_params, build_classifier, build_trained, init_params
+from cfg.settings.values import config_dict
 from cfg.training import build, loop
 from cfg.training.bands import accuracies, band_names
 from cfg.training.meter import average
@@ -66,7 +69,7 @@ def model_fixture(tmp_path_factory):
     empty = state.create({'a': np.zeros(2, np.float32)}, build.make_optimizer(config))
     with Checkpoints(workdir) as checkpoints:
         checkpoints.save(
-            jax.tree.map(np.asarray, empty)._replace(step=np.int32(2)), meta={'config': setup.config_dict(config)}
+            jax.tree.map(np.asarray, empty)._replace(step=np.int32(2)), meta={'config': config_dict(config)}
         )
     return workdir
 
@@ -146,9 +149,9 @@ def test_dropout_and_noise_are_drawn_anew_at_every_step_and_learned_through():
     """The whole loss of the config: sixty steps on sixteen images bring it well below that of guessing, log 10."""
     config = config_of(learning_rate=5e-3, warmup_steps=1)
     source = digits('all')
-    network = setup.build_trained(config, source)
+    network = build_trained(config, source)
     loss_fn = build.make_loss_fn(config, network, SHAPE)
-    params = setup.init_params(network, source, seed=0)
+    params = init_params(network, source, seed=0)
     tx = build.make_optimizer(config)
     batch, index = source.fetch(np.arange(16)), jnp.arange(16)
     images = jnp.float32(batch['image']) / 127.5 - 1
@@ -222,17 +225,17 @@ def test_the_config_reaches_loss_and_network():
     np.testing.assert_allclose(losses, np.log(9 + np.e) - (index % 10 == 3), rtol=1e-5)
     assert float(measured['accuracy'][0].sum()) == 7
     config.classifier.dropout = 0.25
-    assert setup.build_trained(config, digits('all')).dropout == 0.25
+    assert build_trained(config, digits('all')).dropout == 0.25
 
 
 def test_remat_changes_nothing_but_memory():
     config = config_of()
-    spec = setup.spec_of(config)
+    spec = spec_of(config)
     trees, kept = [], []
     for remat in (False, True):
         config.train.remat = remat
-        network = setup.build_trained(config, spec)
-        trees.append(setup.abstract_params(network, spec))
+        network = build_trained(config, spec)
+        trees.append(abstract_params(network, spec))
         kept.append(describe.activation_bytes(config, network, spec, trees[-1]))
     assert jax.tree.structure(trees[0]) == jax.tree.structure(trees[1])
     assert kept[1] < 0.7 * kept[0]
@@ -257,7 +260,7 @@ def test_a_classifier_is_neither_sampled_nor_evaluated(run):
             use(config, run)
     config.sampling.uncond_workdir = str(run)
     with pytest.raises(UserError, match=r'holds a classifier, not a model'):
-        loading.CompanionCache(config, run, setup.spec_of(config)).open(recipes.parse_guidance('cfg'), ema=True)
+        loading.CompanionCache(config, run, spec_of(config)).open(recipes.parse_guidance('cfg'), ema=True)
 
 
 def test_a_model_is_not_opened_as_a_classifier(model, tmp_path):
@@ -297,7 +300,7 @@ def test_fields_have_ranges():
         config = config_of()
         config[part][field] = value
         with pytest.raises(UserError, match=rf'config\.{part}\.{field}={value!r}'):
-            setup.check_config(config)
+            check_config(config)
 
 
 # ---- the classifier of a workdir
@@ -314,7 +317,7 @@ def test_a_classifier_is_read_with_its_own_network(run):
     assert (classifier.logsnr_min, classifier.logsnr_max, classifier.imported) == (-20.0, 20.0, False)
     assert f'ema_params_sha256: {classifier.sha256}' in status_of(run)
     z = jnp.asarray(np.random.default_rng(0).normal(size=(3, *SHAPE)), jnp.float32)
-    network = setup.build_classifier(config_of(), setup.spec_of(config_of()))
+    network = build_classifier(config_of(), spec_of(config_of()))
     with Checkpoints(run, read_only=True) as checkpoints:
         params = checkpoints.restore_params(4, ema=True)
     logsnr = jnp.float32([-20, 0, 20])
@@ -409,7 +412,7 @@ def test_describe_tells_of_the_classifier():
 
 def test_the_classifier_of_imagenet_is_adms():
     config = imagenet64_classifier.get_config()
-    setup.check_config(config)
-    spec = setup.spec_of(config)
-    params = setup.abstract_params(setup.build_trained(config, spec), spec)
+    check_config(config)
+    spec = spec_of(config)
+    params = abstract_params(build_trained(config, spec), spec)
     assert sum(x.size for x in jax.tree.leaves(params)) == 65_438_568  # as in the released file

@@ -16,7 +16,7 @@ from cfg.runs.checkpoints import Checkpoints
 from cfg.runs.metrics_file import read_metrics
 from cfg.runtime.errors import UserError
 from cfg.runtime.files import lock
-from cfg.settings import setup
+from cfg.settings.networks import abstract_params, build_network
 from cfg.training import build, loop
 from cfg.training.logs import Logs
 from cfg.training.meter import Meter
@@ -128,14 +128,6 @@ def test_other_numbers_need_another_workdir(run, small_config):
         loop.train(small_config, run)
 
 
-def test_a_config_without_a_newer_field_means_what_its_version_did(small_config):
-    now = setup.config_dict(small_config)
-    older = now | {'model': {name: value for name, value in now['model'].items() if name != 'label_in'}}
-    assert setup.with_newer_fields(older) == now
-    other = now | {'model': now['model'] | {'label_in': 'decoder'}}
-    assert setup.with_newer_fields(other) == other
-
-
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path, small_config):
     small_config.train.learning_rate = 1e30
     small_config.train.grad_clip = 0.0
@@ -215,7 +207,7 @@ def test_all_checkpoints_damaged_is_one_sentence_and_none_is_lost(run, tmp_path,
 def test_another_architecture_is_refused_by_name(run, small_config):
     small_config.model.channel_mult = (1, 2)
     source = digits('all')
-    like = setup.abstract_params(setup.build_network(small_config, source), source)
+    like = abstract_params(build_network(small_config, source), source)
     with Checkpoints(run, read_only=True) as checkpoints, pytest.raises(UserError) as error:
         checkpoints.restore_params(6, like, ema=True)
     assert 'another architecture' in str(error.value)

@@ -11,7 +11,7 @@ from cfg.diffusion import loss
 from cfg.runs import state
 from cfg.runtime import parallel
 from cfg.runtime.errors import UserError
-from cfg.settings import setup
+from cfg.settings.networks import build_network, init_params
 from cfg.training import build
 from cfg.training.step import example_keys, mean_gradient, train_step
 from tests.conftest import small_config
@@ -27,8 +27,8 @@ def run(config, *, devices, steps=3):
     """The state after a few steps on the digits, on the first `devices` devices, and the last metrics."""
     devices = jax.local_devices()[:devices]
     source = digits('all')
-    network = setup.build_network(config, source)
-    params = setup.init_params(network, source, seed=config.seed)
+    network = build_network(config, source)
+    params = init_params(network, source, seed=config.seed)
     # Zero-initialised layers would hide most of the network's gradients from a comparison.
     params = jax.tree.map(lambda x: x + 0.05 * np.random.default_rng(0).normal(size=x.shape).astype(np.float32), params)
     step = build.make_step(config, network, source.image_shape, devices)
@@ -173,7 +173,7 @@ def test_stratified_times_cover_the_batch(monkeypatch):
     )
     for stratified in (True, False):
         config = config_of(stratified=stratified, batch_size=64)
-        loss_fn = build.make_loss_fn(config, setup.build_network(config, digits('all')), (8, 8, 1))
+        loss_fn = build.make_loss_fn(config, build_network(config, digits('all')), (8, 8, 1))
         for part in (jnp.arange(32), jnp.arange(32, 64)):
             loss_fn({}, jnp.zeros((32, 8, 8, 1)), jnp.zeros(32, jnp.int32), example_keys(0, 0, part), part)
     even, free = np.concatenate(seen[:2]), np.concatenate(seen[2:])
@@ -222,9 +222,9 @@ def test_the_whole_loss_learns():
     """Forty steps on four images lower the loss well below that of predicting zero, which is 1."""
     config = config_of(p_uncond=0.0, learning_rate=5e-3, warmup_steps=1, stratified=True)
     source = digits('all')
-    network = setup.build_network(config, source)
+    network = build_network(config, source)
     loss_fn = build.make_loss_fn(config, network, source.image_shape)
-    params = setup.init_params(network, source, seed=0)
+    params = init_params(network, source, seed=0)
     tx = optax.adam(5e-3)
     batch = source.fetch(np.arange(16) % 4)
     index = jnp.arange(16)

@@ -1,39 +1,26 @@
-"""From the config to the objects of a run, with every check that needs no long work.
+"""The checks of a config: a wrong value ends here, in one sentence that names the field, before any long work."""
 
-A wrong value ends here, in one sentence that names the field, before anything is computed.
-"""
-
-import functools
 import itertools
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from cfg.data.crop import CROPS
-from cfg.data.digits import SPLITS, digits
+from cfg.data.digits import SPLITS
 from cfg.data.images import ROUNDINGS
-from cfg.data.prepared import default_dir, find_manifest, is_preparable, open_prepared
-from cfg.data.source import Source
-from cfg.data.spec import DataSpec, data_spec
+from cfg.data.prepared import is_preparable
 from cfg.diffusion import recipes
 from cfg.diffusion.process import PREDICTIONS
-from cfg.models.classifier import EncoderUNet
-from cfg.models.time import TIME_FNS, TIMES
-from cfg.models.unet import LABEL_IN, UNet
+from cfg.models.time import TIMES
+from cfg.models.unet import LABEL_IN
 from cfg.runtime.errors import UserError
-from cfg.runtime.files import check_writable
+from cfg.settings.data import BUILT_IN
 
+DTYPES = ('float32', 'bfloat16')
 KINDS = ('model', 'classifier')  # of networks that are trained or imported
 FEATURES = ('inception', 'small_classifier')
 TABLES = ('table1_imagenet64', 'table2_imagenet128')  # of the paper, see cfg/report/paper.py
-BUILT_IN = ('digits', 'mixture')  # data sets that need no preparation
-DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
 def require(condition: bool, field: str, value: Any, expected: str) -> None:
@@ -184,15 +171,6 @@ def _check_study(mixture: ConfigDict) -> None:
     require(low <= mixture.extent <= high, 'mixture.extent', mixture.extent, words)
 
 
-# What a version did that did not have the field yet, where a config may now say otherwise.
-BEFORE = {'model': {'label_in': 'everywhere'}}
-
-
-def with_newer_fields(trained: dict[str, Any]) -> dict[str, Any]:
-    """The config of a checkpoint, with the fields of `BEFORE` that its version did not have."""
-    return trained | {part: fields | trained[part] for part, fields in BEFORE.items() if part in trained}
-
-
 def parse_job(job: str) -> tuple[int, int]:
     """'i/n' -> (i, n), the i-th of n jobs, counted from 1.
 
@@ -260,177 +238,3 @@ def _integers(values: Any, least: int) -> bool:
 
 def _finite(values: Any) -> bool:
     return len(values) > 0 and all(map(recipes.is_finite, values))
-
-
-def check_workdir(workdir: str | Path, *, create: bool, write: bool) -> Path:
-    """The workdir as a path.
-
-    Args:
-      create: whether it is made if it is missing.
-      write: whether it must be possible to write in it.
-
-    Raises:
-      UserError: when it does not exist or cannot be written.
-    """
-    if '://' in str(workdir):
-        raise UserError(f'--workdir={workdir} is not a local folder: give a path on this machine.')
-    path = Path(workdir)
-    if not create and not path.is_dir():
-        raise UserError(f'--workdir={path} does not exist: give the workdir of a run.')
-    if not write:
-        return path
-    check_writable(path, f'--workdir={path}')
-    return path
-
-
-def spec_of(config: ConfigDict) -> DataSpec:
-    """The shapes and classes of a config's data set.
-
-    Raises:
-      UserError: when it has no images.
-    """
-    data = config.data
-    return data_spec(data.name, data.image_size, data_dir=data.dir, crop=data.crop)
-
-
-def open_source(config: ConfigDict, split: str | None = None) -> Source:
-    """The data set of a config; `split` takes the place of `config.data.split`.
-
-    Raises:
-      UserError: when it has no images, is not prepared, or lacks files or the split.
-    """
-    data = config.data
-    if data.name in BUILT_IN:
-        spec_of(config)  # says what cannot be
-        return digits(split or data.split)
-    return open_prepared(
-        data.name,
-        data_dir=default_dir(data.dir),
-        size=data.image_size,
-        crop=data.crop,
-        split=split or data.split,
-    )
-
-
-def open_held_out(config: ConfigDict) -> Source | None:
-    """The split that was not trained on; None if the data set has none."""
-    if config.data.name == 'digits':
-        return open_source(config, 'test')
-    data = config.data
-    manifest = find_manifest(data.name, data_dir=default_dir(data.dir), size=data.image_size, crop=data.crop)
-    split = next((name for name in ('validation', 'test') if name in manifest['splits']), None)
-    return None if split is None else open_source(config, split)
-
-
-def describe_split(source: Source) -> str:
-    """A split in words."""
-    words = {'digits/train': 'real training half', 'digits/test': 'real test half'}
-    return f'{words.get(source.name, f"real images {source.name}")} ({len(source)})'
-
-
-def build_network(config: ConfigDict, source: DataSpec | Source) -> UNet:
-    """The network of a config for the images and classes of a data set.
-
-    Raises:
-      UserError: when the image size does not fit the number of resolutions.
-    """
-    model = config.model
-    _check_resolutions('model', model, source)
-    channels = source.image_shape[-1]
-    return UNet(
-        out_channels=2 * channels if model.learned_variance else channels,
-        num_classes=source.num_classes,
-        channels=model.channels,
-        channel_mult=tuple(model.channel_mult),
-        num_res_blocks=model.num_res_blocks,
-        attention_resolutions=tuple(model.attention_resolutions),
-        num_heads=model.num_heads,
-        head_channels=model.head_channels,
-        dropout=model.dropout,
-        norm_groups=model.norm_groups,
-        dtype=DTYPES[model.dtype],
-        time_fn=TIME_FNS[model.time],
-        label_in=model.label_in,
-        remat=config.train.remat,
-    )
-
-
-def build_classifier(config: ConfigDict, source: DataSpec | Source) -> EncoderUNet:
-    """The noise-aware classifier of a config, told of the noise level in the same way as the network.
-
-    Raises:
-      UserError: when the image size does not fit the number of resolutions.
-    """
-    options = config.classifier
-    _check_resolutions('classifier', options, source)
-    return EncoderUNet(
-        num_classes=source.num_classes,
-        channels=options.channels,
-        channel_mult=tuple(options.channel_mult),
-        num_res_blocks=options.num_res_blocks,
-        attention_resolutions=tuple(options.attention_resolutions),
-        head_channels=options.head_channels,
-        dropout=options.dropout,
-        norm_groups=options.norm_groups,
-        dtype=DTYPES[config.model.dtype],
-        time_fn=TIME_FNS[config.model.time],
-        remat=config.train.remat,
-    )
-
-
-def build_trained(config: ConfigDict, source: DataSpec | Source) -> UNet | EncoderUNet:
-    """What `config.train.kind` trains.
-
-    Raises:
-      UserError: when the image size does not fit the number of resolutions.
-    """
-    return {'model': build_network, 'classifier': build_classifier}[config.train.kind](config, source)
-
-
-def _check_resolutions(part: str, options: ConfigDict, source: DataSpec | Source) -> None:
-    """Whether images can be halved as often as a network wants, and have the heights where it has attention."""
-    levels = len(options.channel_mult)
-    factor = 2 ** (levels - 1)
-    height, width, _ = source.image_shape
-    if height % factor or width % factor:
-        raise UserError(
-            f'config.{part}.channel_mult has {levels} resolutions, so images must be multiples of {factor} pixels, but '
-            f'those of {source.name} are {height}x{width}: use fewer resolutions.'
-        )
-    heights = [height // 2**level for level in range(levels)]
-    for resolution in options.attention_resolutions:
-        field = f'{part}.attention_resolutions'
-        require(resolution in heights, field, options.attention_resolutions, f'among the heights {heights}')
-
-
-def init_params(network: UNet | EncoderUNet, source: DataSpec | Source, *, seed: int) -> Any:
-    """The initial parameters, float32 numpy arrays."""
-    inputs = _inputs(network, source.image_shape)
-    # A program that runs once is not worth optimising: on the CPU this takes a third of the time.
-    init = jax.jit(
-        lambda key: network.init(key, *inputs)['params'],
-        compiler_options={'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None,
-    )
-    return jax.tree.map(np.asarray, init(jax.random.key(seed)))
-
-
-def abstract_params(network: UNet | EncoderUNet, source: DataSpec | Source) -> Any:
-    """The shapes and types of the parameters, without computing any."""
-    return _abstract_params(network, tuple(source.image_shape))
-
-
-@functools.lru_cache(maxsize=8)  # a run asks at several places, and a large network takes seconds to trace
-def _abstract_params(network: UNet | EncoderUNet, image_shape: tuple[int, int, int]) -> Any:
-    inputs = _inputs(network, image_shape)
-    return jax.eval_shape(lambda: network.init(jax.random.key(0), *inputs)['params'])
-
-
-def _inputs(network: UNet | EncoderUNet, image_shape: tuple[int, int, int]) -> tuple[jax.Array, ...]:
-    """(z, logsnr) of one example, and the label if the network takes one."""
-    inputs = jnp.zeros((1, *image_shape)), jnp.zeros(1)
-    return (*inputs, jnp.zeros(1, jnp.int32)) if isinstance(network, UNet) else inputs
-
-
-def config_dict(config: ConfigDict) -> dict[str, Any]:
-    """The config as plain JSON values."""
-    return json.loads(config.to_json_best_effort())

@@ -1,0 +1,55 @@
+"""From the config to its data set."""
+
+from ml_collections import ConfigDict
+
+from cfg.data.digits import digits
+from cfg.data.prepared import default_dir, find_manifest, open_prepared
+from cfg.data.source import Source
+from cfg.data.spec import DataSpec, data_spec
+
+BUILT_IN = ('digits', 'mixture')  # data sets that need no preparation
+
+
+def spec_of(config: ConfigDict) -> DataSpec:
+    """The shapes and classes of a config's data set.
+
+    Raises:
+      UserError: when it has no images.
+    """
+    data = config.data
+    return data_spec(data.name, data.image_size, data_dir=data.dir, crop=data.crop)
+
+
+def open_source(config: ConfigDict, split: str | None = None) -> Source:
+    """The data set of a config; `split` takes the place of `config.data.split`.
+
+    Raises:
+      UserError: when it has no images, is not prepared, or lacks files or the split.
+    """
+    data = config.data
+    if data.name in BUILT_IN:
+        spec_of(config)  # says what cannot be
+        return digits(split or data.split)
+    return open_prepared(
+        data.name,
+        data_dir=default_dir(data.dir),
+        size=data.image_size,
+        crop=data.crop,
+        split=split or data.split,
+    )
+
+
+def open_held_out(config: ConfigDict) -> Source | None:
+    """The split that was not trained on; None if the data set has none."""
+    if config.data.name == 'digits':
+        return open_source(config, 'test')
+    data = config.data
+    manifest = find_manifest(data.name, data_dir=default_dir(data.dir), size=data.image_size, crop=data.crop)
+    split = next((name for name in ('validation', 'test') if name in manifest['splits']), None)
+    return None if split is None else open_source(config, split)
+
+
+def describe_split(source: Source) -> str:
+    """A split in words."""
+    words = {'digits/train': 'real training half', 'digits/test': 'real test half'}
+    return f'{words.get(source.name, f"real images {source.name}")} ({len(source)})'
