@@ -1,6 +1,5 @@
 """Running main.py as a user does."""
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -36,15 +35,6 @@ SMALL = [
     '--config.eval.num_samples=80',
     '--config.report.grid_shape=(3, 4)',
 ]
-
-
-def modes():
-    """{name: its row} of the table of modes in main.py, whose flags cannot be defined a second time."""
-    tree = ast.parse((ROOT / 'main.py').read_text())
-    tree.body = [node for node in tree.body if isinstance(node, ast.ImportFrom | ast.ClassDef | ast.Assign)]
-    names = {'__name__': 'main'}
-    exec(compile(tree, 'main.py', 'exec'), names)
-    return names['MODES']
 
 
 def command(*arguments, config='configs/digits.py', small=True):

@@ -1,8 +1,12 @@
-"""What a careless user types: one sentence each, before any long work."""
+"""What a careless user types: one sentence each, before any long work.
+
+All are typed to main.py in this process; a few besides to one of its own, as a user does.
+"""
 
 import pytest
 
-from tests.command_line import main, refused
+from tests import command_line
+from tests.in_process import refused
 
 
 @pytest.mark.parametrize(
@@ -85,7 +89,25 @@ def test_a_mixture_has_nothing_to_train(tmp_path):
     assert '--mode=report' in message
 
 
+@pytest.mark.parametrize(
+    ('arguments', 'expected'),
+    [
+        (['--config.train.num_step=3'], 'config.train.num_step does not exist'),  # while the flags are parsed
+        (['--config.train.p_uncond=1.5'], 'config.train.p_uncond=1.5'),  # while the config is checked
+        (['--mode=eval', '--workdir=/nowhere/run'], '/nowhere/run does not exist'),
+    ],
+)
+def test_a_process_says_one_line_ends_with_2_and_leaves_nothing(tmp_path, arguments, expected):
+    workdir = tmp_path / 'run'
+    done = command_line.main(f'--workdir={workdir}', *arguments)
+    assert (done.returncode, done.stdout) == (2, '')
+    (line,) = done.stderr.splitlines()
+    assert line.startswith('error: ')
+    assert expected in line
+    assert not workdir.exists()
+
+
 def test_help_shows_every_flag_of_the_command():
-    text = main('--help', config=None, small=False).stdout
+    text = command_line.main('--help', config=None, small=False).stdout
     for flag in ('config', 'workdir', 'mode', 'coordinator', 'num_processes', 'process_id'):
         assert f'--{flag}: ' in text

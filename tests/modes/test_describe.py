@@ -8,7 +8,7 @@ from cfg.settings.checks import check_config
 from cfg.settings.data import spec_of
 from cfg.settings.networks import abstract_params, build_classifier, build_network
 from configs import adm, imagenet64
-from tests.command_line import main, refused
+from tests.in_process import main, refused
 
 
 def test_imagenet_without_data_or_accelerator():

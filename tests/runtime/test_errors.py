@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import pytest
 
 from cfg.runtime.errors import out_of_memory
-from tests.command_line import modes
+from tests.in_process import modes
 
 
 def test_a_device_out_of_memory_is_told_what_to_change():

@@ -1,0 +1,99 @@
+"""main.py in this process: what it refuses costs a hundredth of a process of its own, and its programs are compiled."""
+
+import contextlib
+import functools
+import io
+import logging
+import runpy
+import subprocess
+import sys
+import warnings
+from unittest import mock
+
+from absl import flags
+from absl import logging as absl_logging
+
+from cfg.runtime import command_line
+from tests.command_line import ROOT, command, sentence
+
+FLAGS = flags.FLAGS
+
+
+@functools.cache
+def _loaded():
+    """Returns the globals of main.py and the names of its flags, which can be defined only once."""
+    before = set(FLAGS)
+    names = runpy.run_path(str(ROOT / 'main.py'), run_name='main')
+    own = set(FLAGS) - before
+    return names, own
+
+
+def modes():
+    """Returns {name: its row} of the table of modes."""
+    return _loaded()[0]['MODES']
+
+
+@contextlib.contextmanager
+def _unparsed(own):
+    """Puts the flags of main.py back to their defaults, and takes those of the fields of a config away."""
+    try:
+        yield
+    finally:
+        for name in list(FLAGS):
+            if name.startswith('config.'):
+                delattr(FLAGS, name)
+            elif name in own:
+                FLAGS[name].unparse()
+        FLAGS.unparse_flags()
+
+
+@contextlib.contextmanager
+def _own_logging(stream):
+    """Logs to a stream as main.py does, and puts everything back afterwards."""
+    root, ours = logging.getLogger(), logging.getLogger('cfg')
+    before = [(log, log.handlers[:], log.level, log.propagate) for log in (root, ours)]
+    verbosity = absl_logging.get_verbosity()
+    ours.setLevel(logging.INFO)
+    ours.addHandler(logging.StreamHandler(stream))
+    try:
+        yield
+    finally:
+        absl_logging.set_verbosity(verbosity)
+        for log, handlers, level, propagate in before:
+            log.handlers[:], log.propagate = handlers, propagate
+            log.setLevel(level)
+
+
+def main(*arguments, **kwargs):
+    """Runs main.py on the devices of this process to its end; stdout, stderr and status, as `tests.command_line.main`.
+
+    An error of the program itself is raised.
+    """
+    names, own = _loaded()
+    # JAX has started, so it cannot look for others.
+    line = command('--num_processes=1', *map(str, arguments), **kwargs)[1:]
+    out, errors = io.StringIO(), io.StringIO()
+    status = 0
+    with (
+        _unparsed(own),
+        mock.patch.object(sys, 'argv', line),  # where ml_collections looks for the fields of a config
+        mock.patch('cfg.runtime.xla_flags.choose'),
+        contextlib.chdir(ROOT),
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(errors),
+        _own_logging(errors),
+    ):
+        warnings.filterwarnings('ignore', 'the load_module')  # ml_collections'
+        try:
+            command_line.run(
+                names['_dispatch'], memory=lambda: modes()[FLAGS.mode].memory, stopped=command_line.STOPPED
+            )
+        except SystemExit as end:
+            status = end.code or 0
+    return subprocess.CompletedProcess(line, status, out.getvalue(), errors.getvalue())
+
+
+def refused(*arguments, **kwargs):
+    """Runs main.py, which must refuse to; why."""
+    return sentence(main(*arguments, **kwargs))
