@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cfg.diffusion import guidance, process, schedule
+from cfg.diffusion import process, schedule
 
 Array = jax.Array
 
@@ -38,6 +38,18 @@ def draw(keys: Array, shape: tuple[int, ...]) -> Draws:
     return jax.vmap(one)(keys)
 
 
+def drop_labels(u: Array, labels: Array, *, p_uncond: float, null_label: int) -> Array:
+    """Replaces c by null with probability p_uncond, for each example on its own (Alg. 1, line 3).
+
+    Args:
+      u: uniform draws in [0, 1), [N].
+      labels: int32 [N].
+      p_uncond: in [0, 1].
+      null_label: the row of the class embedding that stands for "no label".
+    """
+    return jnp.where(u < p_uncond, null_label, labels)
+
+
 def denoising_loss(
     network: Callable[[Array, Array, Array], Array],
     x: Array,
@@ -67,7 +79,7 @@ def denoising_loss(
     """
     logsnr = schedule.logsnr_from_u(draws.u_time, logsnr_min=logsnr_min, logsnr_max=logsnr_max)
     z = process.diffuse(x, draws.eps, logsnr)
-    dropped = guidance.drop_labels(draws.u_label, labels, p_uncond=p_uncond, null_label=null_label)
+    dropped = drop_labels(draws.u_label, labels, p_uncond=p_uncond, null_label=null_label)
     output = network(z, logsnr, dropped).astype(jnp.float32)
     error = output - process.target(x, draws.eps, logsnr, prediction=prediction)
     return jnp.mean(jnp.square(error), axis=tuple(range(1, x.ndim)))

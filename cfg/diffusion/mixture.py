@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cfg.diffusion.guidance import EpsFn
+from cfg.diffusion.denoiser import EpsFn
 from cfg.diffusion.schedule import alpha_sigma
 
 Array = jax.Array

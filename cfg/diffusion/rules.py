@@ -1,23 +1,21 @@
-"""Guidance rules: what a sampler is given in place of a network.
+"""Guidance: Eq. 6, and the rules that followed the paper, each a frozen dataclass whose fields are its options.
 
-A rule turns (z, logsnr, labels, state) into a prediction of (x, eps) and the next state. An eps function alone cannot
-say all that newer guidance says: a state along the steps (a running sum, a count), a change of x (thresholds), and an
-eps to renoise with that is not the one x comes from (CFG++). A plain eps function is lifted to a rule, so samplers take
-either. Each rule is one constructor: it takes a pair of predictions (`cfg.diffusion.pairs`), a strength w
-(`cfg.diffusion.strength`) and its parameters. `clipped` and `thresholded` go around any rule.
+A rule says which predictions it needs at a strength w, how it combines them, and what that costs. `w` is the paper's
+guidance strength: 0 is the plain conditional model, -1 the unconditional one. Code that speaks of a guidance scale s
+means s = 1 + w. RULES at the end lists those that a config may name.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from cfg.diffusion import corrections, guidance, process
-from cfg.diffusion.guidance import EpsFn
-from cfg.diffusion.pairs import PairFn
+from cfg.diffusion import corrections, denoiser, options, process, schedule, strength
+from cfg.diffusion.denoiser import Denoiser, Models, Point
 from cfg.diffusion.process import Prediction
-from cfg.diffusion.strength import Strength, strength_at
 
 Array = jax.Array
 
@@ -25,191 +23,475 @@ Array = jax.Array
 _STREAM = 0x52554C45
 
 
-class Rule(NamedTuple):
-    """A guidance rule.
+def classifier_free(eps_cond: Array, eps_uncond: Array, w: Array) -> Array:
+    """Returns (1 + w) eps_cond - w eps_uncond (Eq. 6).
+
+    The same holds for what networks predict in the place of eps, x or v, at one z: the weights sum to 1.
+
+    Args:
+      eps_cond, eps_uncond: [N, ...].
+      w: [] or [N].
+    """
+    w = process.expand(w, eps_cond)
+    return (1.0 + w) * eps_cond - w * eps_uncond
+
+
+def classifier_guided(eps: Array, grad_log_prob: Array, w: Array, *, logsnr: Array) -> Array:
+    """Returns eps - w sigma grad_z log p(c | z) (Section 3.1; Dhariwal & Nichol 2021, arXiv 2105.05233).
+
+    Args:
+      eps, grad_log_prob: [N, ...].
+      w: [] or [N].
+      logsnr: [] or [N].
+    """
+    _, sigma = schedule.alpha_sigma(process.expand(logsnr, eps))
+    return eps - process.expand(w, eps) * sigma * grad_log_prob
+
+
+class Passes(NamedTuple):
+    """How often each network runs for one sample.
 
     Attributes:
-      init: (keys [N], z [N, ...]) -> state, a pytree whose arrays have the leading axis N or none.
-      predict: (z [N, ...], logsnr [] or [N], labels [N], state) -> (prediction, state), for every evaluation.
-      renoises: whether the eps of a prediction is not the one of its x. A sampler then steps from alpha x + sigma eps
-        in place of z.
+      single: evaluations of the model for one prediction.
+      both: those for two predictions at once (`Denoiser.both`).
+      second: of the second model, the unconditional or the weaker one.
+      classifier: of the classifier, each forth and back.
     """
 
-    init: Callable[[Array, Array], Any]
-    predict: Callable[[Array, Array, Array, Any], tuple[Prediction, Any]]
-    renoises: bool = False
+    single: int = 0
+    both: int = 0
+    second: int = 0
+    classifier: int = 0
+
+    @property
+    def total(self) -> int:
+        """The network evaluations, where two predictions at once are two."""
+        return self.single + 2 * self.both + self.second + self.classifier
 
 
-def as_rule(model: EpsFn | Rule) -> Rule:
-    """A plain eps function as a rule without state: x = (z - sigma eps) / alpha. Rules pass through."""
-    if isinstance(model, Rule):
-        return model
-
-    def predict(z, logsnr, labels, state):
-        eps = model(z, logsnr, labels)
-        return Prediction(process.x_from_eps(z, eps, logsnr), eps), state
-
-    return Rule(lambda keys, z: (), predict)
+def _read_w(value: Any) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    values = value if isinstance(value, tuple) else (value,)
+    if not values or not all(map(options.is_finite, values)):
+        raise ValueError
+    return tuple(map(float, values))
 
 
-def origin(rule: Rule, z: Array, prediction: Prediction, logsnr: Array) -> Array:
-    """Where a step starts: z, or alpha x + sigma eps if the rule renoises with another eps."""
-    return process.diffuse(prediction.x, prediction.eps, logsnr) if rule.renoises else z
+def own_w() -> Any:
+    """Declares the strengths that a text names for its rule alone: w=(0.5, 1.0) or w=0.5."""
+    return options.option(None, _read_w, 'a number or several, such as (0.5, 1.0)', printed=False)
 
 
-def needs_of_classifier_free(w: Array) -> tuple[Array, Array]:
-    """Whether Eq. 6 needs (the conditional, the other) prediction at w."""
-    return w != -1.0, w != 0.0
+def _read_interval(value: Any) -> tuple[float | None, float | None] | None:
+    if value is None:
+        return None
+    low, high = value
+    if not all(end is None or options.is_finite(end) for end in value):
+        raise ValueError
+    ends = tuple(None if end is None else float(end) for end in (low, high))
+    if not _end(ends[0], -1) < _end(ends[1], 1):
+        raise ValueError
+    return None if ends == (None, None) else ends
 
 
-def needs_of_cfg_plus_plus(w: Array) -> tuple[Array, Array]:
-    """As `needs_of_classifier_free`, for a rule that always renoises with the other one."""
-    return w != -1.0, jnp.ones_like(w, bool)
+def _end(value: float | None, sign: int) -> float:
+    return sign * math.inf if value is None else value
 
 
-def needs_of_correction(w: Array) -> tuple[Array, Array]:
-    """As `needs_of_classifier_free`, for a rule that always refers to the conditional one."""
-    return jnp.ones_like(w, bool), w != 0.0
+def interval() -> Any:
+    """Declares the levels that are guided."""
+    return options.option(None, _read_interval, '(lowest, highest) logsnr that is guided, or None')
 
 
-def classifier_free(pair: PairFn, w: Strength) -> Rule:
-    """eps = (1 + w) eps_cond - w eps_other (Eq. 6).
+def w_schedule() -> Any:
+    """Declares how w changes over the levels."""
+    return options.choice('constant', 'linear', 'cosine')
 
-    With `null_label_pair` the paper's rule, with `two_model_pair` its two models, with `independent_pair` independent
-    condition guidance, with `autoguidance_pair` autoguidance. Two evaluations; one where every w is 0 or -1.
+
+def threshold() -> Any:
+    """Declares the quantile of dynamic thresholding, see `corrections.dynamic_threshold`."""
+    return options.number(None, 0.0, 1.0, optional=True)
+
+
+def against() -> Any:
+    """Declares what the prediction is compared with: the null label, or a random one."""
+    return options.choice('null', 'random')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule(options.Described):
+    """A guidance rule.
+
+    Subclasses say how a prediction is made; those of two predictions derive from `Pair`.
+
+    Attributes:
+      w: the strengths that it is used at, in the place of those of the config; None for none of its own.
+      renoises: whether the eps of a prediction is not the one of its x. A solver then steps from alpha x + sigma eps
+        in the place of z.
+      companion: the field of `Models` that it needs beside the model; None for none.
     """
 
-    def combine(z, logsnr, eps, other, w, memory):
-        guided = guidance.classifier_free(eps, other, w)
-        return Prediction(process.x_from_eps(z, guided, logsnr), guided), memory
+    renoises: ClassVar[bool] = False
+    companion: ClassVar[str | None] = None
+    w: tuple[float, ...] | None = own_w()
 
-    return _paired(pair, w, combine, needs=needs_of_classifier_free)
+    def init(self, keys: Array, z: Array) -> Any:
+        """Returns the state before the first evaluation, a pytree whose arrays have the leading axis N or none."""
+        return ()
+
+    def predict(
+        self, models: Models, z: Array, logsnr: Array, labels: Array, w: Array, state: Any
+    ) -> tuple[Prediction, Any]:
+        """Returns the guided prediction and the next state.
+
+        Args:
+          z: [N, ...].
+          logsnr: [] or [N].
+          labels: int32 [N].
+          w: the strength at this level, see `strength_at`, [N].
+        """
+        raise NotImplementedError
+
+    def passes(self, w: np.ndarray, *, second_uncond: bool) -> Passes:
+        """Counts the evaluations at the strengths [T] of all levels, the same for a whole batch.
+
+        Args:
+          second_uncond: whether a second model gives the unconditional prediction.
+        """
+        return Passes(single=len(w))
+
+    def asks_for(self, w: float) -> tuple[bool, bool]:
+        """Tells whether the model's conditional, and its unconditional, predictions are asked for at this w."""
+        return True, False
+
+    @property
+    def compares_with_null(self) -> bool:
+        """Whether it compares with an unconditional prediction, which a second model may give."""
+        return getattr(self, 'against', None) == 'null'
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether w is the same at all levels."""
+        return getattr(self, 'interval', None) is None and getattr(self, 'schedule', 'constant') == 'constant'
+
+    def strength_at(self, w: Array, logsnr: Array, *, logsnr_min: float, logsnr_max: float) -> Array:
+        """Returns the strength at a level, by the options `schedule` and `interval` of rules that have them.
+
+        Args:
+          w: [] or [N].
+          logsnr: any shape that broadcasts with w.
+          logsnr_min, logsnr_max: of the model, the ends of the schedules.
+        """
+        w = jnp.asarray(w, jnp.float32)
+        named = getattr(self, 'schedule', 'constant')
+        if named != 'constant':
+            scheduled = {'linear': strength.linear, 'cosine': strength.cosine}[named]
+            w = scheduled(w, logsnr, logsnr_min=logsnr_min, logsnr_max=logsnr_max)
+        if getattr(self, 'interval', None) is not None:
+            low, high = self.interval
+            w = strength.interval(w, logsnr, logsnr_lo=_end(low, -1), logsnr_hi=_end(high, 1))
+        return w
+
+    def noise_factor(self, w: Array) -> Array | float:
+        """Returns the factor of the noise that the steps of a solver add, [] or [N]."""
+        return 1.0
 
 
-def cfg_plus_plus(pair: PairFn, w: Strength) -> Rule:
+class _PairState(NamedTuple):
+    """What a rule of two predictions carries along."""
+
+    keys: Array  # of the examples, [N]
+    count: Array  # of the evaluations so far, []
+    memory: Any  # of the combination
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair(Rule):
+    """A rule that combines the prediction for the label with another one."""
+
+    def needs(self, w: Array) -> tuple[Array, Array]:
+        """Tells which of the two predictions are needed at w [N]: (the conditional, the other), two bool [N]."""
+        return w != -1.0, w != 0.0
+
+    def memory(self, z: Array) -> Any:
+        """Returns what `combine` remembers before the first evaluation."""
+        return ()
+
+    def combine(self, at: Point, cond: Array, other: Array, memory: Any) -> tuple[Prediction, Any]:
+        """Returns the guided prediction and the next memory from the two outputs, which `at.read` reads."""
+        raise NotImplementedError
+
+    def outputs(
+        self, models: Models, z: Array, logsnr: Array, labels: Array, keys: Array, needed: tuple[Array, Array]
+    ) -> tuple[Array, Array]:
+        """Returns the two outputs; what no example needs is not computed.
+
+        'random' draws another class anew for every evaluation, from the example's own key: independent condition
+        guidance, for a network that has no null label (Sadat et al. 2024, arXiv 2407.02687).
+        """
+        model = models.model
+        if self.compares_with_null and models.uncond is not None:
+            null = jnp.full_like(labels, models.uncond.null_label)
+            return self.outputs_of_two(model, models.uncond, z, logsnr, (labels, null), needed)
+        if self.compares_with_null:
+            others = jnp.full_like(labels, model.null_label)
+        else:
+            draw = jax.vmap(lambda key: jax.random.randint(key, (), 0, model.num_classes, labels.dtype))
+            others = draw(keys)
+        return denoiser.of_one_network(model, z, logsnr, labels, others, needed)
+
+    def outputs_of_two(
+        self,
+        model: Denoiser,
+        second: Denoiser,
+        z: Array,
+        logsnr: Array,
+        labels: tuple[Array, Array],
+        needed: tuple[Array, Array],
+    ) -> tuple[Array, Array]:
+        """Returns the outputs of two networks, each with its labels; the second one's in the terms of the first."""
+
+        def other(z):
+            output = second(z, logsnr, labels[1])
+            if second.prediction == model.prediction:
+                return output
+            read = process.from_output(output, z, logsnr, prediction=second.prediction)
+            return process.target(read.x, read.eps, logsnr, prediction=model.prediction)
+
+        return denoiser.of_two_networks(lambda z: model(z, logsnr, labels[0]), other, z, needed)
+
+    def init(self, keys: Array, z: Array) -> _PairState:
+        streams = jax.vmap(lambda key: jax.random.fold_in(key, _STREAM))(keys)
+        return _PairState(streams, jnp.zeros((), jnp.int32), self.memory(z))
+
+    def predict(self, models, z, logsnr, labels, w, state):
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, state.count))(state.keys)
+        cond, other = self.outputs(models, z, logsnr, labels, keys, self.needs(w))
+        prediction, memory = self.combine(Point(z, logsnr, w, models.model.prediction), cond, other, state.memory)
+        return prediction, _PairState(state.keys, state.count + 1, memory)
+
+    def passes(self, w: np.ndarray, *, second_uncond: bool) -> Passes:
+        cond, other = (np.broadcast_to(np.asarray(needed), w.shape) for needed in self.needs(w))
+        if self.companion or (second_uncond and self.compares_with_null):
+            return Passes(single=int(cond.sum()), second=int(other.sum()))
+        both = int(np.sum(cond & other))
+        return Passes(single=len(w) - both, both=both)
+
+    def asks_for(self, w: float) -> tuple[bool, bool]:
+        if not self.compares_with_null:
+            return True, False
+        cond, other = (bool(needed[0]) for needed in self.needs(np.array([w])))
+        return cond or not self.is_constant, other
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cfg(Pair):
+    """Classifier-free guidance: eps = (1 + w) eps_cond - w eps_other (Eq. 6).
+
+    Two evaluations; one where every w is 0 or -1.
+    """
+
+    name: ClassVar[str] = 'cfg'
+    against: str = against()
+    interval: tuple | None = interval()
+    schedule: str = w_schedule()
+    threshold: float | None = threshold()
+
+    def combine(self, at, cond, other, memory):
+        return at.read(classifier_free(cond, other, at.w)), memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class CfgPlusPlus(Pair):
     """CFG++ (Chung et al. 2024, arXiv 2406.08070): x from the guided eps, renoised with the unguided one.
 
     x comes from eps_other + lambda (eps_cond - eps_other), and the next z from x and eps_other. Our w is lambda - 1, so
     that x is that of Eq. 6. The paper has lambda in [0, 1], w in [-1, 0]: w = -1 is unconditional sampling, and no w is
     conditional sampling, as even lambda = 1 renoises with eps_other. A DDIM step with it is one of Eq. 6 with
     1 + w = lambda / (1 - e^((logsnr_t - logsnr_s) / 2)), which grows as steps get shorter. Two evaluations; one where
-    every w is -1.
+    every w is -1. It has no interval and no schedule: no w switches it off, and less of its w is more guidance.
     """
 
-    def combine(z, logsnr, eps, other, w, memory):
-        guided = guidance.classifier_free(eps, other, w)
-        return Prediction(process.x_from_eps(z, guided, logsnr), other), memory
+    name: ClassVar[str] = 'cfg_plus_plus'
+    renoises: ClassVar[bool] = True
+    against: str = against()
+    threshold: float | None = threshold()
 
-    return _paired(pair, w, combine, needs=needs_of_cfg_plus_plus, renoises=True)
+    def needs(self, w):
+        return w != -1.0, jnp.ones_like(w, bool)
+
+    def combine(self, at, cond, other, memory):
+        return Prediction(at.read(classifier_free(cond, other, at.w)).x, at.read(other).eps), memory
 
 
-def rescaled(pair: PairFn, w: Strength, *, phi: float | Array, prediction: str) -> Rule:
+@dataclass(frozen=True, kw_only=True)
+class Rescale(Pair):
     """Eq. 6, then the standard deviation of the conditional output: see `corrections.rescale` (Lin et al. 2023).
 
-    phi = 0 is Eq. 6. Two evaluations; one where every w is 0.
-
-    Args:
-      prediction: of which output the deviation is matched: eps, x or v. The paper's models output v; common code takes
-        whatever the network outputs.
+    phi = 0 is Eq. 6. `prediction` says of which output the deviation is matched: the paper's models output v, and
+    common code takes whatever the network outputs. Two evaluations; one where every w is 0.
     """
 
-    def combine(z, logsnr, eps, other, w, memory):
-        guided = process.from_output(guidance.classifier_free(eps, other, w), z, logsnr, prediction='eps')
-        cond = process.from_output(eps, z, logsnr, prediction='eps')
-        outputs = (process.target(p.x, p.eps, logsnr, prediction=prediction) for p in (guided, cond))
-        output = corrections.rescale(*outputs, phi=phi)
-        return process.from_output(output, z, logsnr, prediction=prediction), memory
+    name: ClassVar[str] = 'rescale'
+    phi: float = options.number(0.7, 0.0, 1.0)
+    prediction: str = options.choice('v', 'eps', 'x')
+    against: str = against()
+    interval: tuple | None = interval()
+    schedule: str = w_schedule()
+    threshold: float | None = threshold()
 
-    return _paired(pair, w, combine, needs=needs_of_correction)
+    def needs(self, w):
+        return jnp.ones_like(w, bool), w != 0.0
+
+    def combine(self, at, cond, other, memory):
+        read = (at.read(output) for output in (classifier_free(cond, other, at.w), cond))
+        guided, plain = (process.target(p.x, p.eps, at.logsnr, prediction=self.prediction) for p in read)
+        output = corrections.rescale(guided, plain, phi=self.phi)
+        return process.from_output(output, at.z, at.logsnr, prediction=self.prediction), memory
 
 
-def projected(
-    pair: PairFn,
-    w: Strength,
-    *,
-    eta: float | Array,
-    norm_threshold: float | Array,
-    momentum: float | Array,
-) -> Rule:
-    """Adaptive projected guidance on the estimates of x: see `corrections.adaptive_projection` (Sadat et al. 2024).
+@dataclass(frozen=True, kw_only=True)
+class Apg(Pair):
+    """Adaptive projected guidance of the estimates of x: see `corrections.adaptive_projection` (Sadat et al. 2024).
 
-    The update is the running sum m <- x_cond - x_other + momentum m over the evaluations, of each example on its own;
-    one at w = 0 leaves m as it is. eta = 1, norm_threshold = infinity and momentum = 0 are Eq. 6. Two evaluations; one
-    where every w is 0.
-
-    Args:
-      eta: what is kept of the parallel part of the update.
-      norm_threshold: the paper's r, of the L2 norm of an image's update.
-      momentum: the paper's beta; it proposes negative values.
+    `eta` is what is kept of the parallel part of the update, `norm_threshold` the paper's r (of the L2 norm of an
+    image's update; None is infinity), `momentum` the paper's beta, for which it proposes negative values. The update is
+    the running sum m <- x_cond - x_other + momentum m over the evaluations, of each example on its own; one at w = 0
+    leaves m as it is. eta = 1 without the two others is Eq. 6. Two evaluations; one where every w is 0.
     """
 
-    def combine(z, logsnr, eps, other, w, memory):
-        x_cond, x_other = (process.x_from_eps(z, e, logsnr) for e in (eps, other))
-        update = x_cond - x_other + process.expand(momentum, z) * memory
-        x = corrections.adaptive_projection(x_cond, update, w, eta=eta, norm_threshold=norm_threshold)
-        unguided = process.expand(w == 0.0, z)
-        memory = jnp.where(unguided, memory, update)
+    name: ClassVar[str] = 'apg'
+    eta: float = options.number(0.0)
+    norm_threshold: float | None = options.number(None, 0.0, above=True, optional=True)
+    momentum: float = options.number(0.0, -1.0, 1.0)
+    against: str = against()
+    interval: tuple | None = interval()
+    schedule: str = w_schedule()
+    threshold: float | None = threshold()
+
+    def needs(self, w):
+        return jnp.ones_like(w, bool), w != 0.0
+
+    def memory(self, z):
+        return jnp.zeros_like(z)
+
+    def combine(self, at, cond, other, memory):
+        plain = at.read(cond)
+        update = plain.x - at.read(other).x + process.expand(self.momentum, at.z) * memory
+        r = _end(self.norm_threshold, 1)
+        x = corrections.adaptive_projection(plain.x, update, at.w, eta=self.eta, norm_threshold=r)
+        unguided = process.expand(at.w == 0.0, at.z)
         # Eq. 6 on x and on eps are the same, so at w = 0 this is the conditional eps itself.
-        return Prediction(x, jnp.where(unguided, eps, process.eps_from_x(z, x, logsnr))), memory
-
-    return _paired(pair, w, combine, needs=needs_of_correction, memory=jnp.zeros_like)
-
-
-def clipped(rule: Rule) -> Rule:
-    """The rule with its x clipped to [-1, 1] ("static thresholding")."""
-    return _on_x(rule, lambda x: jnp.clip(x, -1.0, 1.0))
+        eps = jnp.where(unguided, plain.eps, process.eps_from_x(at.z, x, at.logsnr))
+        return Prediction(x, eps), jnp.where(unguided, memory, update)
 
 
-def thresholded(rule: Rule, *, quantile: float) -> Rule:
-    """The rule with dynamic thresholding of its x: see `corrections.dynamic_threshold` (Imagen)."""
-    return _on_x(rule, lambda x: corrections.dynamic_threshold(x, quantile=quantile))
+def _read_step(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < -1:
+        raise ValueError
+    return value
 
 
-def _on_x(rule: Rule, change: Callable[[Array], Array]) -> Rule:
-    """The rule with its x changed, and the eps that matches; of one that renoises, the x of that eps likewise."""
+@dataclass(frozen=True, kw_only=True)
+class Autoguidance(Pair):
+    """Eq. 6 with a worse model of the same kind in the place of the unconditional one (Karras et al. 2024).
 
-    def predict(z, logsnr, labels, state):
-        (x, eps), state = rule.predict(z, logsnr, labels, state)
-        x = change(x)
-        of_eps = change(process.x_from_eps(z, eps, logsnr)) if rule.renoises else x
-        return Prediction(x, process.eps_from_x(z, of_eps, logsnr)), state
-
-    return Rule(rule.init, predict, rule.renoises)
-
-
-class _State(NamedTuple):
-    keys: Array  # of the examples, [N]
-    count: Array  # of the evaluations so far, []
-    memory: Any  # what the combination carries along
-
-
-def _paired(
-    pair: PairFn,
-    w: Strength,
-    combine: Callable[..., tuple[Prediction, Any]],
-    *,
-    needs: Callable[[Array], tuple[Array, Array]],
-    memory: Callable[[Array], Any] = lambda z: (),
-    renoises: bool = False,
-) -> Rule:
-    """The rule that combines two predictions.
-
-    Args:
-      combine: (z, logsnr, eps, other eps, w, memory) -> (prediction, memory).
-      needs: w [N] -> which of the two predictions each example needs, two bool [N].
-      memory: z -> the memory before the first evaluation.
+    arXiv 2406.02507. Both predictions are conditional. The worse model, smaller or less trained, is a checkpoint of
+    this run (`step`) or of another one (`workdir`). Two passes, the second cheaper if the model is smaller.
     """
 
-    def init(keys, z):
-        streams = jax.vmap(lambda key: jax.random.fold_in(key, _STREAM))(keys)
-        return _State(streams, jnp.zeros((), jnp.int32), memory(z))
+    name: ClassVar[str] = 'autoguidance'
+    companion: ClassVar[str] = 'weaker'
+    step: int = options.option(-1, _read_step, 'a step, or -1 for the newest')
+    workdir: str = options.folder()
+    interval: tuple | None = interval()
+    schedule: str = w_schedule()
+    threshold: float | None = threshold()
 
-    def predict(z, logsnr, labels, state):
-        now = jnp.broadcast_to(strength_at(w, logsnr), labels.shape)
-        keys = jax.vmap(lambda key: jax.random.fold_in(key, state.count))(state.keys)
-        cond, other = needs(now)
-        eps, other_eps = pair(z, logsnr, labels, keys, cond=cond, other=other)
-        prediction, after = combine(z, logsnr, eps, other_eps, now, state.memory)
-        return prediction, _State(state.keys, state.count + 1, after)
+    def outputs(self, models, z, logsnr, labels, keys, needed):
+        return self.outputs_of_two(models.model, models.weaker, z, logsnr, (labels, labels), needed)
 
-    return Rule(init, predict, renoises)
+    def combine(self, at, cond, other, memory):
+        return at.read(classifier_free(cond, other, at.w)), memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier(Rule):
+    """Classifier guidance: eps - w sigma grad_z log p(c | z), with a classifier of noisy images (Section 3.1).
+
+    The paper guides a conditional model with w, or an unconditional one with w + 1, which is the same where model and
+    classifier are exact: log p(c | z) = log p(z | c) - log p(z) + log p(c). A step costs one pass of the network, and
+    one pass of the classifier forth and back; the classifier does not run where no example is guided.
+    """
+
+    name: ClassVar[str] = 'classifier'
+    companion: ClassVar[str] = 'classifier'
+    workdir: str = options.folder()
+    model: str = options.choice('conditional', 'unconditional')
+    interval: tuple | None = interval()
+    schedule: str = w_schedule()
+    threshold: float | None = threshold()
+
+    @property
+    def _more(self) -> float:
+        return 1.0 if self.model == 'unconditional' else 0.0
+
+    def predict(self, models, z, logsnr, labels, w, state):
+        asked = jnp.full_like(labels, models.model.null_label) if self._more else labels
+        w = w + self._more
+        output = models.model(z, logsnr, asked)
+        at = Point(z, logsnr, w, models.model.prediction)
+
+        def log_prob(z):
+            log_p = jax.nn.log_softmax(models.classifier(z, logsnr))
+            return jnp.sum(jnp.take_along_axis(log_p, labels[:, None], axis=1))
+
+        def guided(output):
+            eps = classifier_guided(at.read(output).eps, jax.grad(log_prob)(z), w, logsnr=logsnr).astype(z.dtype)
+            return at.change_eps(output, eps)
+
+        return jax.lax.cond(jnp.any(w != 0.0), guided, at.read, output), state
+
+    def passes(self, w: np.ndarray, *, second_uncond: bool) -> Passes:
+        return Passes(single=len(w), classifier=int(np.sum(w + self._more != 0.0)))
+
+    def asks_for(self, w: float) -> tuple[bool, bool]:
+        return not self._more, bool(self._more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaledScore(Rule):
+    """(1 + w) eps, which is the score -eps / sigma times 1 + w. One pass.
+
+    Section 3 of the paper names it as what does not work for diffusion models (its samples are blurred), as does
+    lowering the noise, see `Temperature`.
+    """
+
+    name: ClassVar[str] = 'scaled_score'
+    interval: tuple | None = interval()
+    schedule: str = w_schedule()
+    threshold: float | None = threshold()
+
+    def predict(self, models, z, logsnr, labels, w, state):
+        output = models.model(z, logsnr, labels)
+        at = Point(z, logsnr, w, models.model.prediction)
+        eps = (process.expand(1.0 + w, z) * at.read(output).eps).astype(z.dtype)
+        return at.change_eps(output, eps), state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Temperature(Rule):
+    """The noise of the steps times 1 / (1 + w): what the paper's Section 3 names as what does not work. One pass."""
+
+    name: ClassVar[str] = 'temperature'
+
+    def predict(self, models, z, logsnr, labels, w, state):
+        at = Point(z, logsnr, w, models.model.prediction)
+        return at.read(models.model(z, logsnr, labels)), state
+
+    def noise_factor(self, w):
+        return 1.0 / (1.0 + w)
+
+
+RULES = (Cfg, CfgPlusPlus, Rescale, Apg, Autoguidance, Classifier, ScaledScore, Temperature)

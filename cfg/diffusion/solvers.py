@@ -1,178 +1,308 @@
-"""Samplers of fewer steps: DDIM, DPM-Solver++ 2M and its SDE form, Heun's method of EDM.
+"""The ways from noise to a sample: Alg. 2, and those of fewer steps. Each is a frozen dataclass whose fields are its
+options.
 
-All take what `sampling.ancestral` takes, an eps function or a rule, and give the estimate of x at the last level of
-the grid, so that the last step adds no noise. Each is one scan. The noise of level i is `sampling.noise` number i, as
-in Alg. 2. Steps go from logsnr_t to logsnr_s > logsnr_t; h = (logsnr_s - logsnr_t) / 2 is the step in
-log(alpha / sigma).
+All give the estimate of x at the last level of the grid, so that the last step adds no noise, and each is one scan.
+Steps go from logsnr_t to logsnr_s > logsnr_t; h = (logsnr_s - logsnr_t) / 2 is the step in log(alpha / sigma).
+SOLVERS at the end lists those that a config may name.
 """
 
+import functools
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from cfg.diffusion import process, rules, schedule
-from cfg.diffusion.guidance import EpsFn
-from cfg.diffusion.sampling import levels, noise
+from cfg.diffusion import options, process, schedule
+from cfg.diffusion.process import Prediction
 
 Array = jax.Array
 
 
-def ddim(
-    model: EpsFn | rules.Rule,
-    keys: Array,
-    labels: Array,
-    logsnrs: Array,
-    *,
-    shape: tuple[int, ...],
-    clip_x: bool,
-    eta: float = 0.0,
-    temperature: float | Array = 1.0,
-) -> Array:
+class Guided(NamedTuple):
+    """What a solver steps with: a rule with its networks, labels and strengths.
+
+    Attributes:
+      init: (keys [N], z [N, ...]) -> state.
+      predict: (z [N, ...], logsnr [] or [N], state) -> (prediction, state), for every evaluation.
+      renoises: whether the eps of a prediction is not the one of its x.
+      noise_factor: of the noise that steps add, [] or [N]. Below 1 it blurs (Section 3).
+    """
+
+    init: Callable[[Array, Array], Any]
+    predict: Callable[[Array, Array, Any], tuple[Prediction, Any]]
+    renoises: bool = False
+    noise_factor: Array | float = 1.0
+
+    def origin(self, z: Array, prediction: Prediction, logsnr: Array) -> Array:
+        """Returns where a step starts: z, or alpha x + sigma eps if the rule renoises with another eps."""
+        return process.diffuse(prediction.x, prediction.eps, logsnr) if self.renoises else z
+
+
+class Step(NamedTuple):
+    """A step over a grid [T], or all of them."""
+
+    index: Array  # 1..T
+    logsnr_t: Array  # where the step starts
+    logsnr_s: Array  # where it goes
+    last: Array  # whether this is the last level, whose estimate of x is the sample
+
+
+def steps(logsnrs: Array) -> Step:
+    """Returns all steps of a grid. The last level has no next one; any cleaner one will do, as it is not used."""
+    index = jnp.arange(1, logsnrs.shape[0] + 1)
+    following = jnp.concatenate([logsnrs[1:], logsnrs[-1:] + 1.0])
+    return Step(index, logsnrs, following, index == logsnrs.shape[0])
+
+
+def noise(keys: Array, index: Array, shape: tuple[int, ...]) -> Array:
+    """Returns standard normal noise number `index` of each key, [N, *shape]. Number 0 is the start at logsnr_min."""
+    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index), shape))(keys)
+
+
+def temperature() -> Any:
+    """Declares the factor of the noise that steps add."""
+    return options.number(1.0, 0.0)
+
+
+def _needs_switch(solver: options.Described, on: bool, words: str, names: tuple[str, ...]) -> None:
+    """Refuses options that change nothing because another one is off."""
+    for field in solver.options():
+        if not on and field.name in names and getattr(solver, field.name) != field.default:
+            raise ValueError(f'{field.name} changes nothing without {words}: give {words}, or leave {field.name} out')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solver(options.Described):
+    """A way from noise to a sample; subclasses say what a step is."""
+
+    def sample(self, guided: Guided, keys: Array, logsnrs: Array, *, shape: tuple[int, ...]) -> Array:
+        """Draws samples: starts from N(0, I) at the first level, and returns the estimate of x at the last one.
+
+        Args:
+          keys: [N] typed PRNG keys, one a sample; a sample depends on nothing else.
+          logsnrs: [T], increasing.
+          shape: of one sample, without the batch axis.
+
+        Returns:
+          [N, *shape] float32.
+        """
+
+        def step(carry, at):
+            return self.step(guided, at, *carry, functools.partial(noise, keys, at.index, shape)), None
+
+        z = noise(keys, 0, shape)
+        start = (z, guided.init(keys, z), self.memory(z, logsnrs.shape[0]))
+        (x, *_), _ = jax.lax.scan(step, start, steps(logsnrs))
+        return x
+
+    def step(
+        self, guided: Guided, at: Step, z: Array, state: Any, memory: Any, noise: Callable[[], Array]
+    ) -> tuple[Array, Any, Any]:
+        """Returns z at the next level, or at the last one the estimate of x; and the next state and memory.
+
+        Args:
+          state: of the rule.
+          memory: of the solver.
+          noise: gives the standard normal noise of this step, [N, *shape].
+        """
+        raise NotImplementedError
+
+    def memory(self, z: Array, num_steps: int) -> Any:
+        """Returns what the solver remembers before the first of its steps."""
+        return ()
+
+    def visits(self, logsnrs: np.ndarray) -> np.ndarray:
+        """Returns the level of every evaluation on a grid [T], in order."""
+        return logsnrs
+
+    @property
+    def adds_noise(self) -> bool:
+        """Whether steps add noise that a rule may scale."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ancestral(Solver):
+    """Ancestral sampling (Alg. 2): T evaluations.
+
+    At each level x is estimated from the guided prediction; the step to the next level is Eq. 4 with this estimate in
+    the place of x. `logvar_interp` is the paper's v in [0, 1]; in a config it is a field of its own.
+    """
+
+    name: ClassVar[str] = 'ancestral'
+    logvar_interp: float = options.number(0.3, 0.0, 1.0, parsed=False)
+    temperature: float = temperature()
+
+    def step(self, guided, at, z, state, memory, noise):
+        prediction, state = guided.predict(z, at.logsnr_t, state)
+        ends = {'logsnr_s': at.logsnr_s, 'logsnr_t': at.logsnr_t}
+        mean = process.posterior(guided.origin(z, prediction, at.logsnr_t), prediction.x, **ends).mean
+        std = jnp.exp(0.5 * process.reverse_logvar(**ends, logvar_interp=self.logvar_interp))
+        factor = process.expand(guided.noise_factor * self.temperature, z)
+        return jnp.where(at.last, prediction.x, mean + factor * std * noise()), state, memory
+
+    @property
+    def adds_noise(self):
+        return self.temperature > 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ddim(Solver):
     """DDIM (Song et al. 2020, arXiv 2010.02502, Eq. 12 and 16): T evaluations, order 1.
 
     z_s = alpha_s x + sqrt(sigma_s^2 - eta^2 s~^2) eps + eta s~ noise, with Eq. 3's s~^2 = (1 - e^(logsnr_t - logsnr_s))
     sigma_s^2. eta = 0 is deterministic, eta = 1 is Alg. 2 with v = 0.
-
-    Args:
-      model, keys, labels, logsnrs, shape, clip_x, temperature: as in `sampling.ancestral`.
-      eta: in [0, 1], a number.
     """
-    rule = rules.as_rule(model)
-    rule = rules.clipped(rule) if clip_x else rule
 
-    def step(carry, level):
-        z, state = carry
-        prediction, state = rule.predict(z, level.logsnr_t, labels, state)
-        alpha_s, sigma_s = schedule.alpha_sigma(level.logsnr_s)
-        shrink = jnp.expm1(level.logsnr_t - level.logsnr_s)  # -s~^2 / sigma_s^2
-        stepped = alpha_s * prediction.x + sigma_s * jnp.sqrt(1.0 + eta**2 * shrink) * prediction.eps
-        if eta:
-            scale = process.expand(temperature, z) * eta * sigma_s * jnp.sqrt(-shrink)
-            stepped += scale * noise(keys, level.index, shape)
-        return (jnp.where(level.last, prediction.x, stepped), state), None
+    name: ClassVar[str] = 'ddim'
+    eta: float = options.number(0.0, 0.0, 1.0)
+    temperature: float = temperature()
 
-    z = noise(keys, 0, shape)
-    (x, _), _ = jax.lax.scan(step, (z, rule.init(keys, z)), levels(logsnrs))
-    return x
+    def __post_init__(self):
+        super().__post_init__()
+        _needs_switch(self, self.eta > 0.0, 'eta', ('temperature',))
+
+    def step(self, guided, at, z, state, memory, noise):
+        prediction, state = guided.predict(z, at.logsnr_t, state)
+        alpha_s, sigma_s = schedule.alpha_sigma(at.logsnr_s)
+        shrink = jnp.expm1(at.logsnr_t - at.logsnr_s)  # -s~^2 / sigma_s^2
+        stepped = alpha_s * prediction.x + sigma_s * jnp.sqrt(1.0 + self.eta**2 * shrink) * prediction.eps
+        if self.eta:
+            factor = process.expand(guided.noise_factor * self.temperature, z)
+            stepped += factor * self.eta * sigma_s * jnp.sqrt(-shrink) * noise()
+        return jnp.where(at.last, prediction.x, stepped), state, memory
+
+    @property
+    def adds_noise(self):
+        return self.eta > 0.0 and self.temperature > 0.0
 
 
-def dpm_solver_2m(
-    model: EpsFn | rules.Rule,
-    keys: Array,
-    labels: Array,
-    logsnrs: Array,
-    *,
-    shape: tuple[int, ...],
-    clip_x: bool,
-    stochastic: bool,
-    temperature: float | Array = 1.0,
-) -> Array:
+@dataclass(frozen=True, kw_only=True)
+class DpmSolver2M(Solver):
     """DPM-Solver++ (2M) and its SDE form (Lu et al. 2022, arXiv 2211.01095): T evaluations.
 
     With the estimate before, x', and the step before, h', D = x + (h / 2h') (x - x'); the first step has D = x.
       ODE, order 2: z_s = (sigma_s / sigma_t) z_t + alpha_s (1 - e^-h) D;
-      SDE: z_s = (sigma_s / sigma_t) e^-h z_t + alpha_s (1 - e^-2h) D + sigma_s sqrt(1 - e^-2h) noise.
+      SDE (`stochastic`): z_s = (sigma_s / sigma_t) e^-h z_t + alpha_s (1 - e^-2h) D + sigma_s sqrt(1 - e^-2h) noise.
     With D = x they are DDIM with eta = 0 and with eta = 1. For a rule that renoises x' is the one of its eps, as in
     the released CFG++.
-
-    Args:
-      model, keys, labels, logsnrs, shape, clip_x, temperature: as in `sampling.ancestral`; temperature only of the SDE.
-      stochastic: the SDE form.
     """
-    rule = rules.as_rule(model)
-    rule = rules.clipped(rule) if clip_x else rule
 
-    def step(carry, level):
-        z, state, x_before, h_before = carry
-        prediction, state = rule.predict(z, level.logsnr_t, labels, state)
-        start = rules.origin(rule, z, prediction, level.logsnr_t)
-        h = 0.5 * (level.logsnr_s - level.logsnr_t)
-        # h_before is infinite before the first step.
+    name: ClassVar[str] = 'dpm_solver_2m'
+    stochastic: bool = options.choice(False, True)
+    temperature: float = temperature()
+
+    def __post_init__(self):
+        super().__post_init__()
+        _needs_switch(self, self.stochastic, 'stochastic=True', ('temperature',))
+
+    def memory(self, z, num_steps):
+        return jnp.zeros_like(z), jnp.float32(jnp.inf)  # no step before the first one is as one that is infinite
+
+    def step(self, guided, at, z, state, memory, noise):
+        x_before, h_before = memory
+        prediction, state = guided.predict(z, at.logsnr_t, state)
+        start = guided.origin(z, prediction, at.logsnr_t)
+        h = 0.5 * (at.logsnr_s - at.logsnr_t)
         extrapolated = prediction.x + h / (2.0 * h_before) * (prediction.x - x_before)
-        alpha_s, _ = schedule.alpha_sigma(level.logsnr_s)
-        log_sigma_s = 0.5 * jax.nn.log_sigmoid(-level.logsnr_s)
-        log_ratio = log_sigma_s - 0.5 * jax.nn.log_sigmoid(-level.logsnr_t)
-        if stochastic:
+        alpha_s, _ = schedule.alpha_sigma(at.logsnr_s)
+        log_sigma_s = 0.5 * jax.nn.log_sigmoid(-at.logsnr_s)
+        log_ratio = log_sigma_s - 0.5 * jax.nn.log_sigmoid(-at.logsnr_t)
+        if self.stochastic:
             stepped = jnp.exp(log_ratio - h) * start - alpha_s * jnp.expm1(-2.0 * h) * extrapolated
-            scale = process.expand(temperature, z) * jnp.exp(log_sigma_s) * jnp.sqrt(-jnp.expm1(-2.0 * h))
-            stepped += scale * noise(keys, level.index, shape)
+            factor = process.expand(guided.noise_factor * self.temperature, z)
+            stepped += factor * jnp.exp(log_sigma_s) * jnp.sqrt(-jnp.expm1(-2.0 * h)) * noise()
         else:
             stepped = jnp.exp(log_ratio) * start - alpha_s * jnp.expm1(-h) * extrapolated
-        x_before = process.x_from_eps(z, prediction.eps, level.logsnr_t) if rule.renoises else prediction.x
-        return (jnp.where(level.last, prediction.x, stepped), state, x_before, h), None
+        x_before = process.x_from_eps(z, prediction.eps, at.logsnr_t) if guided.renoises else prediction.x
+        return jnp.where(at.last, prediction.x, stepped), state, (x_before, h)
 
-    z = noise(keys, 0, shape)
-    start = (z, rule.init(keys, z), jnp.zeros_like(z), jnp.float32(jnp.inf))
-    (x, *_), _ = jax.lax.scan(step, start, levels(logsnrs))
-    return x
-
-
-def churn_factor(s_churn: float, num_steps: int) -> float:
-    """gamma = min(S_churn / T, sqrt(2) - 1), by which churn raises EDM's sigma (Karras et al. 2022, Alg. 2)."""
-    return min(s_churn / num_steps, math.sqrt(2.0) - 1.0)
+    @property
+    def adds_noise(self):
+        return self.stochastic and self.temperature > 0.0
 
 
-def heun(
-    model: EpsFn | rules.Rule,
-    keys: Array,
-    labels: Array,
-    logsnrs: Array,
-    *,
-    shape: tuple[int, ...],
-    clip_x: bool,
-    s_churn: float = 0.0,
-    s_min: float = 0.0,
-    s_max: float = math.inf,
-    s_noise: float = 1.0,
-) -> Array:
+@dataclass(frozen=True, kw_only=True)
+class Heun(Solver):
     """EDM's sampler (Karras et al. 2022, arXiv 2206.00364, Alg. 1 and 2): 2T - 1 evaluations, order 2 without churn.
 
     EDM's variable is y = z / alpha = x + sigma eps with EDM's sigma = e^(-logsnr / 2), and its slope dy / dsigma =
     (y - x) / sigma is eps. A step is y_s = y_t + (sigma_s - sigma_t) eps_t, then the same with the mean of eps_t and
     the eps there; the last level, which leads to sigma = 0, takes the first alone. In z the step with slope d is
     z_s = (alpha_s / alpha_t) z_t - sigma_s (e^h - 1) d, with our sigma_s.
-    Churn raises sigma by the factor 1 + gamma with gamma = min(s_churn / T, sqrt(2) - 1) before a step, and adds the
-    noise s_noise sqrt((1 + gamma)^2 - 1) sigma. At logsnrs[0] this asks the network for a level below the grid, unless
-    s_max excludes it.
-
-    Args:
-      model, keys, labels, logsnrs, shape, clip_x: as in `sampling.ancestral`.
-      s_churn: EDM's S_churn, a number; 0 is deterministic.
-      s_min, s_max: churn only where EDM's sigma is in [s_min, s_max].
-      s_noise: factor of the noise; the temperature of this sampler.
+    Churn raises sigma by the factor 1 + gamma with gamma = min(s_churn / T, sqrt(2) - 1) before a step where EDM's
+    sigma is in [s_min, s_max], and adds the noise s_noise sqrt((1 + gamma)^2 - 1) sigma. At the first level this asks
+    the network for a level below the grid, unless s_max excludes it. s_noise is the temperature of this sampler.
     """
-    rule = rules.as_rule(model)
-    rule = rules.clipped(rule) if clip_x else rule
-    most = churn_factor(s_churn, logsnrs.shape[0])
 
-    def churn(z, level):
-        sigma = schedule.sigma_from_logsnr(level.logsnr_t)
-        gamma = jnp.where((sigma >= s_min) & (sigma <= s_max), most, 0.0)
-        raised = level.logsnr_t - 2.0 * jnp.log1p(gamma)
-        added = s_noise * jnp.sqrt(gamma * (2.0 + gamma)) / (1.0 + gamma)
-        _, sigma_raised = schedule.alpha_sigma(raised)
-        ratio = jnp.exp(0.5 * (jax.nn.log_sigmoid(raised) - jax.nn.log_sigmoid(level.logsnr_t)))
-        return ratio * z + added * sigma_raised * noise(keys, level.index, shape), raised
+    name: ClassVar[str] = 'heun'
+    s_churn: float = options.number(0.0, 0.0)
+    s_min: float = options.number(0.0, 0.0)
+    s_max: float | None = options.number(None, 0.0, optional=True)
+    s_noise: float = options.number(1.0, 0.0)
 
-    def along(z, slope, *, logsnr_s, logsnr_t):
-        _, sigma_s = schedule.alpha_sigma(logsnr_s)
-        ratio = jnp.exp(0.5 * (jax.nn.log_sigmoid(logsnr_s) - jax.nn.log_sigmoid(logsnr_t)))
-        return ratio * z - sigma_s * jnp.expm1(0.5 * (logsnr_s - logsnr_t)) * slope
+    def __post_init__(self):
+        super().__post_init__()
+        _needs_switch(self, self.s_churn > 0.0, 's_churn', ('s_min', 's_max', 's_noise'))
+        if self.s_max is not None and self.s_min > self.s_max:
+            raise ValueError('s_min must be at most s_max, or s_churn changes nothing')
 
-    def step(carry, level):
-        z, state = carry
-        z, logsnr_t = churn(z, level) if s_churn else (z, level.logsnr_t)
-        prediction, state = rule.predict(z, logsnr_t, labels, state)
-        start = rules.origin(rule, z, prediction, logsnr_t)
+    def gamma(self, sigma: Any, most: Any) -> Any:
+        """Returns by which share churn raises EDM's sigma, `most` where there is churn at all."""
+        inside = (sigma >= self.s_min) & (sigma <= (math.inf if self.s_max is None else self.s_max))
+        return (np if isinstance(sigma, np.ndarray) else jnp).where(inside, most, 0.0)
+
+    def most(self, num_steps: int) -> float:
+        """Returns the largest gamma, min(S_churn / T, sqrt(2) - 1) (Karras et al. 2022, Alg. 2)."""
+        return min(self.s_churn / num_steps, math.sqrt(2.0) - 1.0)
+
+    def memory(self, z, num_steps):
+        return jnp.float32(self.most(num_steps))
+
+    def step(self, guided, at, z, state, memory, noise):
+        logsnr_t = at.logsnr_t
+        if self.s_churn:
+            gamma = self.gamma(schedule.sigma_from_logsnr(logsnr_t), memory)
+            z, logsnr_t = self._churn(z, logsnr_t, gamma, noise())
+        prediction, state = guided.predict(z, logsnr_t, state)
+        start = guided.origin(z, prediction, logsnr_t)
 
         def corrected(state):
-            ends = {'logsnr_s': level.logsnr_s, 'logsnr_t': logsnr_t}
-            second, state = rule.predict(along(start, prediction.eps, **ends), level.logsnr_s, labels, state)
-            return along(start, 0.5 * (prediction.eps + second.eps), **ends), state
+            ends = {'logsnr_s': at.logsnr_s, 'logsnr_t': logsnr_t}
+            second, state = guided.predict(_along(start, prediction.eps, **ends), at.logsnr_s, state)
+            return _along(start, 0.5 * (prediction.eps + second.eps), **ends), state
 
-        return jax.lax.cond(level.last, lambda state: (prediction.x, state), corrected, state), None
+        z, state = jax.lax.cond(at.last, lambda state: (prediction.x, state), corrected, state)
+        return z, state, memory
 
-    z = noise(keys, 0, shape)
-    (x, _), _ = jax.lax.scan(step, (z, rule.init(keys, z)), levels(logsnrs))
-    return x
+    def _churn(self, z: Array, logsnr_t: Array, gamma: Array, noise: Array) -> tuple[Array, Array]:
+        """Returns z with more noise, and its level."""
+        raised = logsnr_t - 2.0 * jnp.log1p(gamma)
+        added = self.s_noise * jnp.sqrt(gamma * (2.0 + gamma)) / (1.0 + gamma)
+        _, sigma_raised = schedule.alpha_sigma(raised)
+        ratio = jnp.exp(0.5 * (jax.nn.log_sigmoid(raised) - jax.nn.log_sigmoid(logsnr_t)))
+        return ratio * z + added * sigma_raised * noise, raised
+
+    def visits(self, logsnrs):
+        found = np.empty(2 * len(logsnrs) - 1, logsnrs.dtype)
+        found[::2] = logsnrs - 2.0 * np.log1p(self.gamma(np.exp(-0.5 * logsnrs), self.most(len(logsnrs))))
+        found[1::2] = logsnrs[1:]
+        return found
+
+    @property
+    def adds_noise(self):
+        return False  # its own alone
+
+
+def _along(z: Array, slope: Array, *, logsnr_s: Array, logsnr_t: Array) -> Array:
+    """Returns z after an Euler step of EDM's equation with this slope."""
+    _, sigma_s = schedule.alpha_sigma(logsnr_s)
+    ratio = jnp.exp(0.5 * (jax.nn.log_sigmoid(logsnr_s) - jax.nn.log_sigmoid(logsnr_t)))
+    return ratio * z - sigma_s * jnp.expm1(0.5 * (logsnr_s - logsnr_t)) * slope
+
+
+SOLVERS = (Ancestral, Ddim, DpmSolver2M, Heun)

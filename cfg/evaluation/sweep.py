@@ -17,7 +17,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,9 @@ from ml_collections import ConfigDict
 
 from cfg.data.source import Source
 from cfg.data.spec import DataSpec
-from cfg.diffusion import recipes
+from cfg.diffusion.rules import Rule
+from cfg.diffusion.sampler import USUAL, Sampler, parse_rule
+from cfg.diffusion.solvers import Ancestral
 from cfg.evaluation import references
 from cfg.evaluation.measurement import Measurement
 from cfg.evaluation.rows import append, digest, repair, results_path, table, versions
@@ -36,9 +38,8 @@ from cfg.features import opening
 from cfg.features.network import FeatureNetwork, shared
 from cfg.models.flops import forward_flops, guided_flops
 from cfg.report.results import Row, read_results
-from cfg.runs import build as rbuild
 from cfg.runs import loading
-from cfg.runs.generate import Generator, SamplerSettings, draw_labels
+from cfg.runs.generate import Generator, binder, draw_labels
 from cfg.runtime import parallel, processes
 from cfg.runtime.errors import UserError
 from cfg.runtime.files import lock
@@ -47,6 +48,7 @@ from cfg.runtime.stopping import StopSignal
 from cfg.settings.checks import parse_job
 from cfg.settings.data import open_source
 from cfg.settings.networks import abstract_params, build_network
+from cfg.settings.sampler import read_sampler
 from cfg.settings.values import config_dict
 
 log = logging.getLogger('cfg')
@@ -62,18 +64,13 @@ class Point(NamedTuple):
 
     step: int
     ema: bool
-    guidance: str
-    sampler: str
-    grid: str
-    num_steps: int
-    logvar_interp: float
+    sampler: Sampler
     seed: int
     w: float
 
-    @property
-    def drawing(self) -> tuple[str, str, str, int, float]:
-        """How samples are drawn, but for w."""
-        return self.guidance, self.sampler, self.grid, self.num_steps, self.logvar_interp
+    def __str__(self) -> str:
+        sampler = self.sampler
+        return f'step {self.step}, {sampler.rule.text}, {sampler.solver.text}, T = {sampler.num_steps}, w = {self.w:g}'
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> int | None:
@@ -127,13 +124,13 @@ class _Sweep:
         for text, ema in itertools.product(
             options.guidance or (config.sampling.guidance,), options.ema or (config.sampling.ema,)
         ):
-            recipe = recipes.parse_guidance(text, 'eval.guidance')
-            companions = self._companions[text, ema] = cache.open(recipe, ema=ema)
+            rule = parse_rule(text, 'eval.guidance')
+            companions = self._companions[_unswept(rule), ema] = cache.open(rule, ema=ema)
             for p_uncond in self.p_uncond.values():
-                loading.check_guidable(recipe.w or options.w, p_uncond, recipe, companions.get('uncond'))
+                loading.check_guidable(rule.w or options.w, p_uncond, rule, companions.get('uncond'))
         if source is not None:
             loading.check_data(config, workdir)
-        points = list(self._points())
+        points = self._all = self._points()
         self._generator(points[0])  # says whether the batch fits the devices
         self._results = results_path(workdir, job)
         self._features = opening.open_features(
@@ -159,7 +156,7 @@ class _Sweep:
         self._rows = [self._identity(point, common, digests[point.step, point.ema]) for point in points]
         self._asked = self._rows[number - 1 :: count]
 
-    def _points(self) -> Iterator[Point]:
+    def _points(self) -> list[Point]:
         """The product; parameters and compiled samplers change as rarely as they can."""
         options, sampling = self._config.eval, self._config.sampling
         product = itertools.product(
@@ -172,27 +169,24 @@ class _Sweep:
             options.logvar_interp or (sampling.logvar_interp,),
             options.seeds or (sampling.seed,),
         )
-        found = {}
-        for *values, logvar_interp, seed in product:
-            first = Point(*values, float(logvar_interp), seed, 0.0)
-            if recipes.parse_sampler(first.sampler).name != 'ancestral':  # others have no v
-                first = first._replace(logvar_interp=float(sampling.logvar_interp))
-            recipe = recipes.parse_guidance(first.guidance)
-            for w in recipe.w or options.w:
-                point = first._replace(w=float(w))
-                same = point._replace(**self._settings(point).texts)
-                found.setdefault((same, recipe.options.get('workdir')), point)
-        return iter(found.values())
+        names = ('guidance', 'sampler', 'grid', 'num_steps', 'logvar_interp')
+        found: dict[Point, None] = {}
+        for step, ema, *values, seed in product:
+            sampler = read_sampler(self._config, **dict(zip(names, values, strict=True)))
+            ws = sampler.rule.w or options.w
+            sampler = dataclasses.replace(sampler, rule=_unswept(sampler.rule))
+            found |= dict.fromkeys(Point(step, ema, sampler, seed, float(w)) for w in ws)
+        return list(found)
 
     def run(self) -> int | None:
         """Measures what is missing and prints the table; see `evaluate`."""
         todo = processes.on_first(self._missing) or []
-        points = processes.from_first([point for point, _ in todo])
+        points = [self._all[place] for place in processes.from_first([self._all.index(point) for point, _ in todo])]
         progress = Progress('eval', len(points) * self._config.eval.num_samples, unit='sample')
         failures = []
-        for number, values in enumerate(points):
+        for number, point in enumerate(points):
             self._stop.leave(lambda: None, processes.largest(self._stop.received or 0))  # came while a row was scored
-            point, identity = Point(*values), todo[number][1] if processes.is_first() else None
+            identity = todo[number][1] if processes.is_first() else None
             with contextlib.ExitStack() as held:
                 if not processes.from_first(identity is not None and self._take(identity, held)):
                     continue
@@ -266,7 +260,7 @@ class _Sweep:
                 count = batch.start + len(batch.images)
                 progress.update(
                     number * len(labels) + count,
-                    f'step {point.step}, {point.guidance}, {point.sampler}, T = {point.num_steps}, w = {point.w:g}',
+                    str(point),
                 )
                 self._stop.leave(
                     lambda: processes.on_first(lambda: measured.save()), processes.largest(self._stop.received or 0)
@@ -303,29 +297,18 @@ class _Sweep:
         append(self._results, row)
         measured.remove()
 
-    def _settings(self, point: Point) -> SamplerSettings:
-        guidance, sampler, grid, num_steps, logvar_interp = point.drawing
-        return dataclasses.replace(
-            rbuild.sampler_settings(self._config),
-            guidance=guidance,
-            sampler=sampler,
-            grid=grid,
-            num_steps=num_steps,
-            logvar_interp=logvar_interp,
-        )
-
     def _generator(self, point: Point) -> Generator:
-        if point.drawing not in self._generators:
-            self._generators[point.drawing] = rbuild.make_generator(
-                self._config,
-                self._spec,
-                self._network,
+        if point.sampler not in self._generators:
+            companions = self._companions[point.sampler.rule, point.ema]
+            self._generators[point.sampler] = Generator(
+                {'model': binder(self._network, self._config.diffusion.prediction)} | loading.networks_of(companions),
+                point.sampler,
+                image_shape=self._spec.image_shape,
                 batch_size=self._config.sampling.batch_size,
-                companions=loading.networks_of(self._companions[point.guidance, point.ema]),
-                settings=self._settings(point),
+                rounding=self._config.sampling.rounding,
                 shared=True,
             )
-        return self._generators[point.drawing]
+        return self._generators[point.sampler]
 
     def _load(self, step: int, ema: bool) -> Any:
         like = abstract_params(self._network, self._spec)
@@ -333,7 +316,7 @@ class _Sweep:
 
     def _on_devices(self, point: Point) -> Any:
         """The parameters of a point; those of one checkpoint, and beside it of one rule, are on the devices."""
-        model, rule = (point.step, point.ema), (point.guidance, point.ema)
+        model, rule = (point.step, point.ema), (point.sampler.rule, point.ema)
         return self._model_params.get(
             model, lambda: parallel.replicate({'model': self._load(*model)})
         ) | self._companion_params.get(rule, lambda: parallel.replicate(loading.params_of(self._companions[rule])))
@@ -350,8 +333,8 @@ class _Sweep:
 
     def _cost(self, point: Point) -> Row:
         """Network evaluations for one sample, and their arithmetic in evaluations of the model for one prediction."""
-        companions = self._companions[point.guidance, point.ema]
-        passes = self._settings(point).count_passes(point.w, second_uncond='uncond' in companions)
+        companions = self._companions[point.sampler.rule, point.ema]
+        passes = point.sampler.passes(point.w, second_uncond='uncond' in companions)
         second = sum(it.flops for name, it in companions.items() if name != 'classifier')
         classifier = companions['classifier'].flops if 'classifier' in companions else 0.0
         others = (passes.second * second + passes.classifier * classifier) / self._flops
@@ -375,14 +358,13 @@ class _Sweep:
 
     def _identity(self, point: Point, common: Row, params_sha256: str) -> tuple[Point, Row]:
         """What makes a row the measurement that it is, with its digest under 'identity'."""
-        settings = self._settings(point)
-        companions = self._companions[point.guidance, point.ema]
+        companions = self._companions[point.sampler.rule, point.ema]
         row = {
             'step': point.step,
             'w': point.w,
             'ema': point.ema,
             'seed': point.seed,
-            'sampling': sampling_identity(settings)
+            'sampling': sampling_identity(point.sampler, self._config.sampling.rounding)
             | {'prediction': self._config.diffusion.prediction, 'dtype': self._config.model.dtype},
             **{f'{name}_params_sha256': it.sha256 for name, it in companions.items()},
             'params_sha256': params_sha256,
@@ -391,15 +373,25 @@ class _Sweep:
         return point, {'identity': digest(row)} | row
 
 
-def sampling_identity(settings: SamplerSettings) -> Row:
-    """What a row says of its sampler. Where it is the paper's it is what was written when there was no other."""
-    found = dataclasses.asdict(settings) | settings.texts
-    for name in ('guidance', 'grid'):
-        if found[name] == recipes.USUAL[name]:
-            del found[name]
-    if recipes.parse_sampler(settings.sampler).name != 'ancestral':
-        del found['logvar_interp']
-    return found
+def sampling_identity(sampler: Sampler, rounding: str) -> Row:
+    """Returns what a row says of its sampler; the paper's guidance and grid go without saying."""
+    found = {
+        'num_steps': sampler.num_steps,
+        'clip_x': sampler.clip_x,
+        'logsnr_min': sampler.logsnr_min,
+        'logsnr_max': sampler.logsnr_max,
+        'rounding': rounding,
+        'sampler': sampler.solver.text,
+    }
+    if isinstance(sampler.solver, Ancestral):
+        found['logvar_interp'] = sampler.solver.logvar_interp
+    texts = {'guidance': sampler.rule.text, 'grid': sampler.grid.text}
+    return found | {name: text for name, text in texts.items() if text != USUAL[name]}
+
+
+def _unswept(rule: Rule) -> Rule:
+    """Returns a rule without the strengths that its text names, as it is at one of them."""
+    return dataclasses.replace(rule, w=None)
 
 
 def config_sha256(config: ConfigDict) -> str:

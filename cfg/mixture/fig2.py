@@ -17,7 +17,10 @@ import matplotlib.colors
 import numpy as np
 from matplotlib.figure import Figure
 
-from cfg.diffusion import guidance, mixture, sampling, schedule
+from cfg.diffusion import mixture
+from cfg.diffusion.denoiser import Denoiser, Models
+from cfg.diffusion.sampler import Sampler
+from cfg.diffusion.solvers import Ancestral
 
 # Distances are taken between masses of NUM_BINS x NUM_BINS cells; a density is integrated by the midpoint rule
 # over SUBCELLS x SUBCELLS points a cell.
@@ -71,7 +74,13 @@ def write_figure(
     gaussians = mixture.gaussian_mixture(
         means, np.broadcast_to(std**2 * np.eye(2), (num_classes, 2, 2)), np.ones(num_classes)
     )
-    logsnrs = schedule.sampling_grid(num_steps, logsnr_min=logsnr_min, logsnr_max=logsnr_max)
+    sampler = Sampler(
+        solver=Ancestral(logvar_interp=logvar_interp),
+        num_steps=num_steps,
+        clip_x=False,
+        logsnr_min=logsnr_min,
+        logsnr_max=logsnr_max,
+    )
     key = jax.random.key(seed)
     rng = np.random.default_rng(seed)
     columns, rows = [], []
@@ -80,7 +89,7 @@ def write_figure(
         cells = fine.reshape(num_classes, NUM_BINS, SUBCELLS, NUM_BINS, SUBCELLS).sum(axis=(2, 4))
         # One class at a time: the scan is quicker when a step fits the processor's cache.
         drawn = [
-            _draw(gaussians, logsnrs, key, w=w, label=label, logvar_interp=logvar_interp, num_samples=num_samples)
+            _draw(gaussians, key, w=w, label=label, num_samples=num_samples, sampler=sampler)
             for label in range(num_classes)
         ]
         histograms = np.stack([histogram(np.asarray(x), extent=extent) for x in drawn])
@@ -155,20 +164,13 @@ def sampling_floor(exact: np.ndarray, num_samples: int, rng: np.random.Generator
     return float(0.5 * np.abs(counts / num_samples - exact.ravel()).sum(axis=1).mean())
 
 
-@functools.partial(jax.jit, static_argnames='num_samples')
-def _draw(gaussians, logsnrs, key, *, w, label, logvar_interp, num_samples):
-    """Samples [num_samples, 2] of one class by Alg. 2 with exact scores; one compilation for all w and classes."""
-    null_label = gaussians.null_label
+@functools.partial(jax.jit, static_argnames=('num_samples', 'sampler'))
+def _draw(gaussians, key, *, w, label, num_samples, sampler):
+    """Draws samples [num_samples, 2] of one class with exact scores; one compilation for all w and classes."""
     indices = label * num_samples + jnp.arange(num_samples)
-    return sampling.ancestral(
-        guidance.classifier_free_eps_fn(mixture.eps_fn(gaussians), w, null_label=null_label),
-        jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices),
-        jnp.full(num_samples, label),
-        logsnrs,
-        shape=(2,),
-        logvar_interp=logvar_interp,
-        clip_x=False,
-    )
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
+    models = Models(Denoiser(mixture.eps_fn(gaussians), gaussians.null_label))
+    return sampler.sample(models, keys, jnp.full(num_samples, label), w, shape=(2,))
 
 
 def _figure(columns, rows, *, extent):

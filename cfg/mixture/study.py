@@ -1,6 +1,6 @@
 """What each guidance rule and each sampler really draws, on a Gaussian mixture whose scores are exact.
 
-Samples come from `recipes.sample`, as those of networks do, and are held to the density that guidance of strength w
+Samples come from `Sampler`, as those of networks do, and are held to the density that guidance of strength w
 aims at, p(z | c) p(c | z)^w. Two tables: the rules at every w, with samplers that leave little error, and the samplers
 with Eq. 6 at every number of steps.
 """
@@ -20,12 +20,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cfg.diffusion import mixture, recipes
-from cfg.diffusion.recipes import Recipe
+from cfg.diffusion import mixture
+from cfg.diffusion import sampler as samplers
+from cfg.diffusion.denoiser import Denoiser, Models
+from cfg.diffusion.rules import Rule
+from cfg.diffusion.sampler import Sampler
+from cfg.diffusion.solvers import Solver
 from cfg.mixture import plots
 from cfg.mixture.distances import METRICS, GuidedDensities, Target, nearest
 from cfg.mixture.plots import distance_text
 from cfg.runtime.files import write_whole
+from cfg.settings.sampler import with_logvar_interp
 
 log = logging.getLogger('cfg')
 
@@ -85,65 +90,44 @@ class Settings:
             np.array(self.means), np.tile(stddev**2 * np.eye(2), (count, 1, 1)), np.ones(count)
         )
 
+    def sampler_of(self, rule: Rule, solver: Solver, num_steps: int) -> Sampler:
+        """Returns the sampler of a row, which clips nothing: the samples are no images."""
+        return Sampler(
+            rule=dataclasses.replace(rule, w=None),
+            solver=with_logvar_interp(solver, self.logvar_interp),
+            grid=samplers.parse_grid(self.grid),
+            num_steps=num_steps,
+            clip_x=False,
+            logsnr_min=self.logsnr_min,
+            logsnr_max=self.logsnr_max,
+        )
+
     def nearest_w(self) -> np.ndarray:
         """The strengths among which the nearest density of a row is looked for: 1 + w in equal ratios."""
         highest = 4.0 * max(1.0, *self.w, *self.steps_w)
         return np.geomspace(NEAREST_LOWEST, 1.0 + highest, NEAREST_COUNT) - 1.0
 
 
-def draw(settings: Settings, guidance: Recipe, sampler: Recipe, w: float, *, num_steps: int, seed: int) -> np.ndarray:
-    """Samples of every class by a rule with a sampler: [K, num_samples, 2].
+def draw(settings: Settings, sampler: Sampler, w: float, *, seed: int) -> np.ndarray:
+    """Draws samples of every class by a sampler: [K, num_samples, 2].
 
-    The noise of a sample follows from seed and place alone: it is the same for every rule, sampler, w and T.
+    The noise of a sample follows from seed and place alone: it is the same for every rule, solver, w and T.
     """
+    mixtures = settings.mixture_of(settings.stddev), settings.mixture_of(settings.weaker_stddev)
     # One class at a time: the scan is quicker when a step fits the processor's cache.
-    return np.stack(
-        [
-            _draw(
-                settings.mixture_of(settings.stddev),
-                settings.mixture_of(settings.weaker_stddev),
-                jax.random.key(seed),
-                label,
-                w,
-                num_samples=settings.num_samples,
-                guidance_recipe=guidance,
-                sampler=sampler,
-                grid=recipes.parse_grid(settings.grid),
-                num_steps=num_steps,
-                logvar_interp=settings.logvar_interp,
-                logsnr_min=settings.logsnr_min,
-                logsnr_max=settings.logsnr_max,
-            )
-            for label in range(len(settings.means))
-        ]
-    )
+    labels = range(len(settings.means))
+    drawn = [_draw(*mixtures, jax.random.key(seed), label, w, settings.num_samples, sampler) for label in labels]
+    return np.stack(drawn)
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=(
-        'num_samples',
-        'guidance_recipe',
-        'sampler',
-        'grid',
-        'num_steps',
-        'logvar_interp',
-        'logsnr_min',
-        'logsnr_max',
-    ),
-)
-def _draw(gaussians, weaker, key, label, w, *, num_samples, **how):
-    """Samples [num_samples, 2] of one class; one compilation for all w and classes."""
-    parts = recipes.Parts(
-        mixture.eps_fn(gaussians),
-        gaussians.null_label,
-        gaussians.null_label,
-        weaker_eps_fn=mixture.eps_fn(weaker),
-        logits_fn=mixture.logits_fn(gaussians),
-    )
+@functools.partial(jax.jit, static_argnames=('num_samples', 'sampler'))
+def _draw(gaussians, weaker, key, label, w, num_samples, sampler):
+    """Draws samples [num_samples, 2] of one class; one compilation for all w and classes."""
+    exact, worse = (Denoiser(mixture.eps_fn(one), one.null_label) for one in (gaussians, weaker))
+    models = Models(exact, weaker=worse, classifier=mixture.logits_fn(gaussians))
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, label * num_samples + jnp.arange(num_samples))
     labels, strengths = jnp.full(num_samples, label), jnp.full(num_samples, w, jnp.float32)
-    return recipes.sample(parts, keys, labels, strengths, shape=(2,), clip_x=False, **how)
+    return sampler.sample(models, keys, labels, strengths, shape=(2,))
 
 
 class Study:
@@ -172,24 +156,18 @@ class Study:
             self._floors[w] = _summary(np.array([[[one[name] for name in METRICS] for one in of] for of in drawn]))
         return self._floors[w]
 
-    def measure(self, guidance: Recipe, sampler: Recipe, w: float, *, num_steps: int) -> tuple[Row, np.ndarray]:
-        """One row, and its samples [num_seeds, K, num_samples, 2]."""
+    def measure(self, rule: Rule, solver: Solver, w: float, *, num_steps: int) -> tuple[Row, np.ndarray]:
+        """Measures one row; returns it with its samples [num_seeds, K, num_samples, 2]."""
         settings = self.settings
-        x = np.stack(
-            [
-                draw(settings, guidance, sampler, w, num_steps=num_steps, seed=settings.seed + place)
-                for place in range(settings.num_seeds)
-            ]
-        )
-        ends = {'logsnr_min': settings.logsnr_min, 'logsnr_max': settings.logsnr_max}
-        grid = recipes.parse_grid(settings.grid)
+        sampler = settings.sampler_of(rule, solver, num_steps)
+        x = np.stack([draw(settings, sampler, w, seed=settings.seed + place) for place in range(settings.num_seeds)])
         closest = nearest(np.concatenate(x, axis=1), self._tables)
         row = {
-            'guidance': guidance.text,
-            'sampler': sampler.text,
+            'guidance': rule.text,
+            'sampler': solver.text,
             'num_steps': num_steps,
             'w': w,
-            'passes': recipes.count_passes(guidance, sampler, grid, w, num_steps=num_steps, **ends).total,
+            'passes': sampler.passes(w).total,
             **self._distances(x, w),
             **{f'floor_{name}': value for name, value in self.floor(w).items()},
             'nearest_w': float(self.nearest_w[closest]),
@@ -252,9 +230,9 @@ def _rule_rows(study: Study) -> tuple[list[Row], list[plots.Panels]]:
     """The rows of the first table, and the panels of each rule with the first sampler that it fits."""
     settings, rows, panels = study.settings, [], []
     for text in settings.guidance:
-        guidance = recipes.parse_guidance(text)
-        samplers = [recipes.parse_sampler(name) for name in settings.rule_samplers]
-        for place, sampler in enumerate([one for one in samplers if recipes.fits(guidance, one)]):
+        guidance = samplers.parse_rule(text)
+        solvers = [samplers.parse_solver(name) for name in settings.rule_samplers]
+        for place, sampler in enumerate([one for one in solvers if samplers.fits(guidance, one)]):
             log.info('mixture: %s with %s', guidance.text, sampler.text)
             shown = []
             for w in guidance.w or settings.w:
@@ -273,11 +251,11 @@ def _sampler_rows(study: Study) -> Iterable[Row]:
     """The rows of the second table."""
     settings = study.settings
     for text in settings.samplers:
-        sampler = recipes.parse_sampler(text)
+        sampler = samplers.parse_solver(text)
         log.info('mixture: steps of %s', sampler.text)
         for num_steps in settings.steps:
             for w in settings.steps_w:
-                yield study.measure(recipes.parse_guidance('cfg'), sampler, w, num_steps=num_steps)[0]
+                yield study.measure(samplers.parse_rule('cfg'), sampler, w, num_steps=num_steps)[0]
 
 
 def _plain(value: Any) -> Any:

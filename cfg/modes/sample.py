@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from cfg.diffusion import recipes
 from cfg.evaluation.sample_files import FOLDER, write_samples
 from cfg.report import sweep_report
 from cfg.report.results import Samples
-from cfg.runs import build as rbuild
+from cfg.runs.generate import Generator, binder
 from cfg.runs.loading import (
     CompanionCache,
     check_guidable,
@@ -25,6 +24,7 @@ from cfg.runtime import parallel, processes
 from cfg.runtime.errors import UserError
 from cfg.runtime.progress import Progress
 from cfg.settings.networks import abstract_params, build_network
+from cfg.settings.sampler import read_sampler
 from cfg.settings.values import config_dict
 
 
@@ -45,14 +45,19 @@ def run(config: ConfigDict, workdir: Path) -> None:
                 f'0 to {source.num_classes - 1}: choose among them.'
             )
     labels = np.resize(np.array(classes, np.int32), options.num_samples)
-    recipe = recipes.parse_guidance(options.guidance)
-    companions = CompanionCache(config, workdir, source).open(recipe, ema=options.ema)
-    generator = rbuild.make_generator(
-        config, source, network, batch_size=options.batch_size, companions=networks_of(companions), shared=True
+    sampler = read_sampler(config)
+    companions = CompanionCache(config, workdir, source).open(sampler.rule, ema=options.ema)
+    generator = Generator(
+        {'model': binder(network, config.diffusion.prediction)} | networks_of(companions),
+        sampler,
+        image_shape=source.image_shape,
+        batch_size=options.batch_size,
+        rounding=options.rounding,
+        shared=True,
     )
     ((step, p_uncond),) = find_checkpoints(config, workdir, (options.step,)).items()
-    ws = recipe.w or options.w
-    check_guidable(ws, p_uncond, recipe, companions.get('uncond'))
+    ws = sampler.rule.w or options.w
+    check_guidable(ws, p_uncond, sampler.rule, companions.get('uncond'))
     params = load_params(workdir, step, abstract_params(network, source), ema=options.ema)
     params = parallel.replicate({'model': params} | params_of(companions))
     values = [config_dict(config)[part] for part in ('sampling', 'diffusion', 'model')]
@@ -62,7 +67,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     panels = []
     for number, w in enumerate(ws):
         images = []
-        for batch in generator(params, labels, w):
+        for batch in generator(params, labels, w, seed=options.seed):
             images.append(batch.images)
             progress.update(number * len(labels) + batch.start + len(batch.images), f'w = {w:g}')
         if not processes.is_first():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cfg.diffusion.recipes import USUAL
+from cfg.diffusion.sampler import USUAL
 from cfg.report.results import Curve, Row, sampling_of
 from cfg.runtime.errors import UserError
 

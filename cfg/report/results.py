@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cfg.diffusion.recipes import USUAL
+from cfg.diffusion.sampler import USUAL
 from cfg.runtime.errors import UserError
 
 Row = dict[str, Any]

@@ -13,12 +13,11 @@ from ml_collections import ConfigDict
 from cfg.data.prepared import short_name
 from cfg.data.source import Source
 from cfg.data.spec import DataSpec, data_spec
-from cfg.diffusion import recipes
-from cfg.diffusion.recipes import Recipe
+from cfg.diffusion.rules import Rule
 from cfg.models.classifier import EncoderUNet
 from cfg.models.flops import forward_flops, gradient_flops
-from cfg.runs import build as rbuild
 from cfg.runs.checkpoints import FOLDER, Checkpoints, DamagedError
+from cfg.runs.generate import binder
 from cfg.runtime.digest import sha256
 from cfg.runtime.errors import UserError
 from cfg.settings.data import open_source, spec_of
@@ -40,7 +39,7 @@ class Companion:
     """A network beside the one that is guided.
 
     Attributes:
-      network: as `cfg.runs.generate.Networks` takes it.
+      network: parameters -> what `cfg.diffusion.denoiser.Models` holds, as `cfg.runs.generate.Generator` takes it.
       params: on the host.
       p_uncond: with which it was trained; None of a classifier.
       flops: of one evaluation for one image, of a classifier forth and back.
@@ -57,7 +56,7 @@ class Companion:
         return sha256(self.params)
 
 
-# By the names that `cfg.runs.generate.Networks` has for them.
+# By the fields of `cfg.diffusion.denoiser.Models`.
 Companions = dict[str, Companion]
 
 
@@ -108,7 +107,7 @@ class CompanionCache:
     """The networks beside the model that guidance rules need, each read once.
 
     Args:
-      workdir: of the model that is guided; a weaker model is one of its checkpoints unless a recipe says otherwise.
+      workdir: of the model that is guided; a weaker model is one of its checkpoints unless a rule says otherwise.
       spec: its images and classes.
     """
 
@@ -116,7 +115,7 @@ class CompanionCache:
         self._config, self._workdir, self._spec = config, workdir, spec
         self._found: dict[tuple, Companion] = {}
 
-    def open(self, recipe: Recipe, *, ema: bool) -> Companions:
+    def open(self, rule: Rule, *, ema: bool) -> Companions:
         """Those of a rule: `config.sampling.uncond_workdir`, if it is set and the rule compares with an unconditional
         prediction; the weaker model of autoguidance; the classifier.
 
@@ -127,10 +126,10 @@ class CompanionCache:
           UserError: when one does not exist, or does not fit the model.
         """
         found, uncond = {}, self._config.sampling.uncond_workdir
-        if uncond and recipes.compares_with_null(recipe):
+        if uncond and rule.compares_with_null:
             found['uncond'] = self._once(_open_model, uncond, -1, ema, 'config.sampling.uncond_workdir', False)
-        if recipe.name == 'autoguidance':
-            folder, step = recipe.options['workdir'], recipe.options['step']
+        if rule.name == 'autoguidance':
+            folder, step = rule.workdir, rule.step
             if not folder and step == -1:
                 raise UserError(
                     "The guidance 'autoguidance' does not say which model is the weaker one: "
@@ -139,8 +138,8 @@ class CompanionCache:
                 )
             folder = folder or str(self._workdir)
             found['weaker'] = self._once(_open_model, folder, step, ema, "The guidance 'autoguidance': workdir", True)
-        if recipe.name == 'classifier':
-            found['classifier'] = self._once(_open_classifier, recipe.options['workdir'])
+        if rule.name == 'classifier':
+            found['classifier'] = self._once(_open_classifier, rule.workdir)
         return found
 
     def _once(self, opening: Callable[..., Companion], *what: Any) -> Companion:
@@ -191,12 +190,13 @@ def _open_model(
         network = build_network(theirs, their_spec)
         like = abstract_params(network, their_spec)
         params = checkpoints.restore_params(step, like, ema=ema or bool(meta.get('imported')), meta=meta)
-    model = rbuild.make_model(theirs, network)
-    return Companion(model, params, theirs.train.p_uncond, forward_flops(network, image_shape))
+    return Companion(
+        binder(network, theirs.diffusion.prediction), params, theirs.train.p_uncond, forward_flops(network, image_shape)
+    )
 
 
 def _open_classifier(config: ConfigDict, spec: DataSpec | Source, workdir: str) -> Companion:
-    """A classifier of noisy images, with which a recipe guides."""
+    """Opens a classifier of noisy images, with which a rule guides."""
     if not workdir:
         raise UserError("The guidance 'classifier' does not say which one: 'classifier(workdir=\"runs/classifier\")'.")
     found = open_classifier(config, workdir, spec.image_shape, spec.num_classes)
@@ -204,7 +204,7 @@ def _open_classifier(config: ConfigDict, spec: DataSpec | Source, workdir: str) 
     def logits(params, z, logsnr):
         return found.logits_fn(params)(z, logsnr)
 
-    return Companion(logits, found.params, None, gradient_flops(logits, found.params, spec.image_shape))
+    return Companion(found.logits_fn, found.params, None, gradient_flops(logits, found.params, spec.image_shape))
 
 
 def config_of_run(workdir: Path) -> dict[str, Any] | None:
@@ -394,18 +394,19 @@ def _check_kind(meta: dict[str, Any], kind: str, workdir: str | Path) -> None:
         raise UserError(f'{workdir} holds a {found}, not a {kind}: give the workdir of a {kind}.')
 
 
-def check_guidable(ws: Sequence[float], p_uncond: float, recipe: Recipe, uncond: Companion | None = None) -> None:
+def check_guidable(ws: Sequence[float], p_uncond: float, rule: Rule, uncond: Companion | None = None) -> None:
     """Whether the predictions that a rule compares were all trained.
 
     Args:
       p_uncond: with which the model was trained: 0 leaves its null label without meaning, and 1 its classes.
-      recipe: of the rule.
+      rule: the guidance.
       uncond: a second model for the unconditional prediction.
 
     Raises:
       UserError: when one of them was not.
     """
-    if p_uncond == 1 and not recipes.is_unconditional(recipe, ws):
+    conditional, unconditional = (any(asked) for asked in zip(*map(rule.asks_for, ws), strict=True))
+    if p_uncond == 1 and conditional:
         raise UserError(
             'The model was trained with config.train.p_uncond=1, so its classes mean nothing: only w=-1 can be used, '
             'or config.sampling.guidance=\'classifier(model="unconditional", workdir=...)\'.'
@@ -415,11 +416,11 @@ def check_guidable(ws: Sequence[float], p_uncond: float, recipe: Recipe, uncond:
             'The model of config.sampling.uncond_workdir was trained with config.train.p_uncond=0, so it has no '
             'unconditional prediction: give one that was trained with dropped labels, or without any.'
         )
-    if uncond is None and p_uncond == 0 and recipes.uses_null_label(recipe) and not recipes.is_conditional(recipe, ws):
+    if uncond is None and p_uncond == 0 and unconditional:
         raise UserError(
             'The model was trained with config.train.p_uncond=0, so its null label means nothing: only w=0 can be '
             'used, or a second model for the unconditional prediction (config.sampling.uncond_workdir), or a rule '
-            f'that needs none (config.sampling.guidance=\'cfg(against="random")\'), not {recipe.text!r}.'
+            f'that needs none (config.sampling.guidance=\'cfg(against="random")\'), not {rule.text!r}.'
         )
 
 

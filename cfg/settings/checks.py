@@ -1,7 +1,5 @@
 """The checks of a config: a wrong value ends here, in one sentence that names the field, before any long work."""
 
-import itertools
-from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -10,12 +8,14 @@ from cfg.data.crop import CROPS
 from cfg.data.digits import SPLITS
 from cfg.data.images import ROUNDINGS
 from cfg.data.prepared import is_preparable
-from cfg.diffusion import recipes
+from cfg.diffusion import sampler as samplers
+from cfg.diffusion.options import is_finite
 from cfg.diffusion.process import PREDICTIONS
 from cfg.models.time import TIMES
 from cfg.models.unet import LABEL_IN
 from cfg.runtime.errors import UserError
 from cfg.settings.data import BUILT_IN
+from cfg.settings.sampler import check_texts, check_w
 
 DTYPES = ('float32', 'bfloat16')
 KINDS = ('model', 'classifier')  # of networks that are trained or imported
@@ -95,7 +95,7 @@ def check_config(config: ConfigDict) -> None:
         require(sampling[name] >= 1, f'sampling.{name}', sampling[name], 'at least 1')
     for field, values in (('sampling.w', sampling.w), ('eval.w', evaluation.w), ('report.w', report.w)):
         require(_finite(values), field, values, 'one or more finite numbers')
-    _check_recipes(config)
+    check_texts(config)
     require(evaluation.labels in ('random', 'balanced'), 'eval.labels', evaluation.labels, "'random' or 'balanced'")
     for name in ('is_split_size', 'batch_size', 'kid_subsets'):
         require(evaluation[name] >= 1, f'eval.{name}', evaluation[name], 'at least 1')
@@ -141,21 +141,21 @@ def _check_study(mixture: ConfigDict) -> None:
     """Checks what only the study beside Fig. 2 reads."""
     for name in ('guidance', 'rule_samplers', 'samplers'):
         require(_texts(mixture[name]), f'mixture.{name}', mixture[name], "a tuple of texts, such as ('cfg', 'apg')")
-    rules = [recipes.parse_guidance(text, 'mixture.guidance') for text in mixture.guidance]
-    rule_samplers = [recipes.parse_sampler(text, 'mixture.rule_samplers') for text in mixture.rule_samplers]
-    samplers = [recipes.parse_sampler(text, 'mixture.samplers') for text in mixture.samplers]
-    recipes.parse_grid(mixture.grid, 'mixture.grid')
+    rules = [samplers.parse_rule(text, 'mixture.guidance') for text in mixture.guidance]
+    rule_samplers = [samplers.parse_solver(text, 'mixture.rule_samplers') for text in mixture.rule_samplers]
+    samplers = [samplers.parse_solver(text, 'mixture.samplers') for text in mixture.samplers]
+    samplers.parse_grid(mixture.grid, 'mixture.grid')
     require(len(rule_samplers) > 0, 'mixture.rule_samplers', mixture.rule_samplers, 'at least one sampler')
     for name, found in (('guidance', rules), ('rule_samplers', rule_samplers), ('samplers', samplers)):
         different = len({recipe.text for recipe in found}) == len(found)
         require(different, f'mixture.{name}', tuple(mixture[name]), 'different from each other')
     for rule in rules:
         for option in ('workdir', 'step'):
-            kept = rule.options.get(option) in (None, '', -1)
+            kept = getattr(rule, option, None) in (None, '', -1)
             require(kept, 'mixture.guidance', rule.text, f'without {option}: here all models are exact')
-        if not any(recipes.fits(rule, sampler) for sampler in rule_samplers):
-            recipes.check_fit(rule, rule_samplers[-1])
-        _check_w(rule, 'mixture.w', mixture.w)
+        if not any(samplers.fits(rule, sampler) for sampler in rule_samplers):
+            samplers.check_fit(rule, rule_samplers[-1])
+        check_w(rule, 'mixture.w', mixture.w)
     require(mixture.weaker_stddev > 0, 'mixture.weaker_stddev', mixture.weaker_stddev, 'positive')
     require(mixture.num_steps >= 2, 'mixture.num_steps', mixture.num_steps, 'at least 2')
     if samplers:
@@ -199,35 +199,6 @@ def _check_architecture(part: str, options: ConfigDict, *, heads: str) -> None:
             require(width % options[name] == 0, f'{part}.{name}', options[name], f'a divisor of {width} channels')
 
 
-def _check_recipes(config: ConfigDict) -> None:
-    """The guidance, sampler and grid of a sample, and those of the sweep: each text, and that they fit each other."""
-    names = {'guidance': recipes.parse_guidance, 'sampler': recipes.parse_sampler, 'grid': recipes.parse_grid}
-    sampling, sweep = {}, {}
-    for name, parse in names.items():
-        one, several = config.sampling[name], config.eval[name]
-        require(isinstance(one, str), f'sampling.{name}', one, 'a text')
-        require(_texts(several), f'eval.{name}', several, f'a tuple of texts, such as ({one!r},)')
-        sampling[name] = [parse(one, f'sampling.{name}')]
-        sweep[name] = [parse(text, f'eval.{name}') for text in several] or sampling[name]
-    ends = config.diffusion.logsnr_min, config.diffusion.logsnr_max
-    for part, chosen in (('sampling', sampling), ('eval', sweep)):
-        for guidance, sampler in itertools.product(chosen['guidance'], chosen['sampler']):
-            recipes.check_fit(guidance, sampler)
-            _check_w(guidance, f'{part}.w', config[part].w)
-        for grid in chosen['grid']:
-            low, high = recipes.grid_ends(grid, logsnr_min=ends[0], logsnr_max=ends[1]).values()
-            within = ends[0] <= low < high <= ends[1]
-            limits = f'both within {ends[0]:g} and {ends[1]:g} (config.diffusion)'
-            expected = f'a grid with logsnr_min smaller than logsnr_max, {limits}'
-            require(within, f'{part}.grid', grid.text, expected)
-
-
-def _check_w(rule: recipes.Recipe, field: str, ws: Sequence[float]) -> None:
-    """The strengths of a rule, its own or else those of the field."""
-    cold = rule.name != 'temperature' or min(rule.w or ws) > -1
-    require(cold, field, rule.w or ws, "above -1 for the guidance 'temperature', which is 1 / (1 + w)")
-
-
 def _texts(values: Any) -> bool:
     return not isinstance(values, str) and all(isinstance(value, str) for value in values)
 
@@ -237,4 +208,4 @@ def _integers(values: Any, least: int) -> bool:
 
 
 def _finite(values: Any) -> bool:
-    return len(values) > 0 and all(map(recipes.is_finite, values))
+    return len(values) > 0 and all(map(is_finite, values))

@@ -14,11 +14,13 @@ from ml_collections import ConfigDict
 from cfg.data.grids import mosaic
 from cfg.data.images import to_float
 from cfg.data.source import Source
-from cfg.diffusion import loss, recipes
-from cfg.runs import build as rbuild
+from cfg.diffusion import loss
+from cfg.diffusion.rules import Cfg
+from cfg.runs.generate import Generator, binder
 from cfg.runs.state import TrainState
 from cfg.runtime import parallel
 from cfg.settings.data import open_held_out
+from cfg.settings.sampler import read_sampler
 from cfg.training.bands import accuracies, band_names
 from cfg.training.meter import average
 
@@ -51,18 +53,23 @@ def _sample_grid(config: ConfigDict, source: Source, network: nn.Module) -> Call
     """One row a w, one column a class, same noise in a column."""
     columns = min(source.num_classes, 10)
     devices = len(parallel.local_devices())
-    settings = rbuild.sampler_settings(config)
-    recipe = recipes.parse_guidance(settings.guidance)
-    ws = recipe.w or tuple(config.sampling.w)
-    if recipes.needs_companion(recipe):
-        settings, ws = dataclasses.replace(settings, guidance='cfg'), tuple(config.sampling.w)
-    batch_size = -(-columns // devices) * devices
-    generator = rbuild.make_generator(config, source, network, batch_size=batch_size, settings=settings)
+    sampler = read_sampler(config)
+    if sampler.rule.companion:
+        sampler = dataclasses.replace(sampler, rule=Cfg())
+    ws = sampler.rule.w or tuple(config.sampling.w)
+    generator = Generator(
+        {'model': binder(network, config.diffusion.prediction)},
+        sampler,
+        image_shape=source.image_shape,
+        batch_size=-(-columns // devices) * devices,
+        rounding=config.sampling.rounding,
+    )
+    seed = config.sampling.seed
     labels = np.arange(columns)
 
     def view(state: TrainState) -> View:
         params = parallel.on_this_process(state.ema_params if config.sampling.ema else state.params)
-        rows = [batch.images for w in ws for batch in generator({'model': params}, labels, w)]
+        rows = [batch.images for w in ws for batch in generator({'model': params}, labels, w, seed=seed)]
         return View({}, {'samples': mosaic(np.concatenate(rows), (len(ws), columns), width=640)})
 
     return view

@@ -1,0 +1,133 @@
+"""Networks as guidance sees them, and the two predictions that it tells apart.
+
+`Denoiser` is the one interface of a network. A rule compares the prediction for the label with another that is worse or
+knows less: of the same network for another label, or of a second network.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cfg.diffusion import process
+from cfg.diffusion.process import Prediction
+
+Array = jax.Array
+# (z [N, ...], logsnr [] or [N], labels [N]) -> eps [N, ...], or what else a network predicts.
+EpsFn = Callable[[Array, Array, Array], Array]
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A network with its parameters, or any eps function.
+
+    Attributes:
+      fn: (z [N, ..., C], logsnr [] or [N], labels [N]) -> [N, ..., at least C]. Channels past the first C are learned
+        variances (ADM), which this method does not use.
+      num_classes: labels are 0 to num_classes - 1, and `null_label` after them.
+      prediction: what the network predicts: eps, x or v.
+      both_fn: (z, logsnr, labels, other_labels) -> two of what `fn` returns, where that is cheaper than a batch of 2N.
+    """
+
+    fn: EpsFn
+    num_classes: int
+    prediction: str = 'eps'
+    both_fn: Callable[[Array, Array, Array, Array], tuple[Array, Array]] | None = None
+
+    @property
+    def null_label(self) -> int:
+        """The label of the unconditional prediction."""
+        return self.num_classes
+
+    def __call__(self, z: Array, logsnr: Array, labels: Array) -> Array:
+        """Returns what the network predicts, [N, ..., C]."""
+        return self._of(self.fn(z, logsnr, labels), z)
+
+    def both(self, z: Array, logsnr: Array, labels: Array, other_labels: Array) -> tuple[Array, Array]:
+        """Returns the outputs for `labels` and for `other_labels`, by `both_fn` or from one batch of 2N."""
+        if self.both_fn is not None:
+            output, other = self.both_fn(z, logsnr, labels, other_labels)
+            return self._of(output, z), self._of(other, z)
+        levels = jnp.broadcast_to(logsnr, labels.shape)
+        two = [jnp.concatenate(pair) for pair in ((z, z), (levels, levels), (labels, other_labels))]
+        output, other = jnp.split(self(*two), 2)
+        return output, other
+
+    def _of(self, output: Array, z: Array) -> Array:
+        return output[..., : z.shape[-1]].astype(z.dtype)
+
+
+class Models(NamedTuple):
+    """All networks that a rule may ask.
+
+    Attributes:
+      model: what is guided.
+      uncond: a second model for the unconditional prediction, in the place of the first one's null label.
+      weaker: the model that autoguidance compares with.
+      classifier: (z [N, ...], logsnr [] or [N]) -> logits [N, num_classes], log p(c | z) up to a constant of z.
+    """
+
+    model: Denoiser
+    uncond: Denoiser | None = None
+    weaker: Denoiser | None = None
+    classifier: Callable[[Array, Array], Array] | None = None
+
+
+class Point(NamedTuple):
+    """Where a prediction is made, and how its outputs are read.
+
+    Attributes:
+      z: [N, ...].
+      logsnr: [] or [N].
+      w: the guidance strength at this level, [N].
+      prediction: what the outputs predict: eps, x or v.
+    """
+
+    z: Array
+    logsnr: Array
+    w: Array
+    prediction: str
+
+    def read(self, output: Array) -> Prediction:
+        """Returns the x and eps of an output, without a detour that costs precision."""
+        return process.from_output(output, self.z, self.logsnr, prediction=self.prediction)
+
+    def change_eps(self, output: Array, eps: Array) -> Prediction:
+        """Returns the prediction of an output whose eps is replaced: x moves by -e^(-logsnr / 2) (eps - old eps)."""
+        if self.prediction == 'eps':
+            return self.read(eps)
+        before = self.read(output)
+        moved = process.expand(jnp.exp(-0.5 * self.logsnr), eps) * (eps - before.eps)
+        return Prediction(before.x - moved, eps)
+
+
+def of_one_network(
+    model: Denoiser, z: Array, logsnr: Array, labels: Array, other_labels: Array, needed: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """Returns the outputs of one network for two labels; where no example needs both, one pass gives each its own.
+
+    Args:
+      needed: which of the two each example needs, two bool [N]. With one pass both results are that one.
+    """
+    cond, other = needed
+
+    def single(z):
+        output = model(z, logsnr, jnp.where(cond, labels, other_labels))
+        return output, output
+
+    return jax.lax.cond(jnp.any(cond & other), lambda z: model.both(z, logsnr, labels, other_labels), single, z)
+
+
+def of_two_networks(
+    first: Callable[[Array], Array], second: Callable[[Array], Array], z: Array, needed: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """Returns the outputs of two networks at z, running those alone that any example needs."""
+    cond, other = needed
+
+    def twice(output):
+        return output, output
+
+    branches = (lambda z: twice(first(z)), lambda z: twice(second(z)), lambda z: (first(z), second(z)))
+    return jax.lax.switch(jnp.where(jnp.any(other), jnp.where(jnp.any(cond), 2, 1), 0), branches, z)

@@ -1,0 +1,76 @@
+"""The levels of logsnr that a sampler visits, each grid a frozen dataclass whose fields are its options."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+
+from cfg.diffusion import options, schedule
+
+Array = jax.Array
+
+
+def _limit() -> Any:
+    """Declares an end that takes the place of the model's."""
+    return options.number(None, -20.0, 20.0, optional=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid(options.Described):
+    """An increasing sequence of logsnr.
+
+    Attributes:
+      logsnr_min, logsnr_max: its ends; None for those of the model.
+    """
+
+    logsnr_min: float | None = _limit()
+    logsnr_max: float | None = _limit()
+
+    def ends(self, *, logsnr_min: float, logsnr_max: float) -> dict[str, float]:
+        """Returns the ends, given those of the model."""
+        own = {'logsnr_min': self.logsnr_min, 'logsnr_max': self.logsnr_max}
+        model = {'logsnr_min': logsnr_min, 'logsnr_max': logsnr_max}
+        return {name: model[name] if value is None else value for name, value in own.items()}
+
+    def levels(self, num_steps: int, *, logsnr_min: float, logsnr_max: float) -> Array:
+        """Returns [T] levels for a model of these ends."""
+        return self.between(num_steps, **self.ends(logsnr_min=logsnr_min, logsnr_max=logsnr_max))
+
+    def between(self, num_steps: int, *, logsnr_min: float, logsnr_max: float) -> Array:
+        """Returns [T] levels from `logsnr_min` to `logsnr_max`."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paper(Grid):
+    """Uniform in u, as Alg. 2 has it: see `schedule.sampling_grid`."""
+
+    name: ClassVar[str] = 'paper'
+
+    def between(self, num_steps, **ends):
+        return schedule.sampling_grid(num_steps, **ends)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uniform(Grid):
+    """Uniform in logsnr: see `schedule.uniform_grid`."""
+
+    name: ClassVar[str] = 'uniform'
+
+    def between(self, num_steps, **ends):
+        return schedule.uniform_grid(num_steps, **ends)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rho(Grid):
+    """Uniform in sigma^(1/rho), as EDM has it: see `schedule.rho_grid`."""
+
+    name: ClassVar[str] = 'rho'
+    # A smaller one overflows on the way, a larger one is 'uniform' but for rounding.
+    rho: float = options.number(7.0, 0.1, 1000.0)
+
+    def between(self, num_steps, **ends):
+        return schedule.rho_grid(num_steps, rho=self.rho, **ends)
+
+
+GRIDS = (Paper, Uniform, Rho)

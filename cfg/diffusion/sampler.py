@@ -1,0 +1,131 @@
+"""How samples are drawn: a guidance rule, a solver, a grid and a number of steps, together one `Sampler`.
+
+Without options it is the paper's: Eq. 6, Alg. 2, a grid uniform in u. The texts of a config are read by `parse_rule`,
+`parse_solver` and `parse_grid`; what they read prints itself as `text`.
+"""
+
+import functools
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cfg.diffusion import corrections, options, process
+from cfg.diffusion.denoiser import Models
+from cfg.diffusion.grids import GRIDS, Grid, Paper
+from cfg.diffusion.process import Prediction
+from cfg.diffusion.rules import RULES, Cfg, Passes, Rule
+from cfg.diffusion.solvers import SOLVERS, Ancestral, Guided, Solver
+from cfg.runtime.errors import UserError
+
+Array = jax.Array
+
+# What the paper does, in the texts of a config.
+USUAL = {'guidance': Cfg.name, 'sampler': Ancestral.name, 'grid': Paper.name}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """How samples are drawn.
+
+    Attributes:
+      rule: the guidance.
+      solver: the way from noise to a sample.
+      grid: the levels that it visits.
+      num_steps: T.
+      clip_x: whether the estimate of x is clipped to [-1, 1] at every step (not stated in the paper).
+      logsnr_min, logsnr_max: the ends of the model's levels.
+    """
+
+    rule: Rule = field(default_factory=Cfg)
+    solver: Solver = field(default_factory=Ancestral)
+    grid: Grid = field(default_factory=Paper)
+    num_steps: int = 256
+    clip_x: bool = True
+    logsnr_min: float = -20.0
+    logsnr_max: float = 20.0
+
+    @property
+    def _ends(self) -> dict[str, float]:
+        return {'logsnr_min': self.logsnr_min, 'logsnr_max': self.logsnr_max}
+
+    def sample(self, models: Models, keys: Array, labels: Array, w: Array, *, shape: tuple[int, ...]) -> Array:
+        """Draws samples [N, *shape], float32.
+
+        Args:
+          models: with those that the rule needs.
+          keys: [N] typed PRNG keys, one a sample; a sample depends on nothing else.
+          labels: int32 [N].
+          w: the paper's guidance strength, [] or [N]; it may be traced, so that a sweep compiles once.
+          shape: of one sample.
+        """
+        logsnrs = self.grid.levels(self.num_steps, **self._ends)
+        return self.solver.sample(self.guided(models, labels, w), keys, logsnrs, shape=shape)
+
+    def guided(self, models: Models, labels: Array, w: Array) -> Guided:
+        """Returns what the solver steps with: the rule's predictions, thresholded and clipped as the options say."""
+        rule = self.rule
+        changes = []
+        if getattr(rule, 'threshold', None) is not None:
+            changes.append(functools.partial(corrections.dynamic_threshold, quantile=rule.threshold))
+        if self.clip_x:
+            changes.append(lambda x: jnp.clip(x, -1.0, 1.0))
+
+        def predict(z, logsnr, state):
+            now = jnp.broadcast_to(rule.strength_at(w, logsnr, **self._ends), labels.shape)
+            prediction, state = rule.predict(models, z, logsnr, labels, now, state)
+            for change in changes:
+                x = change(prediction.x)
+                # The eps that matches x; of a rule that renoises, the one that matches the changed x of its own eps.
+                of_eps = change(process.x_from_eps(z, prediction.eps, logsnr)) if rule.renoises else x
+                prediction = Prediction(x, process.eps_from_x(z, of_eps, logsnr))
+            return prediction, state
+
+        return Guided(rule.init, predict, rule.renoises, rule.noise_factor(w))
+
+    def passes(self, w: float, *, second_uncond: bool = False) -> Passes:
+        """Counts the network evaluations for a sample whose whole batch has the same w.
+
+        Args:
+          second_uncond: whether a second model gives the unconditional prediction.
+        """
+        visited = self.solver.visits(np.asarray(self.grid.levels(self.num_steps, **self._ends)))
+        now = np.asarray(self.rule.strength_at(jnp.float32(w), jnp.asarray(visited), **self._ends))
+        return self.rule.passes(np.broadcast_to(now, visited.shape), second_uncond=second_uncond)
+
+
+def check_fit(rule: Rule, solver: Solver) -> None:
+    """Refuses a rule that changes nothing with a solver.
+
+    Raises:
+      UserError: says with which it does.
+    """
+    if not fits(rule, solver):
+        raise UserError(
+            f"The guidance 'temperature' scales the noise of the steps, and the sampler {solver.text!r} adds none "
+            "that it could scale: use 'ancestral', 'ddim' with eta, or 'dpm_solver_2m(stochastic=True)'."
+        )
+
+
+def fits(rule: Rule, solver: Solver) -> bool:
+    """Tells whether a rule means something with a solver."""
+    return rule.name != 'temperature' or solver.adds_noise
+
+
+@functools.lru_cache(maxsize=1024)
+def parse_rule(text: str, field: str = 'sampling.guidance') -> Rule:
+    """Reads a guidance rule; see `options.parse`. It may name strengths of its own: w=(0.5, 1.0) or w=0.5."""
+    return options.parse(text, RULES, field)
+
+
+@functools.lru_cache(maxsize=1024)
+def parse_solver(text: str, field: str = 'sampling.sampler') -> Solver:
+    """Reads a solver; see `options.parse`."""
+    return options.parse(text, SOLVERS, field)
+
+
+@functools.lru_cache(maxsize=1024)
+def parse_grid(text: str, field: str = 'sampling.grid') -> Grid:
+    """Reads a grid; see `options.parse`."""
+    return options.parse(text, GRIDS, field)

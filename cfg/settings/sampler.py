@@ -1,0 +1,82 @@
+"""The sampler that a config names, and the checks of its texts."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cfg.diffusion import sampler as samplers
+from cfg.diffusion.rules import Rule
+from cfg.diffusion.sampler import Sampler
+from cfg.diffusion.solvers import Solver
+from cfg.runtime.errors import UserError
+
+PARSERS = {'guidance': samplers.parse_rule, 'sampler': samplers.parse_solver, 'grid': samplers.parse_grid}
+
+
+def read_sampler(config: ConfigDict, **changes: Any) -> Sampler:
+    """Returns the sampler of a config.
+
+    Args:
+      changes: values in the place of those of `config.sampling`: guidance, sampler, grid, num_steps, logvar_interp.
+    """
+    options = {name: config.sampling[name] for name in ('guidance', 'sampler', 'grid', 'num_steps', 'logvar_interp')}
+    options |= changes
+    return Sampler(
+        rule=samplers.parse_rule(options['guidance']),
+        solver=with_logvar_interp(samplers.parse_solver(options['sampler']), options['logvar_interp']),
+        grid=samplers.parse_grid(options['grid']),
+        num_steps=options['num_steps'],
+        clip_x=config.sampling.clip_x,
+        logsnr_min=config.diffusion.logsnr_min,
+        logsnr_max=config.diffusion.logsnr_max,
+    )
+
+
+def with_logvar_interp(solver: Solver, value: float) -> Solver:
+    """Returns the solver with the paper's v, which only Alg. 2 has; the others as they are."""
+    return dataclasses.replace(solver, logvar_interp=float(value)) if solver.name == 'ancestral' else solver
+
+
+def check_texts(config: ConfigDict) -> None:
+    """Checks the guidance, sampler and grid of a sample and of the sweep: each text, and that they fit each other.
+
+    Raises:
+      UserError: names the field, what is wrong, and what it may be.
+    """
+    sampling, sweep = {}, {}
+    for name, parse in PARSERS.items():
+        one, several = config.sampling[name], config.eval[name]
+        _require(isinstance(one, str), f'sampling.{name}', one, 'a text')
+        texts = not isinstance(several, str) and all(isinstance(text, str) for text in several)
+        _require(texts, f'eval.{name}', several, f'a tuple of texts, such as ({one!r},)')
+        sampling[name] = [parse(one, f'sampling.{name}')]
+        sweep[name] = [parse(text, f'eval.{name}') for text in several] or sampling[name]
+    ends = {'logsnr_min': config.diffusion.logsnr_min, 'logsnr_max': config.diffusion.logsnr_max}
+    for part, chosen in (('sampling', sampling), ('eval', sweep)):
+        for rule, solver in itertools.product(chosen['guidance'], chosen['sampler']):
+            samplers.check_fit(rule, solver)
+            check_w(rule, f'{part}.w', config[part].w)
+        for grid in chosen['grid']:
+            low, high = grid.ends(**ends).values()
+            within = ends['logsnr_min'] <= low < high <= ends['logsnr_max']
+            limits = f'both within {ends["logsnr_min"]:g} and {ends["logsnr_max"]:g} (config.diffusion)'
+            expected = f'a grid with logsnr_min smaller than logsnr_max, {limits}'
+            _require(within, f'{part}.grid', grid.text, expected)
+
+
+def check_w(rule: Rule, field: str, ws: Sequence[float]) -> None:
+    """Checks the strengths of a rule, its own or else those of the field.
+
+    Raises:
+      UserError: when the rule cannot have one of them.
+    """
+    cold = rule.name != 'temperature' or min(rule.w or ws) > -1
+    _require(cold, field, rule.w or ws, "above -1 for the guidance 'temperature', which is 1 / (1 + w)")
+
+
+def _require(condition: bool, field: str, value: Any, expected: str) -> None:
+    if not condition:
+        raise UserError(f'config.{field}={value!r} must be {expected}.')
