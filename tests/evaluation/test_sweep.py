@@ -19,11 +19,11 @@ from cfg.features.small_classifier import small_classifier
 from cfg.metrics import distances
 from cfg.modes import compare, import_adm
 from cfg.report.results import IDENTITY_KEYS, group_curves, read_results
-from cfg.runs.build import sampler_settings
 from cfg.runtime import progress
 from cfg.runtime.errors import UserError
 from cfg.runtime.files import lock
 from cfg.settings.checks import check_config
+from cfg.settings.sampler import read_sampler
 from cfg.training import loop
 from tests.conftest import small_config
 from tests.models.adm_reference import Adm, classifier_forward, random_state
@@ -137,7 +137,7 @@ def test_the_rules_of_a_sweep_share_the_reading_of_its_checkpoint(workdir, monke
 def test_the_papers_sampler_leaves_the_identity_of_its_rows_as_it_was():
     """So a sweep of an older version goes on."""
     fields = ('sampler', 'num_steps', 'logvar_interp', 'clip_x', 'logsnr_min', 'logsnr_max', 'rounding')
-    assert set(sweep.sampling_identity(sampler_settings(config_of()))) == set(fields)
+    assert set(sweep.sampling_identity(read_sampler(config_of()), 'round')) == set(fields)
 
 
 @pytest.mark.parametrize(
