@@ -38,7 +38,7 @@ MODES = {
     'status': Mode('status', 'own', config=False),
     'describe': Mode('describe', 'none'),
     'import_adm': Mode('import_adm', 'made'),
-    'stats': Mode('stats', 'optional', LESS_FEATURES),
+    'stats': Mode('stats', 'none', LESS_FEATURES),
     'evaluate_npz': Mode('evaluate_npz', 'optional', LESS_FEATURES),
     'fetch_weights': Mode('fetch_weights', 'none'),
 }

@@ -120,7 +120,7 @@ def get_config() -> ConfigDict:
     # The feature network: 'inception' (of published numbers), or 'small_classifier', trained on the data set itself.
     config.eval.features = 'inception'
     config.eval.weights = ''  # of Inception: one of its three public files; '' = what is in cache_dir
-    config.eval.cache_dir = ''  # of weights and statistics of real images; '' = ~/.cache/cfg_diffusion
+    config.eval.cache_dir = ''  # of feature networks and statistics of real images; '' = ~/.cache/cfg_diffusion
     config.eval.batch_size = 64  # images at a time in the feature network, over all devices
     # What samples are compared with: an npz (ADM's files, or of --mode=stats); '' = the images of data.split.
     config.eval.reference = ''

@@ -1,8 +1,10 @@
 """Four CPU devices for the whole suite, and the small run that many tests share."""
 
+import atexit
 import gc
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 from tests.command_line import XLA_FLAGS
@@ -14,11 +16,17 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 # Many tests, and the processes that they start, compile the same programs.
 os.environ['JAX_COMPILATION_CACHE_DIR'] = str(Path(__file__).parents[1] / '.pytest_cache' / 'jax')
 os.environ['JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+# All workers, and what they start, share one cache of feature networks and of what is measured of real images.
+os.environ['MPLCONFIGDIR'] = str(Path(__file__).parents[1] / '.pytest_cache' / 'matplotlib')
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+    os.environ['XDG_CACHE_HOME'] = tempfile.mkdtemp(prefix='cfg_tests_')
+    atexit.register(shutil.rmtree, os.environ['XDG_CACHE_HOME'], ignore_errors=True)
 
 import jax
 import pytest
 
 from cfg.data import digits as source
+from cfg.features.network import default_cache
 from cfg.features.small_classifier import small_classifier
 from configs import digits
 
@@ -39,18 +47,15 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope='session', name='digits_classifier')
-def digits_classifier_fixture(tmp_path_factory):
-    """The feature network of the digits, trained once for all workers; a function that puts it into a workdir."""
-    folder = tmp_path_factory.getbasetemp()
-    if 'PYTEST_XDIST_WORKER' in os.environ:
-        folder = folder.parent
-    folder = folder / 'digits_classifier'
-    small_classifier(folder, source.digits('train'), batch_size=100)
-    (file,) = folder.glob('*.npz')
+def digits_classifier_fixture():
+    """The feature network of the digits, in the cache of the session; a function that puts it into another cache."""
+    cache = default_cache('')
+    small_classifier(cache, source.digits('train'), batch_size=100)  # the first worker trains it
+    (file,) = cache.glob('digits_classifier_*.npz')
 
-    def give(workdir):
-        (workdir / 'features').mkdir(parents=True, exist_ok=True)
-        shutil.copy(file, workdir / 'features')
+    def give(other):
+        other.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, other)
 
     return give
 

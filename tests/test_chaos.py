@@ -188,7 +188,6 @@ def rows(workdir):
 @pytest.mark.parametrize('kills', [3])
 def test_a_sweep_of_two_processes_killed_at_random_is_the_undisturbed_one(tmp_path, kills, digits_classifier):
     base, workdir, folder = tmp_path / 'undisturbed', tmp_path / 'run', tmp_path / 'logs'
-    digits_classifier(base)
     ok([Run(f'--workdir={base}', '--mode=train', output=tmp_path / 'log')])
     ok(group(f'--workdir={base}', *SWEEP, folder=folder))
     expected, chance = rows(base), random.Random(2)

@@ -50,7 +50,6 @@ def state_of(workdir: Path) -> set:
 @pytest.fixture(scope='module', name='undisturbed')
 def undisturbed_fixture(tmp_path_factory, digits_classifier):
     workdir = tmp_path_factory.mktemp('sweep') / 'undisturbed'
-    digits_classifier(workdir)
     for arguments in (('--mode=train',), SWEEP):
         ok([Run(f'--workdir={workdir}', *arguments, output=workdir.with_name('log'))])
     return workdir

@@ -46,8 +46,8 @@ def test_what_training_leaves(trained, monkeypatch):
     assert [row['step'] for row in log] == [6, 12, 18, 24]
 
 
-def test_a_sweep_and_its_report(trained, digits_classifier):
-    digits_classifier(trained)
+@pytest.mark.usefixtures('digits_classifier')
+def test_a_sweep_and_its_report(trained):
     table = ok(f'--workdir={trained}', '--mode=eval')
     assert 'not Inception' in table
     results = trained / 'results.jsonl'

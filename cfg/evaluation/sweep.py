@@ -133,9 +133,7 @@ class _Sweep:
         points = self._all = self._points()
         self._generator(points[0])  # says whether the batch fits the devices
         self._results = results_path(workdir, job)
-        self._features = opening.open_features(
-            config, workdir, self._spec.image_shape, f'The data set {self._spec.name}'
-        )
+        self._features = opening.open_features(config, self._spec.image_shape, f'The data set {self._spec.name}')
         self._source, self._facts, self._job, self._elsewhere = source, {}, job, 0
         if not processes.is_first():
             return
@@ -180,6 +178,8 @@ class _Sweep:
 
     def run(self) -> int | None:
         """Measures what is missing and prints the table; see `evaluate`."""
+        first = processes.from_first(self._features.sha256)
+        processes.on_each(lambda: self._features.check_same(first))
         todo = processes.on_first(self._missing) or []
         points = [self._all[place] for place in processes.from_first([self._all.index(point) for point, _ in todo])]
         progress = Progress('eval', len(points) * self._config.eval.num_samples, unit='sample')

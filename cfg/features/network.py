@@ -68,6 +68,14 @@ class FeatureNetwork:
         """Raises a UserError that names `what` holds the images, unless it takes such images."""
         check_images(self.image_shape, image_shape, what, self.name)
 
+    def check_same(self, sha256: str) -> None:
+        """Raises a UserError unless the weights are those that process 0 has, of which `sha256` is the digest."""
+        if self.sha256 != sha256:
+            raise UserError(
+                f'{self.name} has other weights in {self.cache} here than for process 0: give a config.eval.cache_dir '
+                'that all processes see.'
+            )
+
 
 def check_images(expected: tuple[int | None, ...], image_shape: tuple[int, ...], what: str, name: str) -> None:
     """Whether a network takes images.

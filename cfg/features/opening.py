@@ -22,13 +22,10 @@ from cfg.runtime.errors import UserError
 from cfg.settings.data import open_source, spec_of
 
 
-def open_features(
-    config: ConfigDict, workdir: Path | None, image_shape: tuple[int, int, int], what: str
-) -> FeatureNetwork:
+def open_features(config: ConfigDict, image_shape: tuple[int, int, int], what: str) -> FeatureNetwork:
     """The feature network of a config, with the classifier of `config.eval.classifier_workdir` if there is one.
 
     Args:
-      workdir: where the small classifier is kept.
       image_shape: (H, W, C) of the images to come.
       what: holds them, for the user.
 
@@ -36,15 +33,14 @@ def open_features(
       UserError: when it does not fit the images, or its weights are missing or damaged.
     """
     options = config.eval
+    cache = default_cache(options.cache_dir)
     if options.features == 'inception':
         check_images(INCEPTION_IMAGES, image_shape, what, INCEPTION)
-        network = inception(options.weights, default_cache(options.cache_dir), batch_size=options.batch_size)
-    elif workdir is None:
-        raise UserError('config.eval.features=small_classifier is trained and kept in a workdir: give --workdir.')
+        network = inception(options.weights, cache, batch_size=options.batch_size)
     else:
         train = open_source(config, 'train')
         check_images(train.image_shape, image_shape, what, f'the small classifier of {train.name}')
-        network = small_classifier(workdir / 'features', train, batch_size=options.batch_size)
+        network = small_classifier(cache, train, batch_size=options.batch_size)
     return _with_classifier(config, network, image_shape) if options.classifier_workdir else network
 
 

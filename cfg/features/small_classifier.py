@@ -20,7 +20,7 @@ from cfg.features.network import FeatureNetwork, Features, on_devices
 from cfg.models.classifier import SmallClassifier
 from cfg.runtime.digest import sha256
 from cfg.runtime.errors import UserError
-from cfg.runtime.files import lock, write_whole
+from cfg.runtime.files import check_writable, lock, write_whole
 from cfg.runtime.progress import Progress
 
 WIDTH = 64  # features
@@ -30,8 +30,11 @@ def small_classifier(cache: Path, train: Source, *, batch_size: int) -> FeatureN
     """A small convolutional classifier of the data set itself, trained on its real images; not Inception.
 
     Its numbers compare models of one data set with each other, and with nothing published. It is trained when `cache`
-    does not hold it yet (for the digits a minute or less on a CPU), and kept there as an npz, so that every row of a
-    sweep is measured with the same weights.
+    does not hold it yet (for the digits a minute or less on a CPU), and kept there as an npz that the data's
+    fingerprint names, so that every run on these images is measured with the same weights.
+
+    Raises:
+      UserError: when the cache cannot be written, or holds a file that is damaged.
     """
     # Halved until 2x2 to 3x3 positions are left, as the 8x8 digits are.
     halvings = max(int(math.log2(min(train.image_shape[:2]))) - 1, 1)
@@ -41,10 +44,10 @@ def small_classifier(cache: Path, train: Source, *, batch_size: int) -> FeatureN
         channels=(32, *[64] * (halvings - 1)),
     )
     what = train.name.partition('/')[0]
-    path = cache / f'{what}_classifier.npz'
+    path = cache / f'{what}_classifier_{train.fingerprint[:16]}.npz'
     if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with lock(cache, 'eval', part=path.stem, wait=True):  # jobs of one sweep share it
+        check_writable(cache, f'config.eval.cache_dir={cache}')
+        with lock(cache, 'eval', part=path.stem, wait=True):  # other runs and jobs wait for it
             if not path.exists():
                 _train(network, path, train)
     params = _load(path, network, train.image_shape)

@@ -47,7 +47,7 @@ def run(config: ConfigDict, workdir: Path | None) -> str:
         raise UserError(f'{what} holds {file.count} images: give at least 2.')
     file.labels()  # says now what is wrong with them, and not when the reference has been measured
     npz.check(Path(options.reference), 'config.eval.reference')
-    network = opening.open_features(config, workdir, file.image_shape, what)
+    network = opening.open_features(config, file.image_shape, what)
     with StopSignal() as stop:
         reference = open_reference(config, network, stop)
         with measuring(

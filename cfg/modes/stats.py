@@ -22,7 +22,7 @@ from cfg.settings.data import open_source
 log = logging.getLogger('cfg')
 
 
-def run(config: ConfigDict, workdir: Path | None) -> Path:
+def run(config: ConfigDict, workdir: None = None) -> Path:
     """Moments of the images of `config.data.split`, and some of these images, as an npz in ADM's layout.
 
     Returns:
@@ -38,7 +38,7 @@ def run(config: ConfigDict, workdir: Path | None) -> Path:
     else:
         check_writable(cache, f'config.eval.cache_dir={cache}')
     source = open_source(config)
-    network = opening.open_features(config, workdir, source.image_shape, f'The data set {source.name}')
+    network = opening.open_features(config, source.image_shape, f'The data set {source.name}')
     data = source.name.rpartition(':')[2].strip('/').replace('/', '_')
     name = f'{data}_{source.fingerprint[:8]}_{network.sha256[:8]}.npz'
     path = Path(config.stats.path or cache / name)

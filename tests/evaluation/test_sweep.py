@@ -15,6 +15,7 @@ import torch
 from cfg.data.digits import digits
 from cfg.evaluation import references, sweep
 from cfg.evaluation.rows import digest, results_path
+from cfg.features.network import default_cache
 from cfg.features.small_classifier import small_classifier
 from cfg.metrics import distances
 from cfg.modes import compare, import_adm
@@ -46,9 +47,8 @@ def config_of(**changes):
 
 
 @pytest.fixture(scope='module', name='trained')
-def trained_fixture(tmp_path_factory, digits_classifier):
+def trained_fixture(tmp_path_factory):
     workdir = tmp_path_factory.mktemp('sweep') / 'run'
-    digits_classifier(workdir)
     loop.train(small_config(), workdir)
     sweep.evaluate(config_of(w=(5.0,)), workdir)  # measures the real images, once
     (workdir / 'results.jsonl').unlink()
@@ -203,7 +203,7 @@ def test_the_kept_samples_are_the_measured_ones(workdir):
     (row,) = read_results(workdir)
     with np.load(workdir / row['samples'], allow_pickle=False) as file:
         images = file['arr_0']
-    network = small_classifier(workdir / 'features', digits('train'), batch_size=100)
+    network = small_classifier(default_cache(''), digits('train'), batch_size=100)
     pool = network.extract(images).pool
     real = network.extract(digits('all').images).pool
     means, covs = zip(*((x.mean(axis=0), np.cov(x.T.astype(np.float64))) for x in (pool, real)), strict=True)
@@ -404,7 +404,7 @@ def test_a_stop_while_a_row_is_scored_begins_no_other_row(workdir, monkeypatch):
 
 def test_a_job_that_waits_for_another_can_be_stopped(workdir, monkeypatch):
     """Both measure the real images; the wait is progress, so that nobody takes it for a process that hangs."""
-    measured = workdir / 'features' / 'measured'
+    measured = default_cache('') / 'measured'
     parts = [path.name[1:].removesuffix('.lock') for path in measured.glob('.*.lock')]
     heard, slept = [], []
 
@@ -433,7 +433,7 @@ def test_few_samples_are_a_warning_that_stays_in_the_row(workdir, capsys):
 
 
 def test_a_reference_file_takes_the_place_of_the_data_set(workdir, tmp_path):
-    network = small_classifier(workdir / 'features', digits('train'), batch_size=100)
+    network = small_classifier(default_cache(''), digits('train'), batch_size=100)
     images = digits('test').images
     path = tmp_path / 'reference.npz'
     np.savez(path, images)
@@ -498,7 +498,7 @@ def adm_classifier_fixture(tmp_path_factory):
     config = shape(config_of())
     config.adm.kind, config.adm.checkpoint = 'classifier', str(folder / 'classifier.pt')
     (folder / 'run').mkdir()
-    import_adm.import_adm(config, folder / 'run')
+    import_adm.run(config, folder / 'run')
     return folder / 'run', shape, classes
 
 

@@ -1,19 +1,23 @@
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import jax
 import numpy as np
 import pytest
 
 from cfg.data.digits import digits
 from cfg.data.source import ArraySource
 from cfg.evaluation.references import BATCH, chosen, measure, stream_of_source
+from cfg.features import small_classifier
 from cfg.features.network import INCEPTION, INCEPTION_IMAGES, Features, check_images, default_cache
-from cfg.features.small_classifier import WIDTH, small_classifier
+from cfg.features.opening import open_features
 from cfg.metrics import distances
 from cfg.metrics.moments import Moments, Splits
 from cfg.metrics.neighbours import precision_recall
-from cfg.runs.loading import open_features
+from cfg.runtime import files
 from cfg.runtime.errors import UserError
 from cfg.runtime.stopping import StopSignal
 from tests.command_line import ROOT
@@ -25,7 +29,7 @@ def cache_fixture(tmp_path_factory):
 
 
 def opened(cache, batch_size=100):
-    return small_classifier(cache, digits('train'), batch_size=batch_size)
+    return small_classifier.small_classifier(cache, digits('train'), batch_size=batch_size)
 
 
 @pytest.fixture(scope='module', name='network')
@@ -44,7 +48,7 @@ def test_the_classifier_knows_digits_that_it_was_not_trained_on(network):
     np.testing.assert_allclose(np.exp(features.log_p).sum(axis=1), 1.0, rtol=1e-5)
     assert np.mean(features.classes == test.labels) > 0.98
     assert features.spatial is None
-    assert features.pool.shape == (len(test), WIDTH)
+    assert features.pool.shape == (len(test), small_classifier.WIDTH)
     assert 'not Inception' in network.name
 
 
@@ -159,10 +163,11 @@ def test_fid_tells_noise_and_wrong_classes_from_digits(network):
 
 
 def test_damaged_or_foreign_weights_are_named(network, cache, tmp_path):
-    path = tmp_path / 'digits_classifier.npz'
-    content = (cache / 'digits_classifier.npz').read_bytes()
+    (file,) = cache.glob('*.npz')
+    path = tmp_path / file.name
+    content = file.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match=r'digits_classifier\.npz cannot be read .*delete it'):
+    with pytest.raises(UserError, match=r'digits_classifier_\w+\.npz cannot be read .*delete it'):
         opened(tmp_path)
     np.savez(path, a=np.zeros(3))
     with pytest.raises(UserError, match='another network'):
@@ -188,12 +193,55 @@ def test_grey_images_are_refused_before_weights_are_looked_for(small_config, tmp
     small_config.eval.features = 'inception'
     small_config.eval.cache_dir = str(tmp_path / 'nothing')
     with pytest.raises(UserError, match=r'The digits has images of 8x8x1'):
-        open_features(small_config, tmp_path, (8, 8, 1), 'The digits')
+        open_features(small_config, (8, 8, 1), 'The digits')
 
 
-def test_the_small_classifier_needs_a_workdir(small_config):
-    with pytest.raises(UserError, match='give --workdir'):
-        open_features(small_config, None, (8, 8, 1), 'The digits')
+def test_every_run_on_the_same_images_has_the_same_small_classifier(small_config, cache, network, monkeypatch):
+    """It lies where the config says, by the fingerprint of the images that it was trained on, and is trained once."""
+    monkeypatch.setattr(small_classifier, '_train', lambda *_: pytest.fail('trained again'))
+    small_config.eval.cache_dir = str(cache)
+    for split in ('train', 'all'):  # of a sweep; its features are those of the training half
+        small_config.data.split = split
+        assert open_features(small_config, (8, 8, 1), 'The digits').sha256 == network.sha256
+    (file,) = cache.glob('*.npz')
+    assert file.stem == f'digits_classifier_{digits("train").fingerprint[:16]}'
+    other = ArraySource('digits/train', digits('train').images[1:], digits('train').labels[1:], range(10))
+    with pytest.raises(pytest.fail.Exception, match='trained again'):
+        small_classifier.small_classifier(cache, other, batch_size=100)
+
+
+def test_jobs_that_start_together_train_one_small_classifier(tmp_path, monkeypatch):
+    """The others wait for the first, and then read its file."""
+    trained, started = [], threading.Event()
+    write, wait_for = small_classifier._write, files._wait_for
+
+    def train(network, path, source):
+        trained.append(path)
+        assert started.wait(60)
+        write(path, network.init(jax.random.key(0), np.zeros((1, 8, 8, 1)))['params'])
+
+    def waiting(*args):
+        started.set()
+        wait_for(*args)
+
+    monkeypatch.setattr(small_classifier, '_train', train)
+    monkeypatch.setattr(files, '_wait_for', waiting)
+    with ThreadPoolExecutor() as pool:
+        first, second = pool.map(lambda _: opened(tmp_path), range(2))
+    assert len(trained) == 1
+    assert first.sha256 == second.sha256
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(UserError, match=r'config\.eval\.cache_dir=.*file/cache cannot be written'):
+        opened(tmp_path / 'file' / 'cache')
+
+
+def test_processes_with_other_weights_are_refused(network):
+    network.check_same(network.sha256)
+    with pytest.raises(UserError, match=r'has other weights in .* than for process 0: give a config\.eval\.cache_dir'):
+        network.check_same('0' * 64)
 
 
 def test_the_cache_is_in_the_users_cache_unless_told(monkeypatch, tmp_path):

@@ -52,17 +52,16 @@ def adm_config(path, **changes):
 
 def imported(config, workdir):
     workdir.mkdir()
-    return import_adm.import_adm(config, workdir)
+    return import_adm.run(config, workdir)
 
 
 @pytest.fixture(scope='module', name='cond')
-def cond_fixture(tmp_path_factory, digits_classifier):
+def cond_fixture(tmp_path_factory):
     """(config, workdir) of an imported network with classes."""
     folder = tmp_path_factory.mktemp('cond')
     torch.save(random_state(SMALL), folder / 'cond.pt')
     config = adm_config(folder / 'cond.pt')
     imported(config, folder / 'run')
-    digits_classifier(folder / 'run')
     return config, folder / 'run'
 
 
@@ -77,7 +76,7 @@ def uncond_fixture(tmp_path_factory):
 
 
 def images_of(config, workdir):
-    sample.sample(config, workdir)
+    sample.run(config, workdir)
     files = sorted((workdir / 'samples').glob('sample_*.npz'), key=lambda path: path.stat().st_mtime_ns)
     with np.load(files[-1], allow_pickle=False) as file:
         return file['arr_0']
@@ -99,7 +98,7 @@ def test_without_a_null_label_guidance_needs_a_second_model(cond):
     config = config.copy_and_resolve_references()
     config.sampling.w = (0.0, 1.0)
     with pytest.raises(UserError, match=r'only w=0 can be used, or a second model .*sampling\.uncond_workdir'):
-        sample.sample(config, workdir)
+        sample.run(config, workdir)
 
 
 def test_the_unconditional_eps_comes_from_the_second_model(cond, uncond):
@@ -138,21 +137,21 @@ def test_results_with_a_second_model_are_other_results(cond, uncond):
 def test_a_network_without_classes_is_only_the_unconditional_prediction(uncond):
     config, workdir = uncond
     with pytest.raises(UserError, match='only w=-1 can be used'):
-        sample.sample(config, workdir)
+        sample.run(config, workdir)
 
 
 def test_a_second_model_without_unconditional_prediction_is_refused(cond):
     config = cond[0].copy_and_resolve_references()
     config.sampling.uncond_workdir = str(cond[1])
     with pytest.raises(UserError, match=r'uncond_workdir was trained with config\.train\.p_uncond=0'):
-        sample.sample(config, cond[1])
+        sample.run(config, cond[1])
 
 
 def test_a_second_model_must_exist(cond):
     config = cond[0].copy_and_resolve_references()
     config.sampling.uncond_workdir = '/nowhere'
     with pytest.raises(UserError, match='/nowhere does not exist'):
-        sample.sample(config, cond[1])
+        sample.run(config, cond[1])
 
 
 def test_an_imported_network_is_not_trained_and_has_one_set_of_parameters(cond):
@@ -161,7 +160,7 @@ def test_an_imported_network_is_not_trained_and_has_one_set_of_parameters(cond):
         loop.train(config, cond[1])
     config.sampling.ema = False
     with pytest.raises(UserError, match=r'was imported and has one set of parameters: use config\.sampling\.ema=True'):
-        sample.sample(config, cond[1])
+        sample.run(config, cond[1])
 
 
 def test_an_imported_network_without_variances_has_no_optimizer_to_go_on_with(tmp_path):
@@ -172,35 +171,35 @@ def test_an_imported_network_without_variances_has_no_optimizer_to_go_on_with(tm
     with pytest.raises(UserError, match='was imported and has no optimizer'):
         loop.train(config, tmp_path / 'run')
     with pytest.raises(UserError, match='holds a run already'):
-        import_adm.import_adm(config, tmp_path / 'run')
+        import_adm.run(config, tmp_path / 'run')
 
 
 def test_another_meaning_of_the_parameters_is_refused(cond):
     config = cond[0].copy_and_resolve_references()
     config.model.time = 'continuous'
     with pytest.raises(UserError, match=r"config\.model\.time='adm_linear', not 'continuous'"):
-        sample.sample(config, cond[1])
+        sample.run(config, cond[1])
     config.model.time, config.model.label_in = 'adm_linear', 'decoder'
     with pytest.raises(UserError, match=r"config\.model\.label_in='everywhere', not 'decoder'"):
-        sample.sample(config, cond[1])
+        sample.run(config, cond[1])
     with pytest.raises(UserError, match=r"label_in='decoder' must be 'everywhere' with --mode=import_adm"):
-        import_adm.import_adm(config, cond[1])
+        import_adm.run(config, cond[1])
 
 
 def test_a_file_of_another_architecture_leaves_no_checkpoint(cond, tmp_path):
     config = adm_config(cond[0].adm.checkpoint)
     config.model.num_res_blocks = 2
     with pytest.raises(UserError, match=r'config\.model'):
-        import_adm.import_adm(config, tmp_path)
+        import_adm.run(config, tmp_path)
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps() == []
 
 
 def test_the_checkpoint_must_be_named_and_exist(tmp_path):
     with pytest.raises(UserError, match=r'config\.adm\.checkpoint is missing'):
-        import_adm.import_adm(adm_config(''), tmp_path)
+        import_adm.run(adm_config(''), tmp_path)
     with pytest.raises(UserError, match=r'nothing\.pt'):
-        import_adm.import_adm(adm_config(tmp_path / 'nothing.pt'), tmp_path)
+        import_adm.run(adm_config(tmp_path / 'nothing.pt'), tmp_path)
 
 
 def test_a_classifier_is_imported_and_its_logits_agree(tmp_path):
@@ -226,5 +225,5 @@ def test_a_classifier_is_imported_and_its_logits_agree(tmp_path):
     assert np.linalg.norm(got - expected) < 1e-4 * np.linalg.norm(expected)
 
     with pytest.raises(UserError, match='classifier'):
-        sample.sample(config, tmp_path / 'run')
+        sample.run(config, tmp_path / 'run')
     assert Path(tmp_path / 'run' / 'checkpoints').is_dir()

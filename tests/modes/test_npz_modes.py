@@ -25,13 +25,6 @@ def cache_fixture(tmp_path_factory):
     return cache
 
 
-@pytest.fixture(scope='module', name='workdir')
-def workdir_fixture(tmp_path_factory, digits_classifier):
-    workdir = tmp_path_factory.mktemp('run')
-    digits_classifier(workdir)
-    return workdir
-
-
 def config_of(cache, **changes):
     config = small_config()
     config.eval.cache_dir = str(cache)
@@ -94,13 +87,14 @@ def test_the_default_path_names_data_and_weights(source, cache):
     assert path.name.startswith(f'squares_train_{source.fingerprint[:8]}_')
 
 
-def test_the_small_classifier_scores_digits(cache, workdir, tmp_path):
+def test_the_small_classifier_scores_digits(cache, digits_classifier, tmp_path):
+    digits_classifier(cache)
     images, labels = digits('test').images, digits('test').labels
     np.savez(tmp_path / 'samples.npz', images[:300], labels[:300])
     np.savez(tmp_path / 'reference.npz', images[300:])
     options = {'samples': str(tmp_path / 'samples.npz'), 'reference': str(tmp_path / 'reference.npz')}
-    table = evaluate_npz.run(config_of(cache, features='small_classifier', **options), workdir)
-    row = json.loads((workdir / 'evaluate_npz.jsonl').read_text())
+    table = evaluate_npz.run(config_of(cache, features='small_classifier', **options), tmp_path)
+    row = json.loads((tmp_path / 'evaluate_npz.jsonl').read_text())
     assert row['accuracy'] > 0.97
     assert row['sfid'] is None
     assert f'{row["fid"]:.4f}' in table

@@ -255,7 +255,7 @@ def test_a_classifier_is_neither_sampled_nor_evaluated(run):
     config = config_of()
     config.eval.num_samples = 80
     config.eval.steps = (300,)
-    for use in (sample.sample, sweep.evaluate):
+    for use in (sample.run, sweep.evaluate):
         with pytest.raises(UserError, match=r'holds a classifier, not a model: give the workdir of a model'):
             use(config, run)
     config.sampling.uncond_workdir = str(run)
@@ -387,9 +387,9 @@ def test_accuracy_by_a_trained_classifier(run, monkeypatch):
         return Features(np.ones((len(images), 2)), None, np.zeros((len(images), 2)), None)
 
     monkeypatch.setattr(
-        loading, 'small_classifier', lambda *_, **__: FeatureNetwork('f', 'x', None, 2, 0, SHAPE, extract, None, run)
+        opening, 'small_classifier', lambda *_, **__: FeatureNetwork('f', 'x', None, 2, 0, SHAPE, extract, None, run)
     )
-    network = opening.open_features(config, run, SHAPE, 'the test')
+    network = opening.open_features(config, SHAPE, 'the test')
     classifier = open_run(run)
     z = jnp.float32(images) / 127.5 - 1
     logits = jax.jit(classifier.logits_fn(classifier.params))(z, jnp.float32(20.0))
