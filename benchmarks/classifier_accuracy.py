@@ -52,7 +52,7 @@ def describe(config: ConfigDict, workdir: str, *, draws: int) -> str:
 
     from cfg.data.images import to_float
     from cfg.diffusion import process, schedule
-    from cfg.runs import loading
+    from cfg.runs.trained import TrainedRun
     from cfg.settings.data import open_source
     from cfg.training import bands
 
@@ -60,12 +60,13 @@ def describe(config: ConfigDict, workdir: str, *, draws: int) -> str:
         raise UserError(f'config.data.name={config.data.name!r}: only the halves of the digits are compared here.')
     halves = {split: open_source(config, split) for split in ('train', 'test')}
     train = halves['train']
-    classifier = loading.read_classifier(config, workdir, train.image_shape, train.num_classes)
-    limits = {'logsnr_min': classifier.logsnr_min, 'logsnr_max': classifier.logsnr_max}
+    classifier = TrainedRun.beside(config, workdir, what='--workdir', kind='classifier')
+    classifier.check_images(config, train.image_shape, train.num_classes)
+    limits = {name: classifier.config['diffusion'][name] for name in ('logsnr_min', 'logsnr_max')}
     known = train.fetch(np.arange(len(train)))
     known_images, known_labels = to_float(known['image']), jnp.asarray(known['label'])
-    logits_of = jax.jit(lambda params, z, logsnr: classifier.logits_fn(params)(z, logsnr))
-    network = functools.partial(logits_of, classifier.params)
+    logits_of = jax.jit(lambda params, z, logsnr: classifier.bind(params)(z, logsnr))
+    network = functools.partial(logits_of, classifier.params())
     posterior = jax.jit(bayes_logits, static_argnames='num_classes')
     known_half = {'images': known_images, 'labels': known_labels, 'num_classes': train.num_classes}
     rule = functools.partial(posterior, **known_half)

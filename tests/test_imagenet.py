@@ -13,7 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from cfg.data.crop import area
-from cfg.runs import loading
+from cfg.runs.trained import TrainedRun, read_names
 from configs import imagenet64
 from tests import forked
 from tests.command_line import ROOT, command
@@ -218,9 +218,9 @@ def test_samples_need_no_data(trained, tmp_path):
 def test_the_checkpoint_knows_its_data(trained):
     config = imagenet64.get_config()
     config.data.name = 'folder:/nowhere/imagenet2012'  # nothing but the checkpoint can say what that is
-    spec = loading.spec_of_run(config, trained[0])
+    spec = TrainedRun.beside(config, trained[0], what='it', kind='model').spec
     assert (spec.num_classes, spec.image_shape) == (1000, (8, 8, 3))
-    name, classes = loading.names_of_run(config, trained[0])
+    name, classes = read_names(config, trained[0])
     assert (name, classes[59]) == ('imagenet2012_8_area/train', 'n01739381')
 
 

@@ -24,8 +24,6 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from cfg.data.source import Source
-from cfg.data.spec import DataSpec
 from cfg.diffusion.rules import Rule
 from cfg.diffusion.sampler import USUAL, Sampler, parse_rule
 from cfg.diffusion.solvers import Ancestral
@@ -36,10 +34,11 @@ from cfg.evaluation.sample_files import write_samples
 from cfg.evaluation.scoring import score, warnings
 from cfg.features import opening
 from cfg.features.network import FeatureNetwork, shared
-from cfg.models.flops import forward_flops, guided_flops
+from cfg.models.flops import guided_flops
 from cfg.report.results import Row, read_results
-from cfg.runs import loading
-from cfg.runs.generate import Generator, binder, draw_labels
+from cfg.runs.companions import Companions, check_guidable, open_companions
+from cfg.runs.generate import Generator, draw_labels
+from cfg.runs.trained import TrainedRun
 from cfg.runtime import parallel, processes
 from cfg.runtime.errors import UserError
 from cfg.runtime.files import lock
@@ -47,7 +46,6 @@ from cfg.runtime.progress import Progress
 from cfg.runtime.stopping import StopSignal
 from cfg.settings.checks import parse_job
 from cfg.settings.data import open_source
-from cfg.settings.networks import abstract_params, build_network
 from cfg.settings.sampler import read_sampler
 from cfg.settings.values import config_dict
 
@@ -114,22 +112,22 @@ class _Sweep:
         self._config, self._workdir, self._stop = config, workdir, stop
         options = config.eval
         source = open_source(config) if not options.reference else None
-        self._spec: DataSpec | Source = source or loading.spec_of_run(config, workdir)
-        self._network = build_network(config, self._spec)
+        self._models: dict[tuple[int, bool], TrainedRun] = {}
+        for step, ema in itertools.product(options.steps or (-1,), options.ema or (config.sampling.ema,)):
+            model = TrainedRun.of_config(config, workdir, step, ema=ema)
+            self._models[model.step, ema] = model
+        self._spec = model.spec  # of all steps, as the network is
         self._generators: dict[tuple, Generator] = {}
         self._model_params, self._companion_params = _Latest(), _Latest()
-        self.p_uncond = loading.find_checkpoints(config, workdir, options.steps or (-1,))
-        cache = loading.CompanionCache(config, workdir, self._spec)
-        self._companions = {}
-        for text, ema in itertools.product(
-            options.guidance or (config.sampling.guidance,), options.ema or (config.sampling.ema,)
-        ):
+        self._companions: dict[tuple[Rule, bool], Companions] = {}
+        for text, model in itertools.product(options.guidance or (config.sampling.guidance,), self._models.values()):
             rule = parse_rule(text, 'eval.guidance')
-            companions = self._companions[_unswept(rule), ema] = cache.open(rule, ema=ema)
-            for p_uncond in self.p_uncond.values():
-                loading.check_guidable(rule.w or options.w, p_uncond, rule, companions.get('uncond'))
+            key = _unswept(rule), model.ema
+            if key not in self._companions:
+                self._companions[key] = open_companions(config, model, rule)
+            check_guidable(rule.w or options.w, model.p_uncond, rule, self._companions[key])
         if source is not None:
-            loading.check_data(config, workdir)
+            model.check_data(config)
         points = self._all = self._points()
         self._generator(points[0])  # says whether the batch fits the devices
         self._results = results_path(workdir, job)
@@ -149,16 +147,15 @@ class _Sweep:
         for text in self._warnings:
             log.warning('%s', text)
         common = self._common_identity()
-        digests = {pair: loading.sha256(self._load(*pair)) for pair in dict.fromkeys((p.step, p.ema) for p in points)}
         number, count = job
-        self._rows = [self._identity(point, common, digests[point.step, point.ema]) for point in points]
+        self._rows = [self._identity(point, common) for point in points]
         self._asked = self._rows[number - 1 :: count]
 
     def _points(self) -> list[Point]:
         """The product; parameters and compiled samplers change as rarely as they can."""
         options, sampling = self._config.eval, self._config.sampling
         product = itertools.product(
-            self.p_uncond,
+            dict.fromkeys(step for step, _ in self._models),
             options.ema or (sampling.ema,),
             options.guidance or (sampling.guidance,),
             options.sampler or (sampling.sampler,),
@@ -285,7 +282,7 @@ class _Sweep:
         row['samples'] = write_samples(self._workdir, name, kept, labels[: len(kept)]) if len(kept) else None
         row |= {
             'warnings': self._warnings,
-            'p_uncond': self.p_uncond[point.step],
+            'p_uncond': self._models[point.step, point.ema].p_uncond,
             'label_in': self._config.model.label_in,
             'features_file_sha256': self._features.file_sha256,
             'config_sha256': config_sha256(self._config),
@@ -299,9 +296,10 @@ class _Sweep:
 
     def _generator(self, point: Point) -> Generator:
         if point.sampler not in self._generators:
-            companions = self._companions[point.sampler.rule, point.ema]
+            networks = {'model': self._models[point.step, point.ema]}
+            networks |= self._companions[point.sampler.rule, point.ema]
             self._generators[point.sampler] = Generator(
-                {'model': binder(self._network, self._config.diffusion.prediction)} | loading.networks_of(companions),
+                {name: run.bind for name, run in networks.items()},
                 point.sampler,
                 image_shape=self._spec.image_shape,
                 batch_size=self._config.sampling.batch_size,
@@ -310,26 +308,18 @@ class _Sweep:
             )
         return self._generators[point.sampler]
 
-    def _load(self, step: int, ema: bool) -> Any:
-        like = abstract_params(self._network, self._spec)
-        return loading.load_params(self._workdir, step, like, ema=ema)
-
     def _on_devices(self, point: Point) -> Any:
         """The parameters of a point; those of one checkpoint, and beside it of one rule, are on the devices."""
         model, rule = (point.step, point.ema), (point.sampler.rule, point.ema)
         return self._model_params.get(
-            model, lambda: parallel.replicate({'model': self._load(*model)})
-        ) | self._companion_params.get(rule, lambda: parallel.replicate(loading.params_of(self._companions[rule])))
-
-    @functools.cached_property
-    def _flops(self) -> float:
-        """Of the model for one prediction; traced when a row is finished, as a sweep may have nothing to do."""
-        return forward_flops(self._network, self._spec.image_shape)
+            model, lambda: _replicated({'model': self._models[model]})
+        ) | self._companion_params.get(rule, lambda: _replicated(self._companions[rule]))
 
     @functools.cached_property
     def _both(self) -> float:
         """The arithmetic of two predictions at once, in those of one."""
-        return guided_flops(self._network, self._spec.image_shape) / self._flops
+        model = next(iter(self._models.values()))
+        return guided_flops(model.network, self._spec.image_shape) / model.flops
 
     def _cost(self, point: Point) -> Row:
         """Network evaluations for one sample, and their arithmetic in evaluations of the model for one prediction."""
@@ -337,7 +327,8 @@ class _Sweep:
         passes = point.sampler.passes(point.w, second_uncond='uncond' in companions)
         second = sum(it.flops for name, it in companions.items() if name != 'classifier')
         classifier = companions['classifier'].flops if 'classifier' in companions else 0.0
-        others = (passes.second * second + passes.classifier * classifier) / self._flops
+        model = self._models[point.step, point.ema].flops
+        others = (passes.second * second + passes.classifier * classifier) / model
         return {'evaluations': passes.total, 'cost': round(passes.single + self._both * passes.both + others, 3)}
 
     def _common_identity(self) -> Row:
@@ -356,7 +347,7 @@ class _Sweep:
             'reference_sha256': self._reference.sha256,
         }
 
-    def _identity(self, point: Point, common: Row, params_sha256: str) -> tuple[Point, Row]:
+    def _identity(self, point: Point, common: Row) -> tuple[Point, Row]:
         """What makes a row the measurement that it is, with its digest under 'identity'."""
         companions = self._companions[point.sampler.rule, point.ema]
         row = {
@@ -367,7 +358,7 @@ class _Sweep:
             'sampling': sampling_identity(point.sampler, self._config.sampling.rounding)
             | {'prediction': self._config.diffusion.prediction, 'dtype': self._config.model.dtype},
             **{f'{name}_params_sha256': it.sha256 for name, it in companions.items()},
-            'params_sha256': params_sha256,
+            'params_sha256': self._models[point.step, point.ema].sha256,
             **common,
         }
         return point, {'identity': digest(row)} | row
@@ -387,6 +378,11 @@ def sampling_identity(sampler: Sampler, rounding: str) -> Row:
         found['logvar_interp'] = sampler.solver.logvar_interp
     texts = {'guidance': sampler.rule.text, 'grid': sampler.grid.text}
     return found | {name: text for name, text in texts.items() if text != USUAL[name]}
+
+
+def _replicated(runs: dict[str, TrainedRun]) -> Any:
+    """Returns the parameters of networks by their names, on all devices."""
+    return parallel.replicate({name: run.params() for name, run in runs.items()})
 
 
 def _unswept(rule: Rule) -> Rule:

@@ -1,7 +1,6 @@
 """The feature network that a config calls for."""
 
 import dataclasses
-from pathlib import Path
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -17,8 +16,7 @@ from cfg.features.network import (
     on_devices,
 )
 from cfg.features.small_classifier import small_classifier
-from cfg.runs.loading import read_classifier
-from cfg.runtime.errors import UserError
+from cfg.runs.trained import TrainedRun
 from cfg.settings.data import open_source, spec_of
 
 
@@ -46,16 +44,15 @@ def open_features(config: ConfigDict, image_shape: tuple[int, int, int], what: s
 
 def _with_classifier(config: ConfigDict, network: FeatureNetwork, image_shape: tuple[int, int, int]) -> FeatureNetwork:
     """The same features, and classes of a noise-aware classifier, which is told that there is no noise."""
-    field, folder = 'config.eval.classifier_workdir', config.eval.classifier_workdir
-    if not Path(folder).is_dir():
-        raise UserError(f'{field}={folder} does not exist: give the workdir of a classifier.')
-    classifier = read_classifier(config, folder, image_shape, spec_of(config).num_classes)
+    what = 'config.eval.classifier_workdir'
+    classifier = TrainedRun.beside(config, config.eval.classifier_workdir, what=what, kind='classifier')
+    classifier.check_images(config, image_shape, spec_of(config).num_classes)
 
     def classes(params, images):
-        logits_fn = classifier.logits_fn(params)
+        logits_fn = classifier.bind(params)
         return jnp.argmax(logits_fn(to_float(images), jnp.full(len(images), classifier.logsnr_max)), axis=1)
 
-    run = on_devices(classes, classifier.params, batch_size=config.eval.batch_size)
+    run = on_devices(classes, classifier.params(), batch_size=config.eval.batch_size)
     return dataclasses.replace(
         network,
         image_shape=tuple(image_shape),

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from cfg.evaluation import sweep
 from cfg.report import compare
 from cfg.report.results import read_results
-from cfg.runs.loading import config_of_run
+from cfg.runs.trained import newest_meta
 from cfg.runtime import processes
 from cfg.runtime.errors import UserError
 from cfg.runtime.files import lock
@@ -68,7 +68,7 @@ def check(workdir: Path, others: Sequence[str] = ()) -> list[Path]:
         if not folder.is_dir():
             raise UserError(f'config.report.workdirs holds {folder}, which does not exist: give the workdirs of runs.')
         folders.setdefault(folder.resolve(), folder)
-    configs = [(folder, config) for folder in folders.values() if (config := config_of_run(folder)) is not None]
+    configs = [(folder, meta['config']) for folder in folders.values() if (meta := newest_meta(folder)) is not None]
     for folder, config in configs[1:]:
         first, other = configs[0]
         for part, names in _EQUAL.items():

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from cfg.mixture import fig2, study
 from cfg.report import sweep_report
-from cfg.runs.loading import names_of_run
+from cfg.runs.trained import read_names
 from cfg.settings.checks import require
 
 
@@ -18,7 +18,7 @@ def run(config: ConfigDict, workdir: Path) -> Path:
     """
     if config.data.name == 'mixture':
         return _mixture(config, workdir)
-    name, class_names = names_of_run(config, workdir)
+    name, class_names = read_names(config, workdir)
     require(
         0 <= config.report.one_class < len(class_names),
         'report.one_class',

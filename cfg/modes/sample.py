@@ -10,20 +10,12 @@ from ml_collections import ConfigDict
 from cfg.evaluation.sample_files import FOLDER, write_samples
 from cfg.report import sweep_report
 from cfg.report.results import Samples
-from cfg.runs.generate import Generator, binder
-from cfg.runs.loading import (
-    CompanionCache,
-    check_guidable,
-    find_checkpoints,
-    load_params,
-    networks_of,
-    params_of,
-    spec_of_run,
-)
+from cfg.runs.companions import check_guidable, open_companions
+from cfg.runs.generate import Generator
+from cfg.runs.trained import TrainedRun
 from cfg.runtime import parallel, processes
 from cfg.runtime.errors import UserError
 from cfg.runtime.progress import Progress
-from cfg.settings.networks import abstract_params, build_network
 from cfg.settings.sampler import read_sampler
 from cfg.settings.values import config_dict
 
@@ -35,31 +27,29 @@ def run(config: ConfigDict, workdir: Path) -> None:
       UserError: on input that does not fit, before any sample is drawn.
     """
     options = config.sampling
-    source = spec_of_run(config, workdir)
-    network = build_network(config, source)
-    classes = tuple(options.labels) or tuple(range(source.num_classes))
+    model = TrainedRun.of_config(config, workdir, options.step)
+    classes = tuple(options.labels) or tuple(range(model.spec.num_classes))
     for label in classes:
-        if not 0 <= label < source.num_classes:
+        if not 0 <= label < model.spec.num_classes:
             raise UserError(
-                f'config.sampling.labels holds {label}, but the classes of {source.name} are '
-                f'0 to {source.num_classes - 1}: choose among them.'
+                f'config.sampling.labels holds {label}, but the classes of {model.spec.name} are '
+                f'0 to {model.spec.num_classes - 1}: choose among them.'
             )
     labels = np.resize(np.array(classes, np.int32), options.num_samples)
     sampler = read_sampler(config)
-    companions = CompanionCache(config, workdir, source).open(sampler.rule, ema=options.ema)
+    companions = open_companions(config, model, sampler.rule)
+    ws = sampler.rule.w or options.w
+    check_guidable(ws, model.p_uncond, sampler.rule, companions)
+    networks = {'model': model} | companions
     generator = Generator(
-        {'model': binder(network, config.diffusion.prediction)} | networks_of(companions),
+        {name: run.bind for name, run in networks.items()},
         sampler,
-        image_shape=source.image_shape,
+        image_shape=model.spec.image_shape,
         batch_size=options.batch_size,
         rounding=options.rounding,
         shared=True,
     )
-    ((step, p_uncond),) = find_checkpoints(config, workdir, (options.step,)).items()
-    ws = sampler.rule.w or options.w
-    check_guidable(ws, p_uncond, sampler.rule, companions.get('uncond'))
-    params = load_params(workdir, step, abstract_params(network, source), ema=options.ema)
-    params = parallel.replicate({'model': params} | params_of(companions))
+    params = parallel.replicate({name: run.params() for name, run in networks.items()})
     values = [config_dict(config)[part] for part in ('sampling', 'diffusion', 'model')]
     settings = json.dumps(values + [it.sha256 for it in companions.values()])
     digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
@@ -73,14 +63,14 @@ def run(config: ConfigDict, workdir: Path) -> None:
         if not processes.is_first():
             continue
         images = np.concatenate(images)
-        print(workdir / write_samples(workdir, f'sample_step{step:08d}_w{w:g}_{digest}.npz', images, labels))
+        print(workdir / write_samples(workdir, f'sample_step{model.step:08d}_w{w:g}_{digest}.npz', images, labels))
         panels.append(({'w': float(w)}, Samples(images, labels)))
     if not processes.is_first():
         return
     columns = min(len(labels), max(len(classes), 8), 10)
     rows = min(-(-len(labels) // columns), 10)
-    path = workdir / FOLDER / f'sample_step{step:08d}_{digest}.png'
+    path = workdir / FOLDER / f'sample_step{model.step:08d}_{digest}.png'
     sweep_report.draw_grid(
-        path, panels, (rows, columns), f'step {step}: a cell has the same seed and class in every panel'
+        path, panels, (rows, columns), f'step {model.step}: a cell has the same seed and class in every panel'
     )
     print(path)

@@ -242,10 +242,6 @@ class Checkpoints:
         """
         name = 'ema_params' if ema else 'params'
         meta = meta or self.meta(step)
-        if not ema and meta.get('imported'):
-            raise UserError(
-                f'{self.folder / str(step)} was imported and has one set of parameters: use config.sampling.ema=True.'
-            )
         if like is None:
             found = self._read(step, **{name: ocp.args.StandardRestore()})
             return self._checked(step, {name: found[name]}, meta)[name]
@@ -256,8 +252,7 @@ class Checkpoints:
         return self._read(step, meta=ocp.args.JsonRestore())['meta']
 
     def _restore(self, step: int, like: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:
-        tree = like.get('params', like.get('ema_params'))
-        self._check_shapes(step, meta['shapes'], shapes_of(tree))
+        self.check_shapes(step, meta, like.get('params', like.get('ema_params')))
         targets = {
             name: ocp.args.StandardRestore(jax.tree.map(lambda x: np.empty(x.shape, x.dtype), value))
             for name, value in like.items()
@@ -265,9 +260,8 @@ class Checkpoints:
         return self._checked(step, dict(self._read(step, **targets).items()), meta)
 
     def _checked(self, step: int, found: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:
-        saved = meta.get('sha256', {})  # older versions wrote none
-        for name, digest in digests({name: tree for name, tree in found.items() if name in saved}).items():
-            if digest != saved[name]:
+        for name, digest in digests(found).items():
+            if digest != meta['sha256'][name]:
                 raise DamagedError(
                     f'The checkpoint {self.folder / str(step)} is damaged: its {name} are not those that were saved.'
                 )
@@ -288,7 +282,17 @@ class Checkpoints:
                 f'{first_line(error, 200)}): restore it from a backup, or use the one before it.'
             ) from error
 
-    def _check_shapes(self, step: int, saved: Shapes, expected: Shapes) -> None:
+    def check_shapes(self, step: int, meta: dict[str, Any], like: Any) -> None:
+        """Checks that the parameters at `step` have the names and shapes of a tree; reads none.
+
+        Args:
+          meta: what `meta(step)` gave.
+          like: arrays, or their shapes and types.
+
+        Raises:
+          UserError: when they have others.
+        """
+        saved, expected = meta['shapes'], shapes_of(like)
         if saved == expected:
             return
         names = [name for name in sorted(saved | expected) if saved.get(name) != expected.get(name)]

@@ -20,6 +20,7 @@ from cfg.features.small_classifier import small_classifier
 from cfg.metrics import distances
 from cfg.modes import compare, import_adm
 from cfg.report.results import IDENTITY_KEYS, group_curves, read_results
+from cfg.runs.trained import TrainedRun
 from cfg.runtime import progress
 from cfg.runtime.errors import UserError
 from cfg.runtime.files import lock
@@ -125,13 +126,13 @@ def test_guidance_and_samplers_may_vary_too(workdir, capsys):
 
 
 def test_the_rules_of_a_sweep_share_the_reading_of_its_checkpoint(workdir, monkeypatch):
-    read, load_params = [], sweep.loading.load_params
-    monkeypatch.setattr(
-        sweep.loading, 'load_params', lambda *args, **kw: read.append(args[1]) or load_params(*args, **kw)
-    )
+    read, params = [], TrainedRun.params
+    monkeypatch.setattr(TrainedRun, 'params', lambda run: read.append(run.step) or params(run))
     sweep.evaluate(config_of(num_samples=20, w=(0.0,), guidance=('cfg', 'scaled_score')), workdir)
     assert len(rows_of(workdir)) == 2
-    assert read == [6, 6]  # for its digest, and for the devices
+    assert read == [6]  # for the devices; its digest is beside it
+    sweep.evaluate(config_of(num_samples=20, w=(0.0,), guidance=('cfg', 'scaled_score')), workdir)
+    assert read == [6]
 
 
 def test_the_papers_sampler_leaves_the_identity_of_its_rows_as_it_was():

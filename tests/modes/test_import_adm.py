@@ -13,10 +13,9 @@ import torch
 from cfg.evaluation import sweep
 from cfg.models.time import adm_logsnrs
 from cfg.modes import import_adm, sample
-from cfg.runs import loading
 from cfg.runs.checkpoints import Checkpoints
+from cfg.runs.trained import TrainedRun
 from cfg.runtime.errors import UserError
-from cfg.settings.data import spec_of
 from cfg.training import loop
 from tests.conftest import small_config
 from tests.models.adm_reference import Adm, classifier_forward, random_state
@@ -214,12 +213,11 @@ def test_a_classifier_is_imported_and_its_logits_agree(tmp_path):
     config.classifier.head_channels, config.classifier.norm_groups = 8, 4
     imported(config, tmp_path / 'run')
 
-    spec = spec_of(config)
-    classifier = loading.open_classifier(config, tmp_path / 'run', spec.image_shape, spec.num_classes)
+    classifier = TrainedRun.beside(config, tmp_path / 'run', what='it', kind='classifier')
     z = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
     steps = np.array([0, 700])
     logsnr = adm_logsnrs('adm_linear')[steps].astype(np.float32)
-    got = jax.jit(classifier.logits_fn(classifier.params))(z, logsnr)
+    got = jax.jit(classifier.bind(classifier.params()))(z, logsnr)
     x = torch.from_numpy(z.transpose(0, 3, 1, 2).copy())
     expected = classifier_forward(state, adm, x, torch.from_numpy(steps)).numpy()
     assert np.linalg.norm(got - expected) < 1e-4 * np.linalg.norm(expected)

@@ -11,14 +11,15 @@ import pytest
 
 from benchmarks import classifier_accuracy
 from cfg.data.digits import digits
-from cfg.diffusion import loss, recipes, schedule
+from cfg.diffusion import loss, schedule
 from cfg.evaluation import sweep
 from cfg.features import opening
 from cfg.features.network import FeatureNetwork, Features
 from cfg.modes import describe, sample
 from cfg.modes.status import describe as status_of
-from cfg.runs import loading, state
+from cfg.runs import state
 from cfg.runs.checkpoints import Checkpoints
+from cfg.runs.trained import TrainedRun
 from cfg.runtime.errors import UserError
 from cfg.settings.checks import check_config
 from cfg.settings.data import spec_of
@@ -63,13 +64,14 @@ def run_fixture(tmp_path_factory):
 
 @pytest.fixture(scope='module', name='model')
 def model_fixture(tmp_path_factory):
-    """A workdir whose checkpoint says that it is a diffusion model's, in the words of older versions: with none."""
+    """A workdir whose checkpoint says that it is a diffusion model's."""
     workdir = tmp_path_factory.mktemp('model')
     config = small_config()
     empty = state.create({'a': np.zeros(2, np.float32)}, build.make_optimizer(config))
     with Checkpoints(workdir) as checkpoints:
         checkpoints.save(
-            jax.tree.map(np.asarray, empty)._replace(step=np.int32(2)), meta={'config': config_dict(config)}
+            jax.tree.map(np.asarray, empty)._replace(step=np.int32(2)),
+            meta={'config': config_dict(config), 'kind': 'model'},
         )
     return workdir
 
@@ -78,8 +80,13 @@ def digests(workdir):
     return [line for line in status_of(workdir).splitlines() if 'sha256' in line or line.startswith('step')]
 
 
-def open_run(run, config=None):
-    return loading.open_classifier(config or config_of(), run, SHAPE, CLASSES)
+def open_run(run, config=None, shape=SHAPE, classes=CLASSES):
+    """The classifier of a workdir, checked as where it guides a model."""
+    config = config or config_of()
+    classifier = TrainedRun.beside(config, run, what='it', kind='classifier')
+    classifier.check_images(config, shape, classes)
+    classifier.check_levels(config)
+    return classifier
 
 
 def test_the_log_tells_accuracies_by_noise_level_in_training_and_on_held_out_images(run):
@@ -109,7 +116,7 @@ def test_held_out_numbers_are_those_of_the_averaged_parameters_on_the_other_half
     z, logsnr = [], schedule.logsnr_from_u(u_time, logsnr_min=-20.0, logsnr_max=20.0)
     alpha, sigma = (x[:, None, None, None] for x in schedule.alpha_sigma(logsnr))
     z = alpha * (held.images / 127.5 - 1.0) + sigma * loss.draw(keys, SHAPE).eps
-    logits = np.float64(jax.jit(classifier.logits_fn(classifier.params))(z, logsnr))
+    logits = np.float64(jax.jit(classifier.bind(classifier.params()))(z, logsnr))
     right = logits.argmax(axis=1) == held.labels
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     row = json.loads((run / 'metrics.jsonl').read_text().splitlines()[-1])
@@ -260,7 +267,7 @@ def test_a_classifier_is_neither_sampled_nor_evaluated(run):
             use(config, run)
     config.sampling.uncond_workdir = str(run)
     with pytest.raises(UserError, match=r'holds a classifier, not a model'):
-        loading.CompanionCache(config, run, spec_of(config)).open(recipes.parse_guidance('cfg'), ema=True)
+        TrainedRun.beside(config, config.sampling.uncond_workdir, what='config.sampling.uncond_workdir', kind='model')
 
 
 def test_a_model_is_not_opened_as_a_classifier(model, tmp_path):
@@ -314,25 +321,25 @@ def test_a_classifier_is_read_with_its_own_network(run):
     config.model.time = 'adm_cosine'
     classifier = open_run(run, config)
     assert (classifier.network.head_channels, classifier.network.norm_groups) == (8, 4)
-    assert (classifier.logsnr_min, classifier.logsnr_max, classifier.imported) == (-20.0, 20.0, False)
+    assert (classifier.logsnr_max, classifier.imported) == (20.0, False)
     assert f'ema_params_sha256: {classifier.sha256}' in status_of(run)
     z = jnp.asarray(np.random.default_rng(0).normal(size=(3, *SHAPE)), jnp.float32)
     network = build_classifier(config_of(), spec_of(config_of()))
     with Checkpoints(run, read_only=True) as checkpoints:
         params = checkpoints.restore_params(4, ema=True)
     logsnr = jnp.float32([-20, 0, 20])
-    logits = jax.jit(classifier.logits_fn(classifier.params))(z, logsnr)
+    logits = jax.jit(classifier.bind(classifier.params()))(z, logsnr)
     assert logits.shape == (3, CLASSES)
     np.testing.assert_allclose(logits, jax.jit(network.apply)({'params': params}, z, logsnr), atol=1e-5)
     # One level for all is the same as that level for each.
-    one = jax.eval_shape(classifier.logits_fn(classifier.params), z, jnp.float32(-1.0))
+    one = jax.eval_shape(classifier.bind(classifier.params()), z, jnp.float32(-1.0))
     assert one.shape == (3, CLASSES)
 
 
 def test_the_gradient_of_log_p_is_finite_at_every_level_and_true(run):
     """Against a difference in float32, along the gradient."""
     classifier = open_run(run)
-    logits_fn = classifier.logits_fn(classifier.params)
+    logits_fn = classifier.bind(classifier.params())
     z = jnp.asarray(np.random.default_rng(1).normal(size=(3, *SHAPE)), jnp.float32)
     labels = jnp.array([[0], [4], [9]])
 
@@ -354,10 +361,10 @@ def test_the_gradient_of_log_p_is_finite_at_every_level_and_true(run):
 
 
 def test_a_classifier_of_other_data_or_levels_is_refused(run):
-    with pytest.raises(UserError, match=r'holds a classifier of digits \(images \(8, 8, 1\), 10 classes, .*16, 16'):
-        loading.open_classifier(config_of(), run, (16, 16, 1), CLASSES)
+    with pytest.raises(UserError, match=r'holds a classifier of digits \(images \(8, 8, 1\), 10 classes\), .*16, 16'):
+        open_run(run, shape=(16, 16, 1))
     with pytest.raises(UserError, match=r'not of digits \(images \(8, 8, 1\), 11 classes'):
-        loading.open_classifier(config_of(), run, SHAPE, 11)
+        open_run(run, classes=11)
     config = config_of()
     config.data.name = 'folder:/data/digits8'
     with pytest.raises(UserError, match='give one of the same data'):
@@ -392,7 +399,7 @@ def test_accuracy_by_a_trained_classifier(run, monkeypatch):
     network = opening.open_features(config, SHAPE, 'the test')
     classifier = open_run(run)
     z = jnp.float32(images) / 127.5 - 1
-    logits = jax.jit(classifier.logits_fn(classifier.params))(z, jnp.float32(20.0))
+    logits = jax.jit(classifier.bind(classifier.params()))(z, jnp.float32(20.0))
     np.testing.assert_array_equal(network.extract(images).pool, 1.0)
     np.testing.assert_array_equal(network.extract(images).classes, logits.argmax(axis=1))
     assert re.fullmatch('noise-aware classifier [0-9a-f]{16}', network.classifier)

@@ -1,9 +1,12 @@
 """What models are refused for: noise levels that they were not trained on, other images."""
 
+from types import SimpleNamespace
+
 import pytest
 
-from cfg.diffusion import recipes
-from cfg.runs import loading
+from cfg.diffusion.sampler import parse_rule
+from cfg.runs.companions import open_companions
+from cfg.runs.trained import TrainedRun
 from cfg.runtime.errors import UserError
 from cfg.settings.data import spec_of
 from cfg.training import loop
@@ -28,8 +31,8 @@ def open_beside(config, workdir, kind):
         config.sampling.uncond_workdir = str(workdir)
     else:
         text = f'autoguidance(workdir={str(workdir)!r})'
-    cache = loading.CompanionCache(config, workdir, spec_of(config))
-    return cache.open(recipes.parse_guidance(text), ema=True)
+    model = SimpleNamespace(workdir=workdir, spec=spec_of(config), ema=True)
+    return open_companions(config, model, parse_rule(text))
 
 
 def sampled_to(logsnr_max):
@@ -43,9 +46,9 @@ def test_a_model_is_not_sampled_at_levels_that_it_was_not_trained_on(narrow):
         r'The checkpoint of step 2 was trained on logsnr from -20 to 10, and the model is sampled from -20 to 20: '
     )
     with pytest.raises(UserError, match=message):
-        loading.find_checkpoints(sampled_to(20.0), narrow, (-1,))
+        TrainedRun.of_config(sampled_to(20.0), narrow)
     for logsnr_max in (9.0, 10.0):
-        assert list(loading.find_checkpoints(sampled_to(logsnr_max), narrow, (-1,))) == [2]
+        assert TrainedRun.of_config(sampled_to(logsnr_max), narrow).step == 2
 
 
 @pytest.mark.parametrize(

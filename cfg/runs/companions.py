@@ -1,0 +1,77 @@
+"""The networks beside the model that a guidance rule needs, and whether what it compares was trained."""
+
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from cfg.diffusion.rules import Rule
+from cfg.runs.trained import TrainedRun
+from cfg.runtime.errors import UserError
+
+Companions = dict[str, TrainedRun]
+
+
+def open_companions(config: ConfigDict, model: TrainedRun, rule: Rule) -> Companions:
+    """Opens the networks that a rule needs, by the fields of `cfg.diffusion.denoiser.Models`; reads no parameters.
+
+    'uncond' is `config.sampling.uncond_workdir`, if it is set and the rule compares with an unconditional prediction;
+    'weaker' the model of autoguidance, by default a checkpoint of the run itself; 'classifier' that of the rule.
+
+    Args:
+      model: what is guided; the others are read with averaged parameters where it is.
+
+    Raises:
+      UserError: when one does not exist, or does not fit the model.
+    """
+    uncond, found = config.sampling.uncond_workdir, {}
+    if uncond and rule.compares_with_null:
+        what = 'config.sampling.uncond_workdir'
+        found['uncond'] = TrainedRun.beside(config, uncond, what=what, kind='model', ema=model.ema)
+    if rule.name == 'autoguidance':
+        if not rule.workdir and rule.step == -1:
+            raise UserError(
+                "The guidance 'autoguidance' does not say which model is the weaker one: 'autoguidance(step=100)' is "
+                'an earlier checkpoint of this run, and \'autoguidance(workdir="runs/small")\' another run.'
+            )
+        folder, what = rule.workdir or model.workdir, "The guidance 'autoguidance': workdir"
+        found['weaker'] = TrainedRun.beside(config, folder, rule.step, what=what, kind='model', ema=model.ema)
+    if rule.name == 'classifier':
+        if not rule.workdir:
+            raise UserError(
+                "The guidance 'classifier' does not say which one: 'classifier(workdir=\"runs/classifier\")'."
+            )
+        what = "The guidance 'classifier': workdir"
+        found['classifier'] = TrainedRun.beside(config, rule.workdir, what=what, kind='classifier')
+    for name, run in found.items():
+        run.check_images(config, model.spec.image_shape, model.spec.num_classes, labelled=name != 'uncond')
+        run.check_levels(config)
+    return found
+
+
+def check_guidable(ws: Sequence[float], p_uncond: float, rule: Rule, companions: Companions) -> None:
+    """Checks that the predictions that a rule compares at these w were all trained.
+
+    Args:
+      p_uncond: with which the model was trained: 0 leaves its null label without meaning, and 1 its classes.
+      companions: of the rule.
+
+    Raises:
+      UserError: when one of them was not.
+    """
+    conditional, unconditional = (any(asked) for asked in zip(*map(rule.asks_for, ws), strict=True))
+    if p_uncond == 1 and conditional:
+        raise UserError(
+            'The model was trained with config.train.p_uncond=1, so its classes mean nothing: only w=-1 can be used, '
+            'or config.sampling.guidance=\'classifier(model="unconditional", workdir=...)\'.'
+        )
+    if 'uncond' in companions and companions['uncond'].p_uncond == 0:
+        raise UserError(
+            'The model of config.sampling.uncond_workdir was trained with config.train.p_uncond=0, so it has no '
+            'unconditional prediction: give one that was trained with dropped labels, or without any.'
+        )
+    if 'uncond' not in companions and p_uncond == 0 and unconditional:
+        raise UserError(
+            'The model was trained with config.train.p_uncond=0, so its null label means nothing: only w=0 can be '
+            'used, or a second model for the unconditional prediction (config.sampling.uncond_workdir), or a rule '
+            f'that needs none (config.sampling.guidance=\'cfg(against="random")\'), not {rule.text!r}.'
+        )

@@ -1,0 +1,298 @@
+"""A trained network of a workdir: what its checkpoint says of it, its parameters, and what they may be used for."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cfg.data.prepared import short_name
+from cfg.data.spec import DataSpec, data_spec
+from cfg.models.classifier import EncoderUNet
+from cfg.models.flops import forward_flops, gradient_flops
+from cfg.models.unet import UNet
+from cfg.runs.checkpoints import FOLDER, Checkpoints, DamagedError
+from cfg.runs.generate import binder
+from cfg.runtime.errors import UserError
+from cfg.settings.data import open_source
+from cfg.settings.networks import abstract_params, build_classifier, build_network
+from cfg.settings.values import config_dict
+
+# Settings that leave the shapes of the parameters as they are, but not what the parameters mean.
+MEANING = (
+    *(('model', name) for name in ('num_heads', 'head_channels', 'attention_resolutions', 'norm_groups')),
+    *(('model', name) for name in ('time', 'label_in')),
+    ('diffusion', 'prediction'),
+    ('data', 'name'),
+)
+# How the images were made: an imported network was trained elsewhere, and nothing is known of that.
+MADE = (('data', 'image_size'), ('data', 'crop'))
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """The network of a workdir with the parameters of one of its checkpoints, which stay on disk until they are read.
+
+    Attributes:
+      workdir: where the checkpoints are.
+      step: of the checkpoint.
+      ema: whether its parameters are the averaged ones; imported networks that run beside another have no others.
+      meta: what the checkpoint says of itself, see `cfg.runs.checkpoints`.
+      spec: the images and classes that it was trained on.
+      network: a model, or a classifier of noisy images.
+      name: what the user calls it.
+    """
+
+    workdir: Path
+    step: int
+    ema: bool
+    meta: dict[str, Any]
+    spec: DataSpec
+    network: UNet | EncoderUNet
+    name: str
+
+    @classmethod
+    def of_config(cls, config: ConfigDict, workdir: Path, step: int = -1, *, ema: bool | None = None) -> 'TrainedRun':
+        """Opens the model of a config in a workdir; reads no parameters.
+
+        Args:
+          step: of the checkpoint; -1 for the newest.
+          ema: whether to use the averaged parameters; None for what `config.sampling.ema` says.
+
+        Raises:
+          UserError: when there is no such checkpoint, or it was trained with another network or prediction than the
+            config's, or not on all of its noise levels.
+        """
+        with _opened(workdir, step, 'model') as (checkpoints, step, meta):
+            _check_same_model(config_dict(config), meta, step)
+            spec = _spec(meta)
+            ema = config.sampling.ema if ema is None else ema
+            if meta.get('imported') and not ema:
+                raise UserError(
+                    f'{checkpoints.folder / str(step)} was imported and has one set of parameters: use '
+                    'config.sampling.ema=True.'
+                )
+            run = cls(workdir, step, ema, meta, spec, build_network(config, spec), f'The checkpoint of step {step}')
+            checkpoints.check_shapes(step, meta, abstract_params(run.network, spec))
+        run.check_levels(config)
+        return run
+
+    @classmethod
+    def beside(
+        cls, config: ConfigDict, workdir: str | Path, step: int = -1, *, what: str, kind: str, ema: bool = True
+    ) -> 'TrainedRun':
+        """Opens another network than the config's, as its own config says; only `model.dtype` is that of `config`.
+
+        Args:
+          step: of the checkpoint; -1 for the newest.
+          what: names the folder to the user.
+          kind: 'model' or 'classifier'.
+          ema: whether to use the averaged parameters, where it has others.
+
+        Raises:
+          UserError: when the workdir does not exist or holds nothing of that kind.
+        """
+        if not Path(workdir).is_dir():
+            raise UserError(f'{what}={workdir} does not exist: give the workdir of a {kind}.')
+        with _opened(workdir, step, kind) as (checkpoints, step, meta):
+            theirs, spec = ConfigDict(meta['config']), _spec(meta)
+            theirs.model.dtype = config.model.dtype
+            theirs.train.remat = False
+            network = {'model': build_network, 'classifier': build_classifier}[kind](theirs, spec)
+            run = cls(Path(workdir), step, ema or bool(meta.get('imported')), meta, spec, network, f'{what}={workdir}')
+            checkpoints.check_shapes(step, meta, abstract_params(network, spec))
+        return run
+
+    @property
+    def kind(self) -> str:
+        """'model' or 'classifier'."""
+        return self.meta.get('kind', 'model')
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The config that it was trained with."""
+        return self.meta['config']
+
+    @property
+    def imported(self) -> bool:
+        """Whether it came from ADM's code."""
+        return bool(self.meta.get('imported'))
+
+    @property
+    def p_uncond(self) -> float:
+        """The share of null labels in the training of a model."""
+        return self.config['train']['p_uncond']
+
+    @property
+    def logsnr_max(self) -> float:
+        """The least noise that it was trained on."""
+        return self.config['diffusion']['logsnr_max']
+
+    @property
+    def sha256(self) -> str:
+        """The digest of its parameters, as they were when they were saved; `params` sees to it that they still are."""
+        return self.meta['sha256']['ema_params' if self.ema else 'params']
+
+    @property
+    def flops(self) -> float:
+        """The arithmetic of one evaluation for one image, of a classifier forth and back."""
+        return _flops(self.network, tuple(self.spec.image_shape))
+
+    def params(self) -> Any:
+        """Reads the parameters, onto the host.
+
+        Raises:
+          UserError: when they are damaged or gone.
+        """
+        like = abstract_params(self.network, self.spec)
+        with Checkpoints(self.workdir, read_only=True) as checkpoints:
+            return checkpoints.restore_params(self.step, like, ema=self.ema, meta=self.meta)
+
+    def bind(self, params: Any) -> Callable[..., Any]:
+        """Returns the network with these parameters, as a field of `cfg.diffusion.denoiser.Models` holds it.
+
+        A model becomes a `Denoiser`; a classifier a function (z [N, H, W, C], logsnr [] or [N]) -> [N, num_classes],
+        log p(c | z) up to a constant of z.
+
+        Args:
+          params: where they are used, such as a device's copy of `params()`.
+        """
+        if self.kind == 'classifier':
+            return functools.partial(self.network.apply, {'params': params})
+        return binder(self.network, self.config['diffusion']['prediction'])(params)
+
+    def check_levels(self, config: ConfigDict) -> None:
+        """Checks that it was trained on all noise levels at which a config samples.
+
+        Raises:
+          UserError: when it was not.
+        """
+        ours, theirs = ((it['logsnr_min'], it['logsnr_max']) for it in (config.diffusion, self.config['diffusion']))
+        if ours[0] < theirs[0] or ours[1] > theirs[1]:
+            other = f', or give another {self.kind}' if '=' in self.name else ''
+            raise UserError(
+                f'{self.name} was trained on logsnr from {theirs[0]:g} to {theirs[1]:g}, and the model is sampled from '
+                f'{ours[0]:g} to {ours[1]:g}: set config.diffusion.logsnr_min and logsnr_max within its range{other}.'
+            )
+
+    def check_images(
+        self, config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int, *, labelled: bool = True
+    ) -> None:
+        """Checks that it was trained on images such as those of a config, and on their labels.
+
+        Args:
+          image_shape: (H, W, C) of the images that it will see.
+          num_classes: of their labels.
+          labelled: whether labels matter, and not only unconditional predictions.
+
+        Raises:
+          UserError: when it was trained on others.
+        """
+        ours = config.data.name, tuple(image_shape), num_classes
+        theirs = self.config['data']['name'], tuple(self.spec.image_shape), self.spec.num_classes
+        same = theirs[1] == ours[1]
+        if not labelled and not same:
+            raise UserError(
+                f'{self.name} holds a {self.kind} of images {theirs[1]}, not {ours[1]}: give one of the same shape.'
+            )
+        if labelled and not (same and theirs[2] == ours[2] and short_name(theirs[0]) == short_name(ours[0])):
+            theirs, ours = ('{} (images {}, {} classes)'.format(*it) for it in (theirs, ours))
+            raise UserError(f'{self.name} holds a {self.kind} of {theirs}, not of {ours}: give one of the same data.')
+        crop = self.config['data']['crop']
+        if crop != config.data.crop and not self.imported:
+            raise UserError(
+                f'{self.name} was trained with config.data.crop={crop!r}, not {config.data.crop!r}: give one of the '
+                'same images.'
+            )
+        if labelled and self.kind == 'model' and self.p_uncond == 1:
+            raise UserError(
+                f'{self.name} was trained with config.train.p_uncond=1, so its classes mean nothing: give another.'
+            )
+
+    def check_data(self, config: ConfigDict) -> None:
+        """Checks that the data set of a config here is the one that the network was trained on.
+
+        Raises:
+          UserError: when it was prepared from other images.
+        """
+        if 'data' not in self.meta:  # imported
+            return
+        name, before = self.meta['data']['name'], self.meta['data']['fingerprint']
+        now = open_source(config, name.rpartition('/')[2]).fingerprint
+        if now != before:
+            raise UserError(
+                f'The checkpoints in {self.workdir} were trained on other images than those of {name} here '
+                f'(fingerprint {before[:12]}, not {now[:12]}): set config.data.dir to those.'
+            )
+
+
+def newest_meta(workdir: Path) -> dict[str, Any] | None:
+    """Returns what the newest checkpoint says of itself; None where there is no checkpoint."""
+    if not (workdir / FOLDER).is_dir():
+        return None
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        steps = checkpoints.steps()
+        return checkpoints.meta(steps[-1]) if steps else None
+
+
+def read_names(config: ConfigDict, workdir: Path) -> tuple[str, Sequence[str]]:
+    """Returns the name of the data set and split, and those of its classes.
+
+    They are those of the newest checkpoint, so that the data set need not be prepared on this machine.
+
+    Raises:
+      UserError: when no checkpoint is of the config's data set, and that is not prepared.
+    """
+    meta = newest_meta(workdir) or {}
+    if 'data' in meta and short_name(meta['config']['data']['name']) == short_name(config.data.name):
+        return meta['data']['name'], meta['data']['class_names']
+    source = open_source(config)
+    return source.name, source.class_names
+
+
+@contextlib.contextmanager
+def _opened(workdir: str | Path, step: int, kind: str):
+    """Yields the checkpoints of a workdir of that kind, the step itself (the newest for -1), and its meta."""
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        # A workdir of another kind has other steps, too, but that is not what is wrong with it.
+        with contextlib.suppress(DamagedError):
+            _check_kind(checkpoints.meta(checkpoints.find(-1, 'The checkpoint of step')), kind, workdir)
+        step = checkpoints.find(step, 'The checkpoint of step')
+        meta = checkpoints.meta(step)
+        _check_kind(meta, kind, workdir)
+        yield checkpoints, step, meta
+
+
+def _check_kind(meta: dict[str, Any], kind: str, workdir: str | Path) -> None:
+    found = meta.get('kind', 'model')
+    if found != kind:
+        raise UserError(f'{workdir} holds a {found}, not a {kind}: give the workdir of a {kind}.')
+
+
+def _check_same_model(config: dict[str, Any], meta: dict[str, Any], step: int) -> None:
+    for part, name in (*MEANING, *(() if meta.get('imported') else MADE)):
+        before, now = meta['config'][part][name], config[part][name]
+        if (short_name(now) != short_name(before)) if (part, name) == ('data', 'name') else now != before:
+            raise UserError(
+                f'The checkpoint of step {step} was trained with config.{part}.{name}={before!r}, not {now!r}: use '
+                'the config that it was trained with.'
+            )
+
+
+def _spec(meta: dict[str, Any]) -> DataSpec:
+    """Returns the images and classes that a network was trained on; imported ones know no more than their config."""
+    data, seen = meta['config']['data'], meta.get('data')
+    if seen is not None:
+        return DataSpec(data['name'], tuple(seen['image_shape']), len(seen['class_names']))
+    return data_spec(data['name'], data['image_size'], data_dir=data['dir'], crop=data['crop'])
+
+
+@functools.lru_cache(maxsize=8)  # a sweep asks for every row, and a large network takes seconds to trace
+def _flops(network: UNet | EncoderUNet, image_shape: tuple[int, int, int]) -> float:
+    if isinstance(network, UNet):
+        return forward_flops(network, image_shape)
+    params = abstract_params(network, DataSpec('', image_shape, network.num_classes))
+    return gradient_flops(lambda params, *inputs: network.apply({'params': params}, *inputs), params, image_shape)
