@@ -91,11 +91,11 @@ def describe(config: ConfigDict, *, rounds: int, units: int) -> str:
     devices = parallel.everywhere()
     images = next(train_batches(Noise(spec), batch_size=config.train.batch_size, seed=0, start_step=0))
 
-    through_pmap = build.make_step(config, network, spec.image_shape, tx=tx)
+    through_pmap = build.step_of(config, network, tx)
     bare = jax.jit(
         functools.partial(
             train_step,
-            loss_fn=build.make_loss_fn(config, network, spec.image_shape),
+            loss_fn=build.objective_of(config, network),
             tx=tx,
             ema_decay=config.train.ema_decay,
             grad_accum=config.train.grad_accum,

@@ -37,7 +37,7 @@ def prepare(config: ConfigDict) -> common.Work:
     network = build_network(config, spec)
     params = init_params(network, spec, seed=config.seed)
     tx = build.make_optimizer(config)
-    step = build.make_step(config, network, spec.image_shape, tx=tx)
+    step = build.step_of(config, network, tx)
     replicated = parallel.replicate(state.create(params, tx))
 
     rng = np.random.default_rng(0)

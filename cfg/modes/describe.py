@@ -16,7 +16,7 @@ from cfg.models.unet import LABEL_IN
 from cfg.runtime import parallel
 from cfg.settings.data import spec_of
 from cfg.settings.networks import abstract_params, build_trained
-from cfg.training.build import make_loss_fn
+from cfg.training.build import objective_of
 
 GIB = 2.0**30
 
@@ -93,7 +93,7 @@ def activation_bytes(config: ConfigDict, network: nn.Module, spec: DataSpec, par
 
     XLA may keep less, by computing again what is cheap, and needs working space besides.
     """
-    loss_fn = make_loss_fn(config, network, spec.image_shape)
+    loss_fn = objective_of(config, network)
 
     def residuals(n):
         images = jax.ShapeDtypeStruct((n, *spec.image_shape), jnp.float32)

@@ -1,20 +1,17 @@
-"""From the config to the compiled training step."""
+"""From a config to what trains: the checks, the optimizer, the objective and the compiled step."""
 
-import functools
 from collections.abc import Callable
 
 import flax.linen as nn
-import jax
 import optax
 from ml_collections import ConfigDict
 
-from cfg.diffusion import loss, schedule
 from cfg.runtime import parallel
 from cfg.runtime.errors import UserError
 from cfg.settings.checks import require
-from cfg.training.bands import accuracies, band_names
+from cfg.training.bands import band_names
 from cfg.training.optimizer import optimizer
-from cfg.training.step import train_step
+from cfg.training.step import Classification, Denoising, Objective, make_step
 
 
 def check_trainable(config: ConfigDict) -> None:
@@ -46,62 +43,13 @@ def check_batch(config: ConfigDict) -> int:
     return share
 
 
-def make_loss_fn(config: ConfigDict, network: nn.Module, image_shape: tuple[int, ...]) -> Callable:
-    """The loss of `config.train.kind` on a batch, as `train_step` takes it.
-
-    Returns:
-      (params, images, labels, keys, index) -> (losses [n], what is logged beside them).
-    """
-    return {'model': _denoising, 'classifier': _classification}[config.train.kind](config, network, image_shape)
-
-
-def _draw(config: ConfigDict, image_shape: tuple[int, ...], keys: jax.Array, index: jax.Array):
-    """(Alg. 1's draws, the keys of dropout) of examples with the given keys and places in the batch."""
-    draw_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-    draws = loss.draw(draw_keys, image_shape)
-    if config.train.stratified:
-        draws = draws._replace(u_time=schedule.stratify(draws.u_time, index, config.train.batch_size))
-    return draws, dropout_keys
-
-
-def _denoising(config: ConfigDict, network: nn.Module, image_shape: tuple[int, ...]) -> Callable:
-    """Alg. 1."""
-
-    def loss_fn(params, images, labels, keys, index):
-        draws, dropout_keys = _draw(config, image_shape, keys, index)
-        losses = loss.denoising_loss(
-            lambda z, logsnr, labels: network.apply({'params': params}, z, logsnr, labels, dropout_keys),
-            images,
-            labels,
-            draws,
-            p_uncond=config.train.p_uncond,
-            null_label=network.num_classes,
-            logsnr_min=config.diffusion.logsnr_min,
-            logsnr_max=config.diffusion.logsnr_max,
-            prediction=config.diffusion.prediction,
-        )
-        return losses, {}
-
-    return loss_fn
-
-
-def _classification(config: ConfigDict, network: nn.Module, image_shape: tuple[int, ...]) -> Callable:
-    """The classifier of noisy images of Section 3.1, with accuracies by noise level."""
+def objective_of(config: ConfigDict, network: nn.Module) -> Objective:
+    """Returns what `config.train.kind` minimises."""
     limits = {'logsnr_min': config.diffusion.logsnr_min, 'logsnr_max': config.diffusion.logsnr_max}
-    names = band_names(**limits)
-
-    def loss_fn(params, images, labels, keys, index):
-        draws, dropout_keys = _draw(config, image_shape, keys, index)
-        losses, correct = loss.classification_loss(
-            lambda z, logsnr: network.apply({'params': params}, z, logsnr, dropout_keys),
-            images,
-            labels,
-            draws,
-            **limits,
-        )
-        return losses, accuracies(correct, draws.u_time, names)
-
-    return loss_fn
+    common = {'network': network, 'strata': config.train.batch_size if config.train.stratified else 0, **limits}
+    if config.train.kind == 'classifier':
+        return Classification(**common, bands=tuple(band_names(**limits)))
+    return Denoising(**common, p_uncond=config.train.p_uncond, prediction=config.diffusion.prediction)
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
@@ -118,37 +66,16 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     )
 
 
-def make_step(
-    config: ConfigDict,
-    network: nn.Module,
-    image_shape: tuple[int, ...],
-    devices: parallel.Devices = None,
-    *,
-    tx: optax.GradientTransformation | None = None,
-):
-    """The compiled training step: (replicated state, sharded batch, int32 [D]) -> (state, metrics).
-
-    The last argument is a wish of each device to stop, 0 for none; metrics['stop'] is the largest over all devices of
-    all processes, so that every process learns of it at the same step.
-
-    Args:
-      devices: to run on; those of all processes by default.
-      tx: the optimizer whose state the training state holds; made from the config unless given.
-    """
-    one_step = functools.partial(
-        train_step,
-        loss_fn=make_loss_fn(config, network, image_shape),
-        tx=tx or make_optimizer(config),
+def step_of(
+    config: ConfigDict, network: nn.Module, tx: optax.GradientTransformation, devices: parallel.Devices = None
+) -> Callable:
+    """Compiles the training step of a config; see `cfg.training.step.make_step`."""
+    return make_step(
+        objective_of(config, network),
+        tx,
+        seed=config.seed,
         ema_decay=config.train.ema_decay,
         grad_accum=config.train.grad_accum,
-        seed=config.seed,
-        mean_over_devices=parallel.mean_over_devices,
         skip_nonfinite=config.train.max_skipped > 0,
+        devices=devices,
     )
-
-    def step(state, batch, stop):
-        state, metrics = one_step(state, batch)
-        return state, metrics | {'stop': parallel.max_over_devices(stop)}
-
-    devices = parallel.everywhere() if devices is None else devices
-    return parallel.pmap(step, num_args=3, donate=(0,), devices=devices)

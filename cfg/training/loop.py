@@ -28,7 +28,7 @@ from cfg.runtime.stopping import StopSignal
 from cfg.settings.data import open_source
 from cfg.settings.networks import abstract_params, build_trained, init_params
 from cfg.settings.values import config_dict
-from cfg.training.build import check_trainable, make_optimizer, make_step
+from cfg.training.build import check_trainable, make_optimizer, step_of
 from cfg.training.meter import NO_SKIPS, Meter
 from cfg.training.resume import restore
 from cfg.training.views import View, open_view
@@ -146,7 +146,7 @@ class _Run:
     ):
         self._config, self._source, self._stop, self._start = config, source, stop, start
         self._checkpoints, self._logs, self._view = checkpoints, logs, view
-        self._step_fn = make_step(config, network, source.image_shape, tx=tx)
+        self._step_fn = step_of(config, network, tx)
         self._meter = Meter(config, skips)
         self._pending: deque = deque()
 

@@ -1,16 +1,99 @@
-"""One optimizer step: gradient, mean over devices, clip, Adam, EMA. A pure function."""
+"""One training step: what it minimises, its gradient, the mean over devices, clipping, Adam and the average."""
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
 from cfg.data.images import to_float
+from cfg.diffusion import loss, schedule
 from cfg.runs.state import TrainState
+from cfg.runtime import parallel
+from cfg.training.bands import accuracies
 
 Array = jax.Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What a step minimises on a batch.
+
+    Attributes:
+      network: that is trained.
+      logsnr_min, logsnr_max: the levels that it is trained on.
+      strata: into how many equal parts the times of a global batch are stratified; 0 for none.
+    """
+
+    network: nn.Module
+    logsnr_min: float
+    logsnr_max: float
+    strata: int = 0
+
+    def __call__(
+        self, params: Any, images: Array, labels: Array, keys: Array, index: Array
+    ) -> tuple[Array, dict[str, Any]]:
+        """Returns the losses [n], and what is logged beside them.
+
+        Args:
+          images: in [-1, 1], [n, H, W, C].
+          labels: int32 [n].
+          keys: [n] typed PRNG keys.
+          index: places in the global batch, int32 [n].
+        """
+        draw_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        draws = loss.draw(draw_keys, images.shape[1:])
+        if self.strata:
+            draws = draws._replace(u_time=schedule.stratify(draws.u_time, index, self.strata))
+        network = functools.partial(self._apply, params, dropout_keys)
+        return self.losses(network, images, labels, draws)
+
+    def _apply(self, params: Any, dropout_keys: Array, *inputs: Array) -> Array:
+        return self.network.apply({'params': params}, *inputs, dropout_keys)
+
+    def losses(
+        self, network: Callable[..., Array], images: Array, labels: Array, draws: loss.Draws
+    ) -> tuple[Array, dict[str, Any]]:
+        """Returns the losses [n] with these draws, and what is logged beside them."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoising(Objective):
+    """Eq. 5 with dropped labels, the body of Alg. 1; see `loss.denoising_loss`."""
+
+    p_uncond: float
+    prediction: str = 'eps'
+
+    def losses(self, network, images, labels, draws):
+        losses = loss.denoising_loss(
+            network,
+            images,
+            labels,
+            draws,
+            p_uncond=self.p_uncond,
+            null_label=self.network.num_classes,
+            logsnr_min=self.logsnr_min,
+            logsnr_max=self.logsnr_max,
+            prediction=self.prediction,
+        )
+        return losses, {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification(Objective):
+    """The classifier of noisy images of Section 3.1, with accuracies in bands of noise (`cfg.training.bands`)."""
+
+    bands: tuple[str, ...]
+
+    def losses(self, network, images, labels, draws):
+        limits = {'logsnr_min': self.logsnr_min, 'logsnr_max': self.logsnr_max}
+        losses, correct = loss.classification_loss(network, images, labels, draws, **limits)
+        return losses, accuracies(correct, draws.u_time, self.bands)
 
 
 def example_keys(seed: int, step: Array, index: Array) -> Array:
@@ -63,7 +146,7 @@ def train_step(
     mean_over_devices: Callable[[Any], Any],
     skip_nonfinite: bool = False,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """Takes one step (Alg. 1, lines 6 and 7).
+    """Takes one step (Alg. 1, lines 6 and 7), a pure function.
 
     Args:
       state: the state before the step.
@@ -97,3 +180,42 @@ def train_step(
         after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state[1:])
     metrics = {'loss': loss, 'grad_norm': grad_norm, 'param_norm': optax.tree.norm(after[0])}
     return TrainState(state.step + 1, *after), metrics | others
+
+
+def make_step(
+    objective: Callable,
+    tx: optax.GradientTransformation,
+    *,
+    seed: int,
+    ema_decay: float,
+    grad_accum: int = 1,
+    skip_nonfinite: bool = False,
+    devices: parallel.Devices = None,
+) -> Callable:
+    """Compiles the training step: (replicated state, sharded batch, int32 [D]) -> (state, metrics).
+
+    The last argument is a wish of each device to stop, 0 for none; metrics['stop'] is the largest over all devices of
+    all processes, so that every process learns of it at the same step.
+
+    Args:
+      objective: see `Objective`.
+      tx, seed, ema_decay, grad_accum, skip_nonfinite: see `train_step`.
+      devices: to run on; those of all processes by default.
+    """
+    one_step = functools.partial(
+        train_step,
+        loss_fn=objective,
+        tx=tx,
+        ema_decay=ema_decay,
+        grad_accum=grad_accum,
+        seed=seed,
+        mean_over_devices=parallel.mean_over_devices,
+        skip_nonfinite=skip_nonfinite,
+    )
+
+    def step(state, batch, stop):
+        state, metrics = one_step(state, batch)
+        return state, metrics | {'stop': parallel.max_over_devices(stop)}
+
+    devices = parallel.everywhere() if devices is None else devices
+    return parallel.pmap(step, num_args=3, donate=(0,), devices=devices)

@@ -157,7 +157,7 @@ def test_dropout_and_noise_are_drawn_anew_at_every_step_and_learned_through():
     config = config_of(learning_rate=5e-3, warmup_steps=1)
     source = digits('all')
     network = build_trained(config, source)
-    loss_fn = build.make_loss_fn(config, network, SHAPE)
+    loss_fn = build.objective_of(config, network)
     params = init_params(network, source, seed=0)
     tx = build.make_optimizer(config)
     batch, index = source.fetch(np.arange(16)), jnp.arange(16)
@@ -218,7 +218,7 @@ def test_the_config_reaches_loss_and_network():
 
     config = config_of(batch_size=64, stratified=True)
     config.diffusion.logsnr_min, config.diffusion.logsnr_max = -5.0, 4.0
-    loss_fn = build.make_loss_fn(config, SimpleNamespace(apply=apply), SHAPE)
+    loss_fn = build.objective_of(config, SimpleNamespace(apply=apply))
     index = jnp.arange(64)
 
     @jax.jit

@@ -31,7 +31,7 @@ def run(config, *, devices, steps=3):
     params = init_params(network, source, seed=config.seed)
     # Zero-initialised layers would hide most of the network's gradients from a comparison.
     params = jax.tree.map(lambda x: x + 0.05 * np.random.default_rng(0).normal(size=x.shape).astype(np.float32), params)
-    step = build.make_step(config, network, source.image_shape, devices)
+    step = build.step_of(config, network, build.make_optimizer(config), devices)
     replicated = parallel.replicate(state.create(params, build.make_optimizer(config)), devices)
     batches = train_batches(source, batch_size=config.train.batch_size, seed=config.seed, start_step=0)
     for _ in range(steps):
@@ -173,7 +173,7 @@ def test_stratified_times_cover_the_batch(monkeypatch):
     )
     for stratified in (True, False):
         config = config_of(stratified=stratified, batch_size=64)
-        loss_fn = build.make_loss_fn(config, build_network(config, digits('all')), (8, 8, 1))
+        loss_fn = build.objective_of(config, build_network(config, digits('all')))
         for part in (jnp.arange(32), jnp.arange(32, 64)):
             loss_fn({}, jnp.zeros((32, 8, 8, 1)), jnp.zeros(32, jnp.int32), example_keys(0, 0, part), part)
     even, free = np.concatenate(seen[:2]), np.concatenate(seen[2:])
@@ -223,7 +223,7 @@ def test_the_whole_loss_learns():
     config = config_of(p_uncond=0.0, learning_rate=5e-3, warmup_steps=1, stratified=True)
     source = digits('all')
     network = build_network(config, source)
-    loss_fn = build.make_loss_fn(config, network, source.image_shape)
+    loss_fn = build.objective_of(config, network)
     params = init_params(network, source, seed=0)
     tx = optax.adam(5e-3)
     batch = source.fetch(np.arange(16) % 4)
