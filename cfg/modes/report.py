@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from cfg.mixture import fig2, study
 from cfg.report import sweep_report
 from cfg.runs.trained import read_names
-from cfg.settings.checks import require
+from cfg.settings.values import require
 
 
 def run(config: ConfigDict, workdir: Path) -> Path:

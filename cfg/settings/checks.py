@@ -1,6 +1,11 @@
-"""The checks of a config: a wrong value ends here, in one sentence that names the field, before any long work."""
+"""The checks of a config: a wrong value ends here, in one sentence that names the field, before any long work.
 
-from typing import Any
+`TABLE` says what each field must be by itself, its type included; `RELATIONS` what fields must be to each other.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -13,162 +18,214 @@ from cfg.diffusion.options import is_finite
 from cfg.diffusion.process import PREDICTIONS
 from cfg.models.time import TIMES
 from cfg.models.unet import LABEL_IN
-from cfg.runtime.errors import UserError
 from cfg.settings.data import BUILT_IN
 from cfg.settings.sampler import check_texts, check_w
+from cfg.settings.values import require
 
 DTYPES = ('float32', 'bfloat16')
-KINDS = ('model', 'classifier')  # of networks that are trained or imported
 FEATURES = ('inception', 'small_classifier')
 TABLES = ('table1_imagenet64', 'table2_imagenet128')  # of the paper, see cfg/report/paper.py
 
 
-def require(condition: bool, field: str, value: Any, expected: str) -> None:
-    """Raises a UserError that names the field unless the condition holds."""
-    if not condition:
-        raise UserError(f'config.{field}={value!r} must be {expected}.')
+class Check(NamedTuple):
+    """What a field must be.
+
+    Attributes:
+      holds: value -> whether it is that.
+      words: the same, for the user.
+    """
+
+    holds: Callable[[Any], bool]
+    words: str
+
+
+def _whole(low: int, *, bits: int = 31, words: str = '') -> Check:
+    """Returns the check for whole numbers from `low` on that fit the integers of the devices."""
+
+    def holds(value):
+        return isinstance(value, int) and not isinstance(value, bool) and low <= value < 2**bits
+
+    return Check(holds, words or f'a whole number of at least {low} and below 2^{bits}')
+
+
+def _number(low: float, high: float = math.inf, words: str = '', *, above: bool = False, below: bool = False) -> Check:
+    """Returns the check for finite numbers in [low, high], without `low` or `high` itself if `above` or `below`."""
+
+    def holds(value):
+        return is_finite(value) and low <= value <= high and not ((above and value == low) or (below and value == high))
+
+    return Check(holds, words or f'a finite number of at least {low:g}')
+
+
+def _one_of(*values: str) -> Check:
+    return Check(lambda value: value in values, f'one of {", ".join(values)}')
+
+
+def _either(*values: str) -> Check:
+    return Check(lambda value: value in values, ' or '.join(map(repr, values)))
+
+
+def _several(one: Check, words: str, *, least: int = 0, most: float = math.inf) -> Check:
+    """Returns the check for a tuple each of whose values passes `one`."""
+
+    def holds(values):
+        return isinstance(values, tuple | list) and least <= len(values) <= most and all(map(one.holds, values))
+
+    return Check(holds, words)
+
+
+_FLAG = Check(lambda value: isinstance(value, bool), 'True or False')
+_TEXT = Check(lambda value: isinstance(value, str), 'a text')
+_FOLDER = Check(lambda value: _TEXT.holds(value) and value != '', 'a folder')
+_SEED = _whole(0, bits=32)
+_SHARE = _number(0, 1, 'in [0, 1)', below=True)
+_POSITIVE = _number(0, words='positive', above=True)
+_STRENGTHS = _several(_number(-math.inf), 'one or more finite numbers', least=1)
+_STEPS = _several(_whole(2), 'whole numbers of at least 2')
+_LOGSNR = _number(-20, 20, 'within -20 and 20 for float32')
+_NAME = Check(
+    lambda name: _TEXT.holds(name) and (name in BUILT_IN or is_preparable(name)),
+    f'one of {", ".join(BUILT_IN)}, imagenet, tfds:NAME, folder:PATH',
+)
+
+
+def _texts(*examples: str) -> Check:
+    return _several(_TEXT, f'a tuple of texts, such as {examples!r}')
+
+
+_NETWORK = {
+    'channels': _whole(1),
+    'channel_mult': _several(_POSITIVE, 'positive factors that give whole numbers of channels', least=1),
+    'num_res_blocks': _whole(1),
+    'attention_resolutions': _several(_whole(1), 'whole numbers'),
+    'norm_groups': _whole(1),
+    'dropout': _SHARE,
+}
+
+# By the names of parts and fields in configs/default.py.
+TABLE: dict[str, dict[str, Check]] = {
+    '': {'seed': _SEED},
+    'data': {
+        'name': _NAME,
+        'dir': _TEXT,
+        'image_size': _whole(1),
+        'crop': _one_of(*CROPS),
+        'split': _TEXT,
+        'random_flip': _FLAG,
+        'workers': _whole(0),
+    },
+    'prepare': {
+        'workers': _whole(0),
+        'on_error': _either('stop', 'skip'),
+        'tfds_dir': _TEXT,
+        'manual_dir': _TEXT,
+    },
+    'model': _NETWORK
+    | {
+        'num_heads': _whole(0),
+        'head_channels': _whole(0),
+        'time': _one_of(*TIMES),
+        'label_in': _one_of(*LABEL_IN),
+        'learned_variance': _FLAG,
+        'dtype': _one_of(*DTYPES),
+    },
+    'classifier': _NETWORK | {'head_channels': _whole(1)},
+    'diffusion': {
+        'prediction': Check(lambda value: value in PREDICTIONS, f'one of {PREDICTIONS}'),
+        'logsnr_min': _LOGSNR,
+        'logsnr_max': _LOGSNR,
+    },
+    'train': dict.fromkeys(
+        ('num_steps', 'batch_size', 'grad_accum', 'log_every', 'checkpoint_every', 'keep_last'), _whole(1)
+    )
+    | dict.fromkeys(('warmup_steps', 'decay_steps', 'max_skipped', 'sample_every', 'keep_every'), _whole(0))
+    | dict.fromkeys(('remat', 'stratified'), _FLAG)
+    | dict.fromkeys(('beta1', 'beta2', 'ema_decay'), _SHARE)
+    | dict.fromkeys(('weight_decay', 'grad_clip'), _number(0))
+    | {
+        'kind': _either('model', 'classifier'),
+        'p_uncond': _number(0, 1, 'a probability in [0, 1]'),
+        'learning_rate': _POSITIVE,
+    },
+    'sampling': {
+        'guidance': _TEXT,
+        'sampler': _TEXT,
+        'grid': _TEXT,
+        'num_steps': _whole(2),
+        'logvar_interp': _number(0, 1, 'in [0, 1]'),
+        'clip_x': _FLAG,
+        'seed': _SEED,
+        'batch_size': _whole(1),
+        'ema': _FLAG,
+        'rounding': _one_of(*ROUNDINGS),
+        'step': _whole(-1, words='a step, or -1 for the newest'),
+        'uncond_workdir': _TEXT,
+        'w': _STRENGTHS,
+        'labels': _several(_whole(0), 'whole numbers of at least 0'),
+        'num_samples': _whole(1),
+    },
+    'eval': {
+        'w': _STRENGTHS,
+        'num_samples': _whole(2),
+        'guidance': _texts('cfg', 'apg'),
+        'sampler': _texts('ancestral', 'ddim'),
+        'grid': _texts('paper', 'uniform'),
+        'steps': _several(_whole(-1), 'whole numbers'),
+        'ema': _several(_FLAG, 'made of True and False'),
+        'num_steps': _STEPS,
+        'logvar_interp': _several(_number(0, 1), 'numbers in [0, 1]'),
+        'seeds': _several(_SEED, 'whole numbers of at least 0 and below 2^32'),
+        'job': _TEXT,
+        'labels': _either('random', 'balanced'),
+        'features': _one_of(*FEATURES),
+        'neighbours_dtype': _either('float32', 'float16'),
+        'kid_subset_size': _whole(2),
+        'keep_samples': _whole(0),
+        'save_seconds': _number(0),
+    }
+    | dict.fromkeys(('is_split_size', 'batch_size', 'kid_subsets'), _whole(1))
+    | dict.fromkeys(('weights', 'cache_dir', 'reference', 'samples', 'classifier_workdir'), _TEXT),
+    'stats': {'path': _TEXT, 'num_images': _whole(0)},
+    'report': {
+        'title': _TEXT,
+        'w': _STRENGTHS,
+        'grid_shape': _several(_whole(1), '(rows, columns), whole numbers of at least 1', least=2, most=2),
+        'one_class': _whole(0),
+        'workdirs': _several(_FOLDER, "a tuple of folders, such as ('runs/p02',)"),
+        'paper': Check(lambda value: value in ('', *TABLES), f"'' or one of {', '.join(TABLES)}"),
+    },
+    'processes': {'start_seconds': _number(1), 'hang_seconds': _number(1)},
+    'adm': {'checkpoint': _TEXT, 'kind': _either('model', 'classifier'), 'new_attention_order': _FLAG},
+    'mixture': {
+        'means': _several(_several(_number(-math.inf), '', least=2, most=2), 'up to 6 points (x, y)', least=1, most=6),
+        'w': _STRENGTHS,
+        'num_samples': _whole(1),
+        'guidance': _texts('cfg', 'apg'),
+        'rule_samplers': _texts('ancestral', 'ddim'),
+        'num_steps': _whole(2),
+        'samplers': _texts('ancestral', 'ddim'),
+        'steps': _STEPS,
+        'steps_w': _STRENGTHS,
+        'grid': _TEXT,
+        'seed_samples': _whole(1),
+        'num_seeds': _whole(1),
+    }
+    | dict.fromkeys(('stddev', 'extent', 'weaker_stddev'), _POSITIVE),
+}
 
 
 def check_config(config: ConfigDict) -> None:
-    """Checks every field that has a range of its own.
+    """Checks every field of a config, and then the relations between them.
 
     Raises:
       UserError: names the first field that is out of range and what it must be.
     """
-    data, model, diffusion = config.data, config.model, config.diffusion
-    train, sampling, evaluation, report = config.train, config.sampling, config.eval, config.report
-    require(config.seed >= 0, 'seed', config.seed, 'at least 0')
-    named = data.name in BUILT_IN or is_preparable(data.name)
-    require(named, 'data.name', data.name, f'one of {", ".join(BUILT_IN)}, imagenet, tfds:NAME, folder:PATH')
-    require(data.crop in CROPS, 'data.crop', data.crop, f'one of {", ".join(CROPS)}')
-    require(data.workers >= 0, 'data.workers', data.workers, 'at least 0')
-    require(config.prepare.workers >= 0, 'prepare.workers', config.prepare.workers, 'at least 0')
-    on_error = config.prepare.on_error
-    require(on_error in ('stop', 'skip'), 'prepare.on_error', on_error, "'stop' or 'skip'")
-    require(data.image_size >= 1, 'data.image_size', data.image_size, 'at least 1')
-    if data.name == 'digits':
-        require(data.split in SPLITS, 'data.split', data.split, f'one of {", ".join(SPLITS)}')
-
-    one_positive = sorted((model.num_heads > 0, model.head_channels > 0)) == [False, True]
-    one_positive &= min(model.num_heads, model.head_channels) == 0
-    require(one_positive, 'model.num_heads', model.num_heads, 'positive, or else model.head_channels: one of the two')
-    _check_architecture('model', model, heads='num_heads' if model.num_heads else 'head_channels')
-    _check_architecture('classifier', config.classifier, heads='head_channels')
-    require(
-        bool(report.grid_shape) and _integers(report.grid_shape, 1),
-        'report.grid_shape',
-        report.grid_shape,
-        'whole numbers of at least 1',
-    )
-    for field, values in (('sampling.labels', sampling.labels), ('eval.steps', evaluation.steps)):
-        require(_integers(values, -1), field, values, 'whole numbers')
-    require(0 <= model.dropout < 1, 'model.dropout', model.dropout, 'in [0, 1)')
-    require(model.dtype in DTYPES, 'model.dtype', model.dtype, f'one of {", ".join(DTYPES)}')
-    require(model.time in TIMES, 'model.time', model.time, f'one of {", ".join(TIMES)}')
-    require(model.label_in in LABEL_IN, 'model.label_in', model.label_in, f'one of {", ".join(LABEL_IN)}')
-    require(0 <= config.classifier.dropout < 1, 'classifier.dropout', config.classifier.dropout, 'in [0, 1)')
-    for part, kind in (('adm', config.adm.kind), ('train', train.kind)):
-        require(kind in KINDS, f'{part}.kind', kind, "'model' or 'classifier'")
-    require(diffusion.prediction in PREDICTIONS, 'diffusion.prediction', diffusion.prediction, f'one of {PREDICTIONS}')
-    ends = (diffusion.logsnr_min, diffusion.logsnr_max)
-    require(ends[0] < ends[1], 'diffusion.logsnr_min', ends[0], f'smaller than logsnr_max={ends[1]}')
-    require(max(map(abs, ends)) <= 20, 'diffusion.logsnr_min, logsnr_max', ends, 'within -20 and 20 for float32')
-
-    for name in ('num_steps', 'batch_size', 'grad_accum', 'log_every', 'checkpoint_every', 'keep_last'):
-        require(train[name] >= 1, f'train.{name}', train[name], 'at least 1')
-    for name in ('warmup_steps', 'weight_decay', 'grad_clip', 'max_skipped', 'sample_every', 'keep_every'):
-        require(train[name] >= 0, f'train.{name}', train[name], 'at least 0')
-    late_enough = train.decay_steps == 0 or train.decay_steps >= train.num_steps
-    require(late_enough, 'train.decay_steps', train.decay_steps, f'0, or at least num_steps={train.num_steps}')
-    require(0 <= train.p_uncond <= 1, 'train.p_uncond', train.p_uncond, 'a probability in [0, 1]')
-    require(train.learning_rate > 0, 'train.learning_rate', train.learning_rate, 'positive')
-    for name in ('beta1', 'beta2', 'ema_decay'):
-        require(0 <= train[name] < 1, f'train.{name}', train[name], 'in [0, 1)')
-
-    require(sampling.num_steps >= 2, 'sampling.num_steps', sampling.num_steps, 'at least 2')
-    require(0 <= sampling.logvar_interp <= 1, 'sampling.logvar_interp', sampling.logvar_interp, 'in [0, 1]')
-    require(sampling.seed >= 0, 'sampling.seed', sampling.seed, 'at least 0')
-    rounding = sampling.rounding
-    require(rounding in ROUNDINGS, 'sampling.rounding', rounding, f'one of {", ".join(ROUNDINGS)}')
-    require(sampling.step >= -1, 'sampling.step', sampling.step, 'a step, or -1 for the newest')
-    for name in ('batch_size', 'num_samples'):
-        require(sampling[name] >= 1, f'sampling.{name}', sampling[name], 'at least 1')
-    for field, values in (('sampling.w', sampling.w), ('eval.w', evaluation.w), ('report.w', report.w)):
-        require(_finite(values), field, values, 'one or more finite numbers')
-    check_texts(config)
-    require(evaluation.labels in ('random', 'balanced'), 'eval.labels', evaluation.labels, "'random' or 'balanced'")
-    for name in ('is_split_size', 'batch_size', 'kid_subsets'):
-        require(evaluation[name] >= 1, f'eval.{name}', evaluation[name], 'at least 1')
-    for name in ('num_samples', 'kid_subset_size'):
-        require(evaluation[name] >= 2, f'eval.{name}', evaluation[name], 'at least 2')
-    for name in ('keep_samples', 'save_seconds'):
-        require(evaluation[name] >= 0, f'eval.{name}', evaluation[name], 'at least 0')
-    require(_integers(evaluation.num_steps, 2), 'eval.num_steps', evaluation.num_steps, 'whole numbers of at least 2')
-    interps = evaluation.logvar_interp
-    in_range = not interps or (_finite(interps) and all(0 <= value <= 1 for value in interps))
-    require(in_range, 'eval.logvar_interp', interps, 'numbers in [0, 1]')
-    require(_integers(evaluation.seeds, 0), 'eval.seeds', evaluation.seeds, 'whole numbers of at least 0')
-    booleans = all(isinstance(value, bool) for value in evaluation.ema)
-    require(booleans, 'eval.ema', evaluation.ema, 'made of True and False')
-    parse_job(evaluation.job)
-    require(evaluation.features in FEATURES, 'eval.features', evaluation.features, f'one of {", ".join(FEATURES)}')
-    dtype = evaluation.neighbours_dtype
-    require(dtype in ('float32', 'float16'), 'eval.neighbours_dtype', dtype, "'float32' or 'float16'")
-    require(config.stats.num_images >= 0, 'stats.num_images', config.stats.num_images, 'at least 0')
-    require(
-        _texts(report.workdirs) and all(report.workdirs),
-        'report.workdirs',
-        report.workdirs,
-        "a tuple of folders, such as ('runs/p02',)",
-    )
-    require(report.paper in ('', *TABLES), 'report.paper', report.paper, f"'' or one of {', '.join(TABLES)}")
-    require(len(report.grid_shape) == 2, 'report.grid_shape', report.grid_shape, '(rows, columns)')
-
-    for name in ('start_seconds', 'hang_seconds'):
-        require(config.processes[name] >= 1, f'processes.{name}', config.processes[name], 'at least 1')
-
-    mixture = config.mixture
-    points = len(mixture.means) <= 6 and all(isinstance(m, tuple) and len(m) == 2 and _finite(m) for m in mixture.means)
-    require(points and len(mixture.means) > 0, 'mixture.means', mixture.means, 'up to 6 points (x, y)')
-    require(_finite(mixture.w), 'mixture.w', mixture.w, 'one or more finite numbers')
-    for name in ('stddev', 'extent', 'num_samples'):
-        require(mixture[name] > 0, f'mixture.{name}', mixture[name], 'positive')
-    if mixture.guidance:
-        _check_study(mixture)
-
-
-def _check_study(mixture: ConfigDict) -> None:
-    """Checks what only the study beside Fig. 2 reads."""
-    for name in ('guidance', 'rule_samplers', 'samplers'):
-        require(_texts(mixture[name]), f'mixture.{name}', mixture[name], "a tuple of texts, such as ('cfg', 'apg')")
-    rules = [samplers.parse_rule(text, 'mixture.guidance') for text in mixture.guidance]
-    rule_samplers = [samplers.parse_solver(text, 'mixture.rule_samplers') for text in mixture.rule_samplers]
-    samplers = [samplers.parse_solver(text, 'mixture.samplers') for text in mixture.samplers]
-    samplers.parse_grid(mixture.grid, 'mixture.grid')
-    require(len(rule_samplers) > 0, 'mixture.rule_samplers', mixture.rule_samplers, 'at least one sampler')
-    for name, found in (('guidance', rules), ('rule_samplers', rule_samplers), ('samplers', samplers)):
-        different = len({recipe.text for recipe in found}) == len(found)
-        require(different, f'mixture.{name}', tuple(mixture[name]), 'different from each other')
-    for rule in rules:
-        for option in ('workdir', 'step'):
-            kept = getattr(rule, option, None) in (None, '', -1)
-            require(kept, 'mixture.guidance', rule.text, f'without {option}: here all models are exact')
-        if not any(samplers.fits(rule, sampler) for sampler in rule_samplers):
-            samplers.check_fit(rule, rule_samplers[-1])
-        check_w(rule, 'mixture.w', mixture.w)
-    require(mixture.weaker_stddev > 0, 'mixture.weaker_stddev', mixture.weaker_stddev, 'positive')
-    require(mixture.num_steps >= 2, 'mixture.num_steps', mixture.num_steps, 'at least 2')
-    if samplers:
-        whole = len(mixture.steps) > 0 and _integers(mixture.steps, 2)
-        require(whole, 'mixture.steps', mixture.steps, 'whole numbers of at least 2')
-        require(_finite(mixture.steps_w), 'mixture.steps_w', mixture.steps_w, 'one or more finite numbers')
-    for name in ('seed_samples', 'num_seeds'):
-        require(mixture[name] >= 1, f'mixture.{name}', mixture[name], 'at least 1')
-    # Densities are integrated over [-2 extent, 2 extent]^2, in steps of extent / 100.
-    reach = max(abs(coordinate) for mean in mixture.means for coordinate in mean)
-    low, high = 0.5 * (reach + 6.0 * mixture.stddev), 40.0 * mixture.stddev
-    words = f'from {low:g} to {high:g}, so that the panels hold the classes and a cell is small beside one'
-    require(low <= mixture.extent <= high, 'mixture.extent', mixture.extent, words)
+    for part, fields in TABLE.items():
+        values = config[part] if part else config
+        for name, check in fields.items():
+            require(check.holds(values[name]), f'{part}.{name}'.strip('.'), values[name], check.words)
+    for check in RELATIONS:
+        check(config)
 
 
 def parse_job(job: str) -> tuple[int, int]:
@@ -177,35 +234,84 @@ def parse_job(job: str) -> tuple[int, int]:
     Raises:
       UserError: when it is not that.
     """
-    parts = str(job).split('/')
+    parts = job.split('/')
     whole = len(parts) == 2 and all(part.isascii() and part.isdigit() for part in parts)
     right = whole and 1 <= int(parts[0]) <= int(parts[1])
     require(right, 'eval.job', job, "'i/n', the i-th of n jobs, from '1/n' to 'n/n'")
     return int(parts[0]), int(parts[1])
 
 
-def _check_architecture(part: str, options: ConfigDict, *, heads: str) -> None:
-    """Checks the fields that the network and the classifier share; `heads` is the field that divides the attention."""
-    for name in ('channels', 'num_res_blocks', 'norm_groups', heads):
-        require(options[name] >= 1, f'{part}.{name}', options[name], 'at least 1')
-    mults = options.channel_mult
-    whole = _finite(mults) and all(mult > 0 and mult * options.channels % 1 == 0 for mult in mults)
-    require(whole, f'{part}.channel_mult', mults, 'positive factors that give whole numbers of channels')
-    resolutions = options.attention_resolutions
-    require(_integers(resolutions, 1), f'{part}.attention_resolutions', resolutions, 'whole numbers')
-    for mult in mults:
-        width = int(options.channels * mult)
-        for name in ('norm_groups', heads):
-            require(width % options[name] == 0, f'{part}.{name}', options[name], f'a divisor of {width} channels')
+def _check_job(config: ConfigDict) -> None:
+    parse_job(config.eval.job)
 
 
-def _texts(values: Any) -> bool:
-    return not isinstance(values, str) and all(isinstance(value, str) for value in values)
+def _check_split(config: ConfigDict) -> None:
+    data = config.data
+    require(data.name != 'digits' or data.split in SPLITS, 'data.split', data.split, f'one of {", ".join(SPLITS)}')
 
 
-def _integers(values: Any, least: int) -> bool:
-    return all(isinstance(value, int) and not isinstance(value, bool) and value >= least for value in values)
+def _check_networks(config: ConfigDict) -> None:
+    """Checks that widths divide into heads and groups."""
+    model = config.model
+    one = (model.num_heads > 0) != (model.head_channels > 0)
+    require(one, 'model.num_heads', model.num_heads, 'positive, or else model.head_channels: one of the two')
+    heads = {'model': 'num_heads' if model.num_heads else 'head_channels', 'classifier': 'head_channels'}
+    for part, divisor in heads.items():
+        options = config[part]
+        whole = all(mult * options.channels % 1 == 0 for mult in options.channel_mult)
+        require(whole, f'{part}.channel_mult', options.channel_mult, _NETWORK['channel_mult'].words)
+        for mult in options.channel_mult:
+            width = int(options.channels * mult)
+            for name in ('norm_groups', divisor):
+                require(width % options[name] == 0, f'{part}.{name}', options[name], f'a divisor of {width} channels')
 
 
-def _finite(values: Any) -> bool:
-    return len(values) > 0 and all(map(is_finite, values))
+def _check_levels(config: ConfigDict) -> None:
+    low, high = config.diffusion.logsnr_min, config.diffusion.logsnr_max
+    require(low < high, 'diffusion.logsnr_min', low, f'smaller than logsnr_max={high}')
+
+
+def _check_decay(config: ConfigDict) -> None:
+    decay, steps = config.train.decay_steps, config.train.num_steps
+    require(decay == 0 or decay >= steps, 'train.decay_steps', decay, f'0, or at least num_steps={steps}')
+
+
+def _check_study(config: ConfigDict) -> None:
+    """Checks what only the study beside Fig. 2 reads."""
+    mixture = config.mixture
+    if not mixture.guidance:
+        return
+    rules = [samplers.parse_rule(text, 'mixture.guidance') for text in mixture.guidance]
+    solvers = {
+        name: [samplers.parse_solver(text, f'mixture.{name}') for text in mixture[name]]
+        for name in ('rule_samplers', 'samplers')
+    }
+    samplers.parse_grid(mixture.grid, 'mixture.grid')
+    require(len(mixture.rule_samplers) > 0, 'mixture.rule_samplers', mixture.rule_samplers, 'at least one sampler')
+    for name, found in ({'guidance': rules} | solvers).items():
+        different = len({it.text for it in found}) == len(found)
+        require(different, f'mixture.{name}', tuple(mixture[name]), 'different from each other')
+    for rule in rules:
+        for option in ('workdir', 'step'):
+            kept = getattr(rule, option, None) in (None, '', -1)
+            require(kept, 'mixture.guidance', rule.text, f'without {option}: here all models are exact')
+        if not any(samplers.fits(rule, solver) for solver in solvers['rule_samplers']):
+            samplers.check_fit(rule, solvers['rule_samplers'][-1])
+        check_w(rule, 'mixture.w', mixture.w)
+    some = len(mixture.steps) > 0 or not mixture.samplers
+    require(some, 'mixture.steps', mixture.steps, 'one or more whole numbers of at least 2')
+    last = config.sampling.seed + mixture.num_seeds - 1
+    few = _SEED.holds(last) or config.data.name != 'mixture'
+    require(few, 'mixture.num_seeds', mixture.num_seeds, f'so few that the last seed, {last}, is below 2^32')
+    _check_extent(mixture.means, mixture.stddev, mixture.extent)
+
+
+def _check_extent(means: Sequence[tuple[float, float]], stddev: float, extent: float) -> None:
+    # Densities are integrated over [-2 extent, 2 extent]^2, in steps of extent / 100.
+    reach = max(abs(coordinate) for mean in means for coordinate in mean)
+    low, high = 0.5 * (reach + 6.0 * stddev), 40.0 * stddev
+    words = f'from {low:g} to {high:g}, so that the panels hold the classes and a cell is small beside one'
+    require(low <= extent <= high, 'mixture.extent', extent, words)
+
+
+RELATIONS = (_check_split, _check_networks, _check_levels, _check_decay, check_texts, _check_job, _check_study)

@@ -14,7 +14,7 @@ from cfg.models.classifier import EncoderUNet
 from cfg.models.time import TIME_FNS
 from cfg.models.unet import UNet
 from cfg.runtime.errors import UserError
-from cfg.settings.checks import require
+from cfg.settings.values import require
 
 
 def build_network(config: ConfigDict, source: DataSpec | Source) -> UNet:

@@ -11,7 +11,7 @@ from cfg.diffusion import sampler as samplers
 from cfg.diffusion.rules import Rule
 from cfg.diffusion.sampler import Sampler
 from cfg.diffusion.solvers import Solver
-from cfg.runtime.errors import UserError
+from cfg.settings.values import require
 
 PARSERS = {'guidance': samplers.parse_rule, 'sampler': samplers.parse_solver, 'grid': samplers.parse_grid}
 
@@ -49,9 +49,6 @@ def check_texts(config: ConfigDict) -> None:
     sampling, sweep = {}, {}
     for name, parse in PARSERS.items():
         one, several = config.sampling[name], config.eval[name]
-        _require(isinstance(one, str), f'sampling.{name}', one, 'a text')
-        texts = not isinstance(several, str) and all(isinstance(text, str) for text in several)
-        _require(texts, f'eval.{name}', several, f'a tuple of texts, such as ({one!r},)')
         sampling[name] = [parse(one, f'sampling.{name}')]
         sweep[name] = [parse(text, f'eval.{name}') for text in several] or sampling[name]
     ends = {'logsnr_min': config.diffusion.logsnr_min, 'logsnr_max': config.diffusion.logsnr_max}
@@ -64,7 +61,7 @@ def check_texts(config: ConfigDict) -> None:
             within = ends['logsnr_min'] <= low < high <= ends['logsnr_max']
             limits = f'both within {ends["logsnr_min"]:g} and {ends["logsnr_max"]:g} (config.diffusion)'
             expected = f'a grid with logsnr_min smaller than logsnr_max, {limits}'
-            _require(within, f'{part}.grid', grid.text, expected)
+            require(within, f'{part}.grid', grid.text, expected)
 
 
 def check_w(rule: Rule, field: str, ws: Sequence[float]) -> None:
@@ -74,9 +71,4 @@ def check_w(rule: Rule, field: str, ws: Sequence[float]) -> None:
       UserError: when the rule cannot have one of them.
     """
     cold = rule.name != 'temperature' or min(rule.w or ws) > -1
-    _require(cold, field, rule.w or ws, "above -1 for the guidance 'temperature', which is 1 / (1 + w)")
-
-
-def _require(condition: bool, field: str, value: Any, expected: str) -> None:
-    if not condition:
-        raise UserError(f'config.{field}={value!r} must be {expected}.')
+    require(cold, field, rule.w or ws, "above -1 for the guidance 'temperature', which is 1 / (1 + w)")

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from cfg.runtime import parallel
 from cfg.runtime.errors import UserError
-from cfg.settings.checks import require
+from cfg.settings.values import require
 from cfg.training.bands import band_names
 from cfg.training.optimizer import optimizer
 from cfg.training.step import Classification, Denoising, Objective, make_step

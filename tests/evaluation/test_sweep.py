@@ -50,6 +50,7 @@ def config_of(**changes):
 @pytest.fixture(scope='module', name='trained')
 def trained_fixture(tmp_path_factory):
     workdir = tmp_path_factory.mktemp('sweep') / 'run'
+    workdir.mkdir()
     loop.train(small_config(), workdir)
     sweep.evaluate(config_of(w=(5.0,)), workdir)  # measures the real images, once
     (workdir / 'results.jsonl').unlink()
