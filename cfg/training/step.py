@@ -153,7 +153,7 @@ def train_step(
       batch: this device's share: 'image' uint8 [n, H, W, C], 'label' int32 [n], 'index' int32 [n].
       loss_fn: (params, images [n, H, W, C] in [-1, 1], labels [n], keys [n], index [n]) -> (losses [n], {name: array
         [n], or tuple of such}); what is beside the losses is averaged and reported like them.
-      tx: from `state.optimizer`.
+      tx: from `cfg.training.optimizer`.
       ema_decay: ema <- ema_decay * ema + (1 - ema_decay) * params, after the step.
       grad_accum: how many pieces the share is cut into to save memory.
       seed: of the run.

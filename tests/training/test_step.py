@@ -10,9 +10,11 @@ from cfg.data.pipeline import train_batches
 from cfg.diffusion import loss
 from cfg.runs import state
 from cfg.runtime import parallel
+from cfg.runtime.digest import sha256
 from cfg.runtime.errors import UserError
 from cfg.settings.networks import build_network, init_params
 from cfg.training import build
+from cfg.training.optimizer import learning_rate_schedule, optimizer
 from cfg.training.step import example_keys, mean_gradient, train_step
 from tests.conftest import small_config
 
@@ -61,7 +63,7 @@ def test_four_devices_and_pieces_train_like_one_device():
 
 
 def test_a_step_that_is_not_finite_leaves_everything_but_its_number():
-    tx = state.optimizer(learning_rate=0.1, warmup_steps=3, beta1=0.9, beta2=0.999, weight_decay=0.0, grad_clip=1.0)
+    tx = optimizer(learning_rate=0.1, warmup_steps=3, beta1=0.9, beta2=0.999, weight_decay=0.0, grad_clip=1.0)
     before = state.create({'a': jnp.array([3.0, -2.0])}, tx)
     batch = {'image': np.zeros((2, 1, 1, 1), np.uint8), 'label': np.zeros(2, np.int32), 'index': np.arange(2)}
 
@@ -91,7 +93,7 @@ def test_a_step_that_is_not_finite_leaves_everything_but_its_number():
 def test_a_step_is_adam_on_the_clipped_gradient_with_ema():
     """One step of a linear model, against Adam's first step written out: lr * sign(g) up to eps."""
     params = {'a': jnp.array([3.0, -2.0])}
-    tx = state.optimizer(learning_rate=0.1, warmup_steps=0, beta1=0.9, beta2=0.999, weight_decay=0.0, grad_clip=1.0)
+    tx = optimizer(learning_rate=0.1, warmup_steps=0, beta1=0.9, beta2=0.999, weight_decay=0.0, grad_clip=1.0)
 
     def loss_fn(params, images, labels, keys, index):
         return jnp.sum(params['a'] * jnp.array([30.0, 40.0])) * jnp.ones(len(labels)), {}
@@ -122,16 +124,16 @@ def test_a_step_is_adam_on_the_clipped_gradient_with_ema():
 
 def test_warm_up_and_weight_decay():
     """With a constant gradient Adam moves by the learning rate, which grows linearly and then stays."""
-    tx = state.optimizer(learning_rate=0.1, warmup_steps=4, beta1=0.9, beta2=0.999, weight_decay=0.0, grad_clip=0.0)
+    tx = optimizer(learning_rate=0.1, warmup_steps=4, beta1=0.9, beta2=0.999, weight_decay=0.0, grad_clip=0.0)
     params, opt_state, moves = jnp.array(0.0), tx.init(jnp.array(0.0)), []
     for _ in range(6):
         updates, opt_state = tx.update(jnp.array(1.0), opt_state, params)
         moves.append(-float(updates))
     np.testing.assert_allclose(moves, [0.025, 0.05, 0.075, 0.1, 0.1, 0.1], rtol=1e-4)
-    rate = state.learning_rate_schedule(0.1, warmup_steps=4, decay_steps=8)
+    rate = learning_rate_schedule(0.1, warmup_steps=4, decay_steps=8)
     np.testing.assert_allclose([rate(i) for i in (0, 2, 3, 4, 8, 9)], [0.025, 0.05625, 0.0625, 0.05, 0, 0], rtol=1e-6)
 
-    tx = state.optimizer(learning_rate=0.1, warmup_steps=0, beta1=0.9, beta2=0.999, weight_decay=0.5, grad_clip=0.0)
+    tx = optimizer(learning_rate=0.1, warmup_steps=0, beta1=0.9, beta2=0.999, weight_decay=0.5, grad_clip=0.0)
     updates, _ = tx.update(jnp.array(0.0), tx.init(jnp.array(2.0)), jnp.array(2.0))
     assert float(updates) == pytest.approx(-0.1 * 0.5 * 2.0)
 
@@ -207,15 +209,15 @@ def test_replicate_and_unreplicate_are_inverse():
 
 def test_sha256_tells_parameters_apart():
     params = {'x': np.zeros(3, np.float32), 'y': np.ones((2, 2), np.float32)}
-    digest = state.sha256(params)
-    assert digest == state.sha256({'y': jnp.ones((2, 2)), 'x': jnp.zeros(3)})
+    digest = sha256(params)
+    assert digest == sha256({'y': jnp.ones((2, 2)), 'x': jnp.zeros(3)})
     for changed in (
         params | {'x': np.float32([0, 0, -0.0])},
         params | {'x': np.zeros((3, 1), np.float32)},
         params | {'x': np.zeros(3, np.float64)},
         {'z': params['x'], 'y': params['y']},
     ):
-        assert state.sha256(changed) != digest
+        assert sha256(changed) != digest
 
 
 def test_the_whole_loss_learns():
