@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and locks on a workdir."""
+"""Files that are whole or not there, folders that a refused command takes back, and locks on a workdir."""
 
 import contextlib
 import fcntl
@@ -43,6 +43,30 @@ def reaching(path: epath.PathLike) -> Iterator[None]:
         ) from error
 
 
+# Of taking a lock; more than are ever needed where a file keeps its number, as in most file systems.
+MOST_TRIES = 20
+
+_made: list[Path] = []  # folders that this process made
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder, and those above it, unless they are there.
+
+    Raises:
+      OSError: when it cannot be made.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    _made.extend(reversed(missing))
+
+
+def remove_empty_folders() -> None:
+    """Removes the folders that `make_folder` made and nothing was put into."""
+    while _made:
+        with contextlib.suppress(OSError):
+            _made.pop().rmdir()
+
+
 def check_writable(folder: Path, what: str) -> None:
     """Makes a folder if it is missing, and tries to write in it; a bucket is not tried.
 
@@ -55,33 +79,37 @@ def check_writable(folder: Path, what: str) -> None:
     if is_remote(folder):
         return
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        make_folder(Path(folder))
         with tempfile.NamedTemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise UserError(f'{what} cannot be written ({error.strerror}): choose another folder.') from error
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file so that a reader, or a run after a crash, sees the old content or the new one, never a part."""
-    with replacing(path) as file:
+def write_whole(path: Path, content: bytes, *, sync: bool = True) -> None:
+    """Writes a file so that a reader, or a run after a crash, sees the old content or the new one, never a part.
+
+    Without `sync` that holds for readers alone.
+    """
+    with replacing(path, sync=sync) as file:
         file.write(content)
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file to write that takes the place of `path` when the block ends, and leaves it alone if it raises."""
+def replacing(path: Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
+    """Opens a binary file that takes the place of `path` when the block ends, and leaves it alone if it raises."""
     if is_remote(path):  # where an object appears when all of it has arrived
         with epath.Path(path).open('wb') as file:
             yield file
         return
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f'.{path.name}.', delete=False) as file:
         try:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
             Path(file.name).chmod(0o644)
             Path(file.name).replace(path)
         except BaseException:
@@ -90,7 +118,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def sha256_of_file(path: Path) -> str:
-    """Of the content."""
+    """Returns the SHA-256 of a file's content, as hexadecimal digits."""
     with Path(path).open('rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
@@ -114,30 +142,40 @@ def lock(
     if is_remote(workdir):
         yield
         return
-    with (Path(workdir) / f'.{part or what}.lock').open('w') as file:
+    path = Path(workdir) / f'.{part or what}.lock'
+    with contextlib.ExitStack() as held:
+        for _ in range(MOST_TRIES):
+            file = held.enter_context(path.open('w'))
+            if not _try_lock(file, workdir):
+                if not wait:
+                    raise UserError(
+                        f'Another process runs --mode={what} on {workdir}: wait for it, stop it, or work in another '
+                        'folder.'
+                    )
+                log.info('Another process works on %s: waiting for it.', part or what)
+                while not _try_lock(file, workdir):  # not in one call, which no signal handler of ours could end
+                    if waiting is not None:
+                        waiting()
+                    time.sleep(1.0)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                    break
+            held.pop_all().close()  # who held it has removed it
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not wait:
-                raise UserError(
-                    f'Another process runs --mode={what} on {workdir}: wait for it, stop it, or work in another folder.'
-                ) from None
-            log.info('Another process works on %s: waiting for it.', part or what)
-            _wait_for(file, waiting)
-        except OSError as error:  # a file system without locks
-            log.warning('%s cannot be locked (%s): take care that nothing else runs there.', workdir, error.strerror)
-        yield
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
-def _wait_for(file: IO[str], waiting: Callable[[], None] | None) -> None:
-    """Locks a file as soon as it can; not in one call, which no signal handler of ours could end."""
-    while True:
-        if waiting is not None:
-            waiting()
-        time.sleep(1.0)
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
+def _try_lock(file: IO[str], folder: Path) -> bool:
+    """Locks a file, or says that another process holds it; where the file system has no locks nobody can."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        log.warning('%s cannot be locked (%s): take care that nothing else runs there.', folder, error.strerror)
+    return True
 
 
 def resident_bytes() -> int:

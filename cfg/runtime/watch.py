@@ -1,13 +1,13 @@
-"""Heartbeats: a file that says where each process stands, and an eye on those of the others, so that all fail together.
+"""An eye on the other processes of a run, so that all fail together.
 
-`heartbeats/<what>.<process>.json` in the workdir is rewritten every few seconds. When a process fails, falls silent or
-hangs, the others read it there, say so and end. Imports no JAX: it must work while JAX waits for a dead process.
+Each process writes its heartbeat (`cfg/runtime/beats.py`) and reads that of the first one; the first one reads all.
+What it finds wrong with one it writes into its own, where the others read it. So n processes read 2 (n - 1) files a
+round. Imports no JAX: it must work while JAX waits for a dead process.
 """
 
 import contextlib
-import json
+import dataclasses
 import os
-import socket
 import sys
 import threading
 import time
@@ -15,37 +15,33 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cfg.runtime import progress
+from cfg.runtime import beats, progress
+from cfg.runtime.beats import Beat
 from cfg.runtime.errors import UserError
+from cfg.runtime.files import make_folder
 
-FOLDER = 'heartbeats'
-INTERVAL = 2.0  # seconds between beats
-SILENCE = 60.0  # without a beat of a process on another host, after which it counts as dead
-PATIENCE = 3  # intervals in which the cause of an error may show in the files of the others
+# Intervals in which news reach all processes: the first one sees it (two), and then the others (two).
+PATIENCE = 4
 
 # Exit status of a process that ends because another one of its run died or hangs: the same command goes on.
 STATUS_START_AGAIN = 75
 
-Beat = dict[str, Any]
 
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """How long a watch waits, in seconds.
 
-def path_of(workdir: Path, what: str, index: int) -> Path:
-    """The heartbeat file of a process."""
-    return workdir / FOLDER / f'{what}.{index}.json'
+    Attributes:
+      start: for all processes to start.
+      hang: without any progress of any process, after which the run counts as hung.
+      interval: between two beats.
+      silence: without a beat of a process on another host, after which it counts as dead.
+    """
 
-
-def read_beats(workdir: Path) -> list[Beat]:
-    """The newest beat of every process that ever ran in a workdir, by name; what cannot be read is left out."""
-    beats = [_read(path) for path in sorted((workdir / FOLDER).glob('*.json'))]
-    return [beat for beat in beats if beat is not None]
-
-
-def _read(path: Path) -> Beat | None:
-    try:
-        beat = json.loads(path.read_text())
-    except (OSError, ValueError):  # not there yet, or a file system that shows it half-written
-        return None
-    return beat if isinstance(beat, dict) and 'beats' in beat else None
+    start: float
+    hang: float
+    interval: float = 2.0
+    silence: float = beats.SILENCE
 
 
 class Watch:
@@ -54,11 +50,9 @@ class Watch:
     Args:
       workdir: that all processes see.
       what: the mode, and the part of the work; no other run in this workdir has the same.
-      index, count: the number of this process, and of all; None while only JAX will know.
-      start_limit: seconds for all processes to start.
-      limit: seconds without any progress of any process, after which the run counts as hung.
+      place: the number of this process, and of all; None while only JAX will know.
+      limits: how long to wait for what.
       status_of: prints what went wrong for the user and gives the exit status; None if it is not for the user.
-      interval, silence: seconds, see INTERVAL and SILENCE.
       leave: ends the process.
     """
 
@@ -66,158 +60,159 @@ class Watch:
         self,
         workdir: Path,
         what: str,
+        place: tuple[int | None, int | None],
+        limits: Limits,
         *,
-        index: int | None,
-        count: int | None,
-        start_limit: float,
-        limit: float,
         status_of: Callable[[BaseException], int | None],
-        interval: float = INTERVAL,
-        silence: float = SILENCE,
         leave: Callable[[int], Any] | None = None,
     ):
-        self._workdir, self._what = workdir, what
-        self._index, self._count = index, count
-        self._start_limit, self._limit = start_limit, limit
-        self._status_of, self._interval, self._silence = status_of, interval, silence
+        self._workdir, self._limits, self._status_of = workdir, limits, status_of
+        self._index, self._count = place
         self._leave = _exit_now if leave is None else leave
-        self._lock, self._done = threading.Lock(), threading.Event()
+        self._own = Beat.of_this_process(what, self._index or 0, self._count or 1)
+        self._lock, self._writing, self._done = threading.Lock(), threading.Lock(), threading.Event()
         self._seen: dict[int, tuple[int, int, float]] = {}
         self._moved = self._began = time.monotonic()
-        self._own: Beat = {
-            'what': what,
-            'process': index or 0,
-            'processes': count or 1,
-            'host': socket.gethostname(),
-            'pid': os.getpid(),
-            'pids': _pid_namespace(),
-            'run': None,
-            'state': 'starting',
-            'started': time.time(),
-            'beats': 0,
-            'moves': 0,
-        }
         self._thread = threading.Thread(target=self._run, name='watch', daemon=True)
 
     def __enter__(self) -> 'Watch':
         self._stack = contextlib.ExitStack()
         self._stack.enter_context(progress.listening(self._hear))
-        self._workdir.joinpath(FOLDER).mkdir(parents=True, exist_ok=True)
+        make_folder(self._workdir / beats.FOLDER)
+        self._before = beats.read(self._path(self._own.process))
         self.beat()
         self._thread.start()
         return self
 
     def __exit__(self, _, error: BaseException | None, __) -> None:
         self._stack.close()
-        if error is None or isinstance(error, SystemExit) or self._count in (None, 1):
-            self._end('finished' if error is None else 'stopped' if isinstance(error, SystemExit) else 'failed', error)
-            return
-        self._fail(error)
+        if error is None:
+            self._end('finished')
+        elif isinstance(error, SystemExit):
+            status = error.code if isinstance(error.code, int) else 1
+            self._end('stopped', status, f'exit status {status}')
+        elif self._count not in (None, 1):
+            self._fail(error)
+        elif self._count == 1 and isinstance(error, UserError) and self._own.work is None:
+            self._take_back()
+        else:
+            self._end('failed', 0, _reason(error))
 
     def joined(self, index: int, count: int, run: str) -> None:
         """All processes of the run are there: who this one is, and the name of the run."""
         with self._lock:
-            old = path_of(self._workdir, self._what, self._own['process'])
-            if self._index is None and index != self._own['process']:
-                old.unlink(missing_ok=True)
+            if self._index is None and index != self._own.process:
+                self._path(self._own.process).unlink(missing_ok=True)
             self._index, self._count = index, count
-            self._own |= {'process': index, 'processes': count, 'run': run, 'state': 'running'}
+            self._own.process, self._own.processes = index, count
+            self._own.run, self._own.state = run, 'running'
             self._moved = time.monotonic()
         if index == 0:  # left by an earlier run on more processes
-            for path in self._workdir.joinpath(FOLDER).glob(f'{self._what}.*.json'):
-                if (beat := _read(path)) and beat['process'] >= count:
-                    path.unlink(missing_ok=True)
+            for beat in beats.read_all(self._workdir, self._own.what):
+                if beat.process >= count:
+                    self._path(beat.process).unlink(missing_ok=True)
         self.beat()
 
     def sees_first(self, timeout: float = 30.0) -> bool:
         """Whether the first process's file is seen here, that is, whether both were given the same folder."""
         deadline = time.monotonic() + timeout
         while True:
-            beat = _read(path_of(self._workdir, self._what, 0))
-            if beat is not None and beat['run'] == self._own['run']:
+            beat = beats.read(self._path(0))
+            if beat is not None and beat.run == self._own.run:
                 return True
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.2)
 
-    def _hear(self, standing: progress.Standing) -> None:
-        with self._lock:
-            self._own['work'] = standing._asdict()
-            self._own['moves'] += 1
-            self._moved = time.monotonic()
-
-    def _run(self) -> None:
-        while not self._done.wait(self._interval):
-            self.beat()
-            self.look()
+    def beat(self) -> None:
+        """Writes the file once."""
+        with self._writing:  # the last beat stays the last
+            with self._lock:
+                self._own.beats += 1
+                self._own.time = time.time()
+                beat = dataclasses.replace(self._own)
+            # A full disk, or a server that is away for a moment, is no reason to end; the others notice if it lasts.
+            with contextlib.suppress(OSError):
+                beat.write(self._workdir)
 
     def look(self) -> None:
         """Looks at the others once, and ends this process if one of them is lost."""
-        reason = self._trouble()
-        if reason is not None and not self._done.is_set():
-            status, sentence = reason
-            self._end('failed', sentence, status=status)
+        trouble = None if self._done.is_set() else self._trouble()
+        if trouble is not None:
+            status, sentence = trouble
+            self._end('failed', status, sentence, for_all=True)
             print(f'error: {sentence}', file=sys.stderr, flush=True)
-            self._leave(status)
+            self._leave_last(status)
+
+    def _run(self) -> None:
+        while not self._done.wait(self._limits.interval):
+            self.beat()
+            self.look()
+
+    def _hear(self, standing: progress.Standing) -> None:
+        with self._lock:
+            self._own.work = standing._asdict()
+            self._own.moves += 1
+            self._moved = time.monotonic()
+
+    def _path(self, process: int) -> Path:
+        return beats.path_of(self._workdir, self._own.what, process)
 
     def _trouble(self) -> tuple[int, str] | None:
         """What is wrong with another process, as (exit status, sentence)."""
-        if self._own['run'] is None:
+        if self._own.run is None:
             return self._not_all_there()
-        others = [self._beat_of(index) for index in range(self._count or 1) if index != self._index]
+        limits, first = self._limits, self._index == 0
+        others = [self._beat_of(index) for index in (range(1, self._count) if first else (0,))]
         for beat, silent in others:
-            who = _name(beat)
-            if beat['state'] in ('failed', 'stopped') and beat.get('status') and silent >= self._interval:
-                return beat['status'], f'{who} ended ({beat.get("reason", "")}), and this process ends with it.'
-            if beat['state'] in ('starting', 'running') and _is_gone(beat, silent, self._silence):
+            if beat.for_all and not first:
+                return beat.status, beat.reason
+            if not beat.runs and beat.status and silent >= limits.interval:
+                return beat.status, f'{beat.name} ended ({beat.reason}), and this process ends with it.'
+            if beat.runs and beat.is_gone(silent, limits.silence):
                 return STATUS_START_AGAIN, (
-                    f'{who} is gone (last seen {_place(beat)}), and this process ends with it: start the same command '
-                    'again, and it goes on from what is saved.'
+                    f'{beat.name} is gone (last seen {beat.place}), and this process ends with it: start the same '
+                    'command again, and it goes on from what is saved.'
                 )
-        if self._count != 1 and time.monotonic() - self._moved > self._limit:
-            all_beats = [self._own, *(beat for beat, _ in others)]
-            behind = min(all_beats, key=_done_units)
+        # Only the first process sees who gets on; the others leave it to that one while it runs.
+        judges = first or not others[0][0].runs
+        if judges and self._count != 1 and time.monotonic() - self._moved > limits.hang:
+            known = [self._own, *(beat for beat, _ in others if first)]
+            behind = min(known, key=lambda beat: ((beat.work or {}).get('done', -1), beat.moves))
             return STATUS_START_AGAIN, (
-                f'No process has got on for {self._limit:.0f} s; {_name(behind)} is the furthest behind '
-                f'({_place(behind)}), so it hangs or its data do: look there, and start the same command again.'
+                f'No process has got on for {limits.hang:.0f} s; {behind.name} is the furthest behind '
+                f'({behind.place}), so it hangs or its data do: look there, and start the same command again.'
             )
         return None
 
     def _not_all_there(self) -> tuple[int, str] | None:
-        if self._count == 1 or time.monotonic() - self._began <= self._start_limit:
+        limit = self._limits.start
+        if self._count == 1 or time.monotonic() - self._began <= limit:
             return None
-        recent = self._own['started'] - self._start_limit
-        there = {
-            beat['process']: beat
-            for beat in read_beats(self._workdir)
-            if beat['what'] == self._what and beat['started'] > recent
-        }
+        there = [b for b in beats.read_all(self._workdir, self._own.what) if b.started > self._own.started - limit]
         if self._count is None:
-            hosts = ', '.join(sorted(beat['host'] for beat in there.values()))
-            what = f'some processes have not started; these have: {hosts}'
+            what = f'some processes have not started; these have: {", ".join(sorted(beat.host for beat in there))}'
         else:
-            missing = [str(index) for index in range(self._count) if index not in there]
-            what = f'of {self._count} processes, number {", ".join(missing) or "?"} has not started'
+            missing = sorted(set(range(self._count)) - {beat.process for beat in there})
+            numbers = ', '.join(map(str, missing)) or '?'
+            what = f'of {self._count} processes, number {numbers} has not started'
         return STATUS_START_AGAIN, (
-            f'After {self._start_limit:.0f} s {what}: see to it that every one is started with this --workdir, which '
+            f'After {limit:.0f} s {what}: see to it that every one is started with this --workdir, which '
             'all must see, and with the same --coordinator, and start all of them again.'
         )
 
     def _beat_of(self, index: int) -> tuple[Beat, float]:
         """The newest beat of another process of this run, and for how long it has been the newest."""
-        beat = _read(path_of(self._workdir, self._what, index))
-        if beat is None or beat['run'] != self._own['run']:
-            beat = {'process': index, 'host': '?', 'pid': -1, 'state': 'starting'} | {
-                'beats': -1,
-                'moves': 0,
-            }
+        beat = beats.read(self._path(index))
+        if beat is None or beat.run != self._own.run:
+            beat = Beat(self._own.what, index, self._own.processes)
         now = time.monotonic()
-        beats, moves, since = self._seen.get(index, (None, None, now))
-        if beats != beat['beats']:
+        count, moves, since = self._seen.get(index, (None, None, now))
+        if count != beat.beats:
             since = now
-        if moves != beat['moves']:
+        if moves != beat.moves:
             self._moved = now  # others may work while this one waits for them
-        self._seen[index] = (beat['beats'], beat['moves'], since)
+        self._seen[index] = (beat.beats, beat.moves, since)
         return beat, now - since
 
     def _fail(self, error: BaseException) -> None:
@@ -228,95 +223,45 @@ class Watch:
             # A connection breaks when the process at its other end dies. Once that is known, which takes `silence`
             # where it was on another host, the thread ends this process and names it.
             broken = type(error).__name__ in ('JaxRuntimeError', 'XlaRuntimeError')
-            time.sleep(PATIENCE * self._interval + (self._silence if broken else 0.0))
+            time.sleep(PATIENCE * self._limits.interval + (self._limits.silence if broken else 0.0))
             status = STATUS_START_AGAIN if broken else 1
-        self._end('failed', error, status=status)
-        if self._index == 0:  # the others lose JAX's coordinator with this process: they first read why
-            deadline = time.monotonic() + PATIENCE * self._interval
-            while time.monotonic() < deadline and any(
-                beat['state'] in ('starting', 'running') and not _is_gone(beat, silent, self._silence)
+        self._end('failed', status, _reason(error))
+        self._leave_last(status)
+
+    def _leave_last(self, status: int) -> None:
+        """Ends this process; the first one waits until the others know why, as they lose JAX's coordinator with it."""
+        deadline = time.monotonic() + PATIENCE * self._limits.interval
+        while (
+            self._index == 0
+            and time.monotonic() < deadline
+            and any(
+                beat.runs and not beat.is_gone(silent, self._limits.silence)
                 for beat, silent in map(self._beat_of, range(1, self._count or 1))
-            ):
-                time.sleep(0.1)
+            )
+        ):
+            time.sleep(self._limits.interval / 4)
         self._leave(status)
 
-    def _end(self, state: str, reason: BaseException | str | None, *, status: int = 0) -> None:
+    def _end(self, state: str, status: int = 0, reason: str | None = None, *, for_all: bool = False) -> None:
         self._done.set()
-        if isinstance(reason, SystemExit):
-            status = reason.code if isinstance(reason.code, int) else 1
-            reason = f'exit status {status}'
-        elif isinstance(reason, BaseException):
-            text = ' '.join(str(reason).split())[:500]
-            reason = text if isinstance(reason, UserError) else f'{type(reason).__name__}: {text}'
         with self._lock:
-            self._own |= {'state': state, 'status': status, 'reason': reason}
+            own = self._own
+            own.state, own.status, own.reason, own.for_all = state, status, reason, for_all
         self.beat()
 
-    def beat(self) -> None:
-        """Writes the file once."""
-        with self._lock:
-            self._own['beats'] += 1
-            self._own['time'] = time.time()
-            content, index = json.dumps(self._own), self._own['process']
-        path = path_of(self._workdir, self._what, index)
-        part = path.with_name(f'.{path.name}.{os.getpid()}')
-        # A full disk, or a server that is away for a moment, is no reason to end; the others notice if it lasts.
-        with contextlib.suppress(OSError):
-            part.write_text(content)
-            part.replace(path)
+    def _take_back(self) -> None:
+        """Leaves the file as it was before: a command that was refused has done nothing that others should know of."""
+        self._done.set()
+        self._thread.join()
+        if self._before is None:
+            self._path(self._own.process).unlink(missing_ok=True)
+        else:
+            self._before.write(self._workdir)
 
 
-def describe(beat: Beat, now: float) -> str:
-    """One line for people: who, in what state, where, how fast, how long ago."""
-    age = now - beat['time']
-    state = beat['state']
-    if state in ('starting', 'running') and _is_gone(beat, age, SILENCE):
-        state = 'gone'
-    text = f'{beat["what"]}, {_name(beat)}: {state}, {_place(beat)}'
-    rate = (beat.get('work') or {}).get('rate')
-    if rate and state == 'running':
-        text += f', {rate:.3g} {beat["work"]["unit"]}s/s'
-    if state in ('failed', 'stopped') and beat.get('reason'):
-        text += f' ({beat["reason"]})'
-    return f'{text}, {progress.format_seconds(max(age, 0.0))} ago'
-
-
-def _name(beat: Beat) -> str:
-    return f'process {beat["process"]} ({beat["host"]}, pid {beat["pid"]})'
-
-
-def _place(beat: Beat) -> str:
-    work = beat.get('work')
-    return f'{work["what"]} {work["done"]}/{work["total"]} {work["unit"]}s' if work else 'at the start'
-
-
-def _done_units(beat: Beat) -> tuple[int, int]:
-    return (beat.get('work') or {}).get('done', -1), beat['moves']
-
-
-def _is_gone(beat: Beat, silent: float, limit: float) -> bool:
-    """Whether a process that says it runs does not: known at once of one on this host, by its silence elsewhere."""
-    here = socket.gethostname(), _pid_namespace()
-    if (beat['host'], beat.get('pids')) == here and beat['pid'] > 0:
-        try:
-            os.kill(beat['pid'], 0)
-        except ProcessLookupError:
-            return True
-        except OSError:
-            pass
-        try:  # one that nobody has waited for yet is dead too
-            return Path(f'/proc/{beat["pid"]}/stat').read_text().rpartition(')')[2].split()[0] in 'ZX'
-        except OSError:
-            pass
-    return silent > limit
-
-
-def _pid_namespace() -> str | None:
-    """Containers on one host may each count their processes anew."""
-    try:
-        return str(Path('/proc/self/ns/pid').readlink())
-    except OSError:
-        return None
+def _reason(error: BaseException) -> str:
+    text = ' '.join(str(error).split())[:500]
+    return text if isinstance(error, UserError) else f'{type(error).__name__}: {text}'
 
 
 def _exit_now(status: int) -> None:
