@@ -20,21 +20,17 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from cfg.runs.run_files import CHECKPOINTS, DAMAGED, DamagedError, checkpoint_meta, unreadable
 from cfg.runs.state import TrainState
 from cfg.runtime.digest import sha256
-from cfg.runtime.errors import UserError, first_line, reason_of_write
+from cfg.runtime.errors import UserError, reason_of_write
 
 log = logging.getLogger('cfg')
 
-FOLDER = 'checkpoints'
-DAMAGED = 'damaged_checkpoints'
+FOLDER = CHECKPOINTS
 SETTLING = 2.0  # seconds
 STATE_ITEMS = ('params', 'ema_params', 'opt_state')
 Shapes = dict[str, list[int]]
-
-
-class DamagedError(UserError):
-    """A checkpoint that cannot be read, or does not hold what was saved."""
 
 
 def shapes_of(params: Any) -> Shapes:
@@ -248,8 +244,8 @@ class Checkpoints:
         return self._restore(step, {name: like}, meta)[name]
 
     def meta(self, step: int) -> dict[str, Any]:
-        """What was saved beside the parameters: their 'shapes', and the 'config' of the run."""
-        return self._read(step, meta=ocp.args.JsonRestore())['meta']
+        """What was saved beside the parameters; see `checkpoint_meta`."""
+        return checkpoint_meta(self.folder.parent, step)
 
     def _restore(self, step: int, like: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:
         self.check_shapes(step, meta, like.get('params', like.get('ema_params')))
@@ -273,14 +269,7 @@ class Checkpoints:
         except MemoryError:
             raise
         except Exception as error:  # orbax, tensorstore and json each raise their own kinds on a damaged file
-            if not (self.folder / str(step)).exists():
-                raise UserError(
-                    f'The checkpoint {self.folder / str(step)} is gone (training keeps only the last few): try again.'
-                ) from error
-            raise DamagedError(
-                f'The checkpoint {self.folder / str(step)} cannot be read ({type(error).__name__}: '
-                f'{first_line(error, 200)}): restore it from a backup, or use the one before it.'
-            ) from error
+            raise unreadable(self.folder / str(step), error) from error
 
     def check_shapes(self, step: int, meta: dict[str, Any], like: Any) -> None:
         """Checks that the parameters at `step` have the names and shapes of a tree; reads none.

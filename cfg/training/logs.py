@@ -13,7 +13,7 @@ os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 import tensorflow as tf
 from clu import metric_writers
 
-from cfg.runs.metrics_file import METRICS_FILE, read_metrics
+from cfg.runs.run_files import METRICS_FILE, read_metrics
 from cfg.runtime.files import write_whole
 
 

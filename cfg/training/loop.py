@@ -19,6 +19,7 @@ from cfg.data.pipeline import Share, train_batches
 from cfg.data.source import Source
 from cfg.runs import state as states
 from cfg.runs.checkpoints import Checkpoints
+from cfg.runs.run_files import CONFIG_FILE
 from cfg.runs.state import TrainState
 from cfg.runtime import parallel, processes
 from cfg.runtime.errors import UserError
@@ -34,8 +35,6 @@ from cfg.training.resume import restore
 from cfg.training.views import View, open_view
 
 log = logging.getLogger('cfg')
-
-CONFIG_FILE = 'config.json'
 
 # The wish to stop that goes with a step: the number of a signal, or this when the data of a process cannot be read.
 NO_DATA = 1000

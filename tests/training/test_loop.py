@@ -13,7 +13,7 @@ from cfg.data.digits import digits
 from cfg.modes.status import describe
 from cfg.runs import state
 from cfg.runs.checkpoints import Checkpoints
-from cfg.runs.metrics_file import read_metrics
+from cfg.runs.run_files import read_metrics
 from cfg.runtime.errors import UserError
 from cfg.runtime.files import lock
 from cfg.settings.networks import abstract_params, build_network

@@ -1,0 +1,62 @@
+"""What the files of a workdir tell of its run. Reading them needs neither JAX nor orbax nor TensorFlow."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cfg.runtime.errors import UserError, first_line
+
+CONFIG_FILE = 'config.json'
+METRICS_FILE = 'metrics.jsonl'
+CHECKPOINTS = 'checkpoints'
+DAMAGED = 'damaged_checkpoints'
+
+
+class DamagedError(UserError):
+    """A checkpoint that cannot be read, or does not hold what was saved."""
+
+
+def checkpoint_steps(workdir: Path) -> list[int]:
+    """Returns the steps of the finished checkpoints, ascending; a folder has its number for a name once it is whole."""
+    found = (workdir / CHECKPOINTS).glob('*')
+    return sorted(int(path.name) for path in found if path.name.isdigit() and path.is_dir())
+
+
+def checkpoint_meta(workdir: Path, step: int) -> dict[str, Any]:
+    """Returns what was saved beside the parameters of a step: their 'shapes' and 'sha256', and the run's 'config'.
+
+    Raises:
+      DamagedError: when it cannot be read.
+      UserError: when there is no such checkpoint any more.
+    """
+    folder = workdir / CHECKPOINTS / str(step)
+    try:
+        return dict(json.loads((folder / 'meta' / 'metadata').read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise unreadable(folder, error) from error
+
+
+def unreadable(folder: Path, error: Exception) -> UserError:
+    """Says why a checkpoint cannot be read."""
+    if not folder.exists():
+        return UserError(f'The checkpoint {folder} is gone (training keeps only the last few): try again.')
+    return DamagedError(
+        f'The checkpoint {folder} cannot be read ({type(error).__name__}: {first_line(error, 200)}): restore it from a '
+        'backup, or use the one before it.'
+    )
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Returns the whole lines of the metrics, a dict each, in order; [] if the file is missing."""
+    if not path.exists():
+        return []
+    parsed = [_parse(line) for line in path.read_text().splitlines()]
+    return [line for line in parsed if line is not None]
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        values = json.loads(line)
+    except json.JSONDecodeError:  # cut off when the process was killed
+        return None
+    return values if isinstance(values, dict) and 'step' in values else None
