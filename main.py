@@ -58,13 +58,12 @@ def _dispatch() -> None:
             f'--num_processes={FLAGS.num_processes} is for --mode={names}: run --mode={FLAGS.mode} as one process.'
         )
     # Imported here, after the XLA flags are set and the arguments are known to be right.
-    module = importlib.import_module(f'cfg.modes.{mode.module}')
     if not mode.config:
-        module.run(FLAGS.workdir)
+        importlib.import_module(f'cfg.modes.{mode.module}').run(FLAGS.workdir)
         return
     from cfg.modes import start
 
-    start.run(module.run, FLAGS.mode, workdir=mode.workdir, several=mode.several, memory=mode.memory)
+    start.run(FLAGS.mode, mode.module, workdir=mode.workdir, several=mode.several, memory=mode.memory)
 
 
 if __name__ == '__main__':

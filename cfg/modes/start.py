@@ -1,10 +1,10 @@
 """How a mode begins: its config is checked, its workdir is there, its processes are joined and watched."""
 
 import contextlib
+import importlib
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -12,18 +12,18 @@ from ml_collections import ConfigDict
 from cfg.runtime import command_line, processes
 from cfg.runtime.errors import UserError
 from cfg.runtime.files import check_workdir
-from cfg.runtime.watch import Watch
+from cfg.runtime.watch import Limits, Watch
 from cfg.settings.checks import check_config, parse_job
 
 FLAGS = flags.FLAGS  # of main.py
 
 
-def run(mode_run: Callable[[ConfigDict, Any], Any], mode: str, *, workdir: str, several: bool, memory: str) -> None:
+def run(mode: str, module: str, *, workdir: str, several: bool, memory: str) -> None:
     """Runs a mode with a checked config, and prints what it gives.
 
     Args:
-      mode_run: (config, workdir or None) -> what is printed, or None.
       mode: its name.
+      module: of `cfg.modes`, with `run(config, workdir or None)`. It is imported when the config has been checked.
       workdir: 'none', 'optional', 'existing', or 'made' if it is missing.
       several: whether it may run as several processes.
       memory: what takes less memory, in words.
@@ -38,8 +38,9 @@ def run(mode_run: Callable[[ConfigDict, Any], Any], mode: str, *, workdir: str, 
     if workdir != 'none' and (FLAGS.workdir is not None or workdir != 'optional'):
         if FLAGS.workdir is None:
             raise UserError('--workdir is missing: give the folder of the run.')
-        made = workdir in ('made', 'optional') or config.data.name == 'mixture'
+        made = workdir in ('made', 'optional') or (config.data.name == 'mixture' and mode == 'report')
         folder = check_workdir(FLAGS.workdir, create=made, write=True)
+    mode_run = importlib.import_module(f'cfg.modes.{module}').run
     if several:
         job = '' if mode not in ('eval', 'compare') else '.job{}of{}'.format(*parse_job(config.eval.job))
 
@@ -71,21 +72,11 @@ def joined(
     Raises:
       UserError: when they cannot be joined, or were given different folders.
     """
-    index, count = processes.announced(FLAGS.num_processes, FLAGS.process_id)
-    options = config.processes
-    with Watch(
-        workdir,
-        what,
-        index=index,
-        count=count,
-        start_limit=options.start_seconds,
-        limit=options.hang_seconds,
-        status_of=status_of,
-    ) as watch:
+    place = processes.announced(FLAGS.num_processes, FLAGS.process_id)
+    limits = Limits(config.processes.start_seconds, config.processes.hang_seconds)
+    with Watch(workdir, what, place, limits, status_of=status_of) as watch:
         # The watch says who is missing; JAX alone would not.
-        run = processes.start(
-            FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, timeout=options.start_seconds + 60
-        )
+        run = processes.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, timeout=limits.start + 60)
         if what != 'train':
             # JAX's preemption service has taken SIGTERM, and the training loop alone asks it whether one came.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)

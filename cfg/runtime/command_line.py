@@ -10,6 +10,7 @@ from ml_collections import ConfigDict, config_flags
 
 from cfg.runtime import xla_flags
 from cfg.runtime.errors import UserError, out_of_disk, out_of_memory
+from cfg.runtime.files import remove_empty_folders
 
 FLAGS = flags.FLAGS
 STOPPED = 'Stopped; the same command goes on where it stopped.'
@@ -74,6 +75,8 @@ def run(main: Callable[[], None], *, memory: Callable[[], str], stopped: str = '
 def exit_status(error: BaseException, *, memory: str, stopped: str = 'Stopped.') -> int | None:
     """Prints what the user can mend, and gives the exit status; None if it is a fault of the program.
 
+    Folders that the command made and put nothing into are removed: what is refused leaves nothing behind.
+
     Args:
       error: what ended the command.
       memory, stopped: see `run`.
@@ -82,6 +85,7 @@ def exit_status(error: BaseException, *, memory: str, stopped: str = 'Stopped.')
         print(f'\n{stopped}', file=sys.stderr)
         return 130
     if isinstance(error, UserError):
+        remove_empty_folders()
         return complain(error)
     if isinstance(error, MemoryError | RuntimeError) and (remedy := out_of_memory(error, memory)):
         return complain(remedy)

@@ -407,7 +407,7 @@ def test_a_stop_while_a_row_is_scored_begins_no_other_row(workdir, monkeypatch):
 def test_a_job_that_waits_for_another_can_be_stopped(workdir, monkeypatch):
     """Both measure the real images; the wait is progress, so that nobody takes it for a process that hangs."""
     measured = default_cache('') / 'measured'
-    parts = [path.name for path in measured.iterdir()]
+    parts = [path.name for path in measured.iterdir() if path.is_dir()]
     heard, slept = [], []
 
     def sleep(seconds):
