@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 from cfg.data.spec import DataSpec
 from cfg.models.convert import classifier_params, unet_params
 from cfg.models.torch_file import read_state_dict
-from cfg.runs.checkpoints import FOLDER, Checkpoints
+from cfg.runs.checkpoints import Checkpoints
+from cfg.runs.run_files import CHECKPOINTS
 from cfg.runtime.errors import UserError
 from cfg.runtime.files import lock
 from cfg.settings.data import spec_of
@@ -39,7 +40,7 @@ def run(config: ConfigDict, workdir: Path) -> Path:
             'networks are told the label in all blocks.'
         )
     spec = spec_of(config)
-    folder = workdir / FOLDER
+    folder = workdir / CHECKPOINTS
     with lock(workdir, 'train'):
         if folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir()):
             raise UserError(f'{folder} holds a run already: give another --workdir.')

@@ -27,7 +27,6 @@ from cfg.runtime.errors import UserError, reason_of_write
 
 log = logging.getLogger('cfg')
 
-FOLDER = CHECKPOINTS
 SETTLING = 2.0  # seconds
 STATE_ITEMS = ('params', 'ema_params', 'opt_state')
 Shapes = dict[str, list[int]]
@@ -55,7 +54,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | Path, *, keep_last: int = 1, keep_every: int = 0, read_only: bool = False):
-        self.folder = Path(workdir).absolute() / FOLDER
+        self.folder = Path(workdir).absolute() / CHECKPOINTS
         if read_only and not self.folder.is_dir():
             raise UserError(f'{workdir} holds no checkpoints: run --mode=train with this --workdir first.')
         if not read_only:

@@ -14,8 +14,9 @@ from cfg.data.spec import DataSpec, data_spec
 from cfg.models.classifier import EncoderUNet
 from cfg.models.flops import forward_flops, gradient_flops
 from cfg.models.unet import UNet
-from cfg.runs.checkpoints import FOLDER, Checkpoints, DamagedError
+from cfg.runs.checkpoints import Checkpoints
 from cfg.runs.generate import binder
+from cfg.runs.run_files import CHECKPOINTS, DamagedError
 from cfg.runtime.errors import UserError
 from cfg.settings.data import open_source
 from cfg.settings.networks import abstract_params, build_classifier, build_network
@@ -231,7 +232,7 @@ class TrainedRun:
 
 def newest_meta(workdir: Path) -> dict[str, Any] | None:
     """Returns what the newest checkpoint says of itself; None where there is no checkpoint."""
-    if not (workdir / FOLDER).is_dir():
+    if not (workdir / CHECKPOINTS).is_dir():
         return None
     with Checkpoints(workdir, read_only=True) as checkpoints:
         steps = checkpoints.steps()

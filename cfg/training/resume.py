@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 
 from cfg.data.prepared import short_name
 from cfg.data.source import Source
-from cfg.runs.checkpoints import Checkpoints, DamagedError
+from cfg.runs.checkpoints import Checkpoints
+from cfg.runs.run_files import DamagedError
 from cfg.runs.state import TrainState
 from cfg.runtime.errors import UserError
 from cfg.settings.values import config_dict
