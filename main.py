@@ -57,13 +57,18 @@ def _dispatch() -> None:
         raise UserError(
             f'--num_processes={FLAGS.num_processes} is for --mode={names}: run --mode={FLAGS.mode} as one process.'
         )
-    # Imported here, after the XLA flags are set and the arguments are known to be right.
+    # Imported here, after the XLA flags are set and the config was checked.
+    module = f'cfg.modes.{mode.module}'
     if not mode.config:
-        importlib.import_module(f'cfg.modes.{mode.module}').run(FLAGS.workdir)
+        print(importlib.import_module(module).run(FLAGS.workdir))
         return
     from cfg.modes import start
 
-    start.run(FLAGS.mode, mode.module, workdir=mode.workdir, several=mode.several, memory=mode.memory)
+    needs = {'workdir': mode.workdir, 'several': mode.several, 'memory': mode.memory}
+    with start.prepared(FLAGS.mode, **needs) as (config, workdir):
+        found = importlib.import_module(module).run(config, workdir)
+    if found is not None:
+        print(found)
 
 
 if __name__ == '__main__':

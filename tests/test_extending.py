@@ -60,9 +60,7 @@ def test_a_rule_a_solver_and_a_data_set_in_one_file_each(tmp_path):
     diffs = re.findall(r'```diff\n(.*?)```', (ROOT / 'docs' / 'extending.md').read_text(), re.DOTALL)
     assert [diff.count('\n+++ ') for diff in diffs] == [1, 1, 1]  # one file each
     for diff in diffs:
-        done = subprocess.run(
-            ['git', 'apply', '-'], cwd=copy, input=diff, capture_output=True, text=True
-        )
+        done = subprocess.run(['git', 'apply', '-'], cwd=copy, input=diff, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     workdir = tmp_path / 'run'
     script = SCRIPT.replace('WORKDIR', f'__import__("pathlib").Path({str(workdir)!r})')

@@ -1,7 +1,6 @@
 """How a mode begins: its config is checked, its workdir is there, its processes are joined and watched."""
 
 import contextlib
-import importlib
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,12 +17,12 @@ from cfg.settings.checks import check_config, parse_job
 FLAGS = flags.FLAGS  # of main.py
 
 
-def run(mode: str, module: str, *, workdir: str, several: bool, memory: str) -> None:
-    """Runs a mode with a checked config, and prints what it gives.
+@contextlib.contextmanager
+def prepared(mode: str, *, workdir: str, several: bool, memory: str) -> Iterator[tuple[ConfigDict, Path | None]]:
+    """Gives a mode its checked config and its workdir; its processes are joined and watched while it runs.
 
     Args:
       mode: its name.
-      module: of `cfg.modes`, with `run(config, workdir or None)`. It is imported when the config has been checked.
       workdir: 'none', 'optional', 'existing', or 'made' if it is missing.
       several: whether it may run as several processes.
       memory: what takes less memory, in words.
@@ -40,19 +39,16 @@ def run(mode: str, module: str, *, workdir: str, several: bool, memory: str) -> 
             raise UserError('--workdir is missing: give the folder of the run.')
         made = workdir in ('made', 'optional') or (config.data.name == 'mixture' and mode == 'report')
         folder = check_workdir(FLAGS.workdir, create=made, write=True)
-    mode_run = importlib.import_module(f'cfg.modes.{module}').run
-    if several:
-        job = '' if mode not in ('eval', 'compare') else '.job{}of{}'.format(*parse_job(config.eval.job))
+    if not several:
+        yield config, folder
+        return
+    job = '' if mode not in ('eval', 'compare') else '.job{}of{}'.format(*parse_job(config.eval.job))
 
-        def status_of(error: BaseException) -> int | None:
-            return command_line.exit_status(error, memory=memory, stopped=command_line.STOPPED)
+    def status_of(error: BaseException) -> int | None:
+        return command_line.exit_status(error, memory=memory, stopped=command_line.STOPPED)
 
-        with joined(config, folder, mode + job, status_of=status_of):
-            found = mode_run(config, folder)
-    else:
-        found = mode_run(config, folder)
-    if found is not None:
-        print(found)
+    with joined(config, folder, mode + job, status_of=status_of):
+        yield config, folder
 
 
 @contextlib.contextmanager

@@ -36,15 +36,15 @@ SHOWN = (
 )
 
 
-def run(workdir: str | None) -> None:
-    """Prints where a run stands.
+def run(workdir: str | None) -> str:
+    """Tells where a run stands.
 
     Raises:
       UserError: when the workdir is missing or holds no run.
     """
     if workdir is None:
         raise UserError('--workdir is missing: give the folder of the run.')
-    print(describe(check_workdir(workdir, create=False, write=False)))
+    return describe(check_workdir(workdir, create=False, write=False))
 
 
 def describe(workdir: Path) -> str:
