@@ -16,6 +16,7 @@ from cfg.data.images import to_float
 from cfg.data.source import Source
 from cfg.diffusion import loss
 from cfg.diffusion.rules import Cfg
+from cfg.diffusion.sampler import Sampler
 from cfg.runs.generate import Generator, binder
 from cfg.runs.state import TrainState
 from cfg.runtime import parallel
@@ -53,10 +54,7 @@ def _sample_grid(config: ConfigDict, source: Source, network: nn.Module) -> Call
     """One row a w, one column a class, same noise in a column."""
     columns = min(source.num_classes, 10)
     devices = len(parallel.local_devices())
-    sampler = read_sampler(config)
-    if sampler.rule.companion:
-        sampler = dataclasses.replace(sampler, rule=Cfg())
-    ws = sampler.rule.w or tuple(config.sampling.w)
+    sampler, ws = _trained(read_sampler(config), tuple(config.sampling.w), config.train.p_uncond)
     generator = Generator(
         {'model': binder(network, config.diffusion.prediction)},
         sampler,
@@ -73,6 +71,26 @@ def _sample_grid(config: ConfigDict, source: Source, network: nn.Module) -> Call
         return View({}, {'samples': mosaic(np.concatenate(rows), (len(ws), columns), width=640)})
 
     return view
+
+
+def _trained(sampler: Sampler, ws: tuple[float, ...], p_uncond: float) -> tuple[Sampler, tuple[float, ...]]:
+    """Returns the sampler and the strengths that the network can show by itself: its rule's own, or else `ws`.
+
+    Eq. 6 takes the place of a rule that needs another network. Strengths that ask for a prediction that is not trained
+    are left out, and where none is left the network is shown without guidance.
+    """
+    if sampler.rule.companion:
+        sampler = dataclasses.replace(sampler, rule=Cfg())
+    ws = sampler.rule.w or ws
+    trained = p_uncond < 1, p_uncond > 0  # the conditional and the unconditional prediction
+    kept = tuple(w for w in ws if all(np.greater_equal(trained, sampler.rule.asks_for(w))))
+    if kept != ws:
+        left_out = ', '.join(f'{w:g}' for w in ws if w not in kept)
+        words = 'Sample grids leave out w = %s: they need a prediction that config.train.p_uncond=%g does not train.'
+        log.warning(words, left_out, p_uncond)
+    if kept:
+        return sampler, kept
+    return dataclasses.replace(sampler, rule=Cfg()), (0.0 if trained[0] else -1.0,)
 
 
 def _held_out(config: ConfigDict, source: Source, network: nn.Module) -> Callable[[TrainState], View] | None:
