@@ -110,7 +110,7 @@ class TrainedRun:
     @property
     def kind(self) -> str:
         """'model' or 'classifier'."""
-        return self.meta.get('kind', 'model')
+        return self.meta['kind']
 
     @property
     def config(self) -> dict[str, Any]:
@@ -268,9 +268,8 @@ def _opened(workdir: str | Path, step: int, kind: str):
 
 
 def _check_kind(meta: dict[str, Any], kind: str, workdir: str | Path) -> None:
-    found = meta.get('kind', 'model')
-    if found != kind:
-        raise UserError(f'{workdir} holds a {found}, not a {kind}: give the workdir of a {kind}.')
+    if meta['kind'] != kind:
+        raise UserError(f'{workdir} holds a {meta["kind"]}, not a {kind}: give the workdir of a {kind}.')
 
 
 def _check_same_model(config: dict[str, Any], meta: dict[str, Any], step: int) -> None:

@@ -13,7 +13,6 @@ from cfg.runs.run_files import DamagedError
 from cfg.runs.state import TrainState
 from cfg.runtime.errors import UserError
 from cfg.settings.values import config_dict
-from cfg.training.meter import NO_SKIPS
 
 log = logging.getLogger('cfg')
 
@@ -50,10 +49,9 @@ def restore(
             meta = checkpoints.meta(step)
         except DamagedError:
             continue
-        theirs = meta.get('kind', 'model')  # older versions trained nothing else
-        if theirs != kind:
+        if meta['kind'] != kind:
             raise UserError(
-                f'{checkpoints.folder} holds a {theirs}, and config.train.kind={kind!r} trains a {kind}: give another '
+                f'{checkpoints.folder} holds a {meta["kind"]}, and config.train.kind={kind!r} trains a {kind}: give another '
                 '--workdir.'
             )
         if meta.get('imported'):
@@ -69,7 +67,7 @@ def restore(
         return None
     state, meta = found
     log.info('Resuming from step %d.', int(state.step))
-    return state, meta.get('skipped', NO_SKIPS)
+    return state, meta['skipped']
 
 
 def _check_same_run(config: ConfigDict, old: dict[str, Any], folder: Path) -> None:
@@ -80,16 +78,16 @@ def _check_same_run(config: ConfigDict, old: dict[str, Any], folder: Path) -> No
     """
     new = config_dict(config)
     for part in PARTS[config.train.kind]:
-        before, now = old.get(part), new[part]
+        before, now = old[part], new[part]
         if not isinstance(now, dict):
             before, now, part = {part: before}, {part: now}, ''
         for name, value in now.items():
             if part == 'data' and name == 'name':
-                same = name in before and short_name(before[name]) == short_name(value)
+                same = short_name(before[name]) == short_name(value)
             else:
-                same = before.get(name, value) == value
+                same = before.get(name, value) == value  # a field that is newer than the run says nothing of it
             if same or name in FREE.get(part, ()):
-                continue  # a field that an older version did not have keeps that version's behaviour
+                continue
             field = f'{part}.{name}'.strip('.')
             if part == 'train' and name in FREE_BY_INTENT:
                 log.info('config.%s is now %r; it was %r.', field, value, before[name])
@@ -106,7 +104,7 @@ def _check_same_data(source: Source, meta: dict[str, Any], folder: Path) -> None
     Raises:
       UserError: when they are others.
     """
-    before = meta.get('data', {}).get('fingerprint', source.fingerprint)  # older versions wrote none
+    before = meta['data']['fingerprint']
     if before != source.fingerprint:
         raise UserError(
             f'The checkpoints in {folder} were trained on other images than those of {source.name} (fingerprint '
