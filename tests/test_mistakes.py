@@ -27,7 +27,6 @@ from tests.in_process import refused
         ),
         (['--config.report.paper=table3', '--mode=report'], ["config.report.paper='table3'", 'table1_imagenet64']),
         (['--mode=evaluate_npz'], ['config.eval.samples']),
-        (['--config.sampling.labels=(3, 10)', '--mode=sample'], ['holds 10', '0 to 9']),
         (['--config.data.name=cifar'], ['config.data.name', 'cifar', 'digits']),
         (['--config.model.norm_groups=3'], ['config.model.norm_groups=3', '8 channels']),
         (['--config.model.channel_mult=(1, 1, 1, 1, 1)'], ['channel_mult', '8x8']),

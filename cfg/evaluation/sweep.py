@@ -36,10 +36,10 @@ from cfg.features import opening
 from cfg.features.network import FeatureNetwork, shared
 from cfg.models.flops import guided_flops
 from cfg.report.results import Row, read_results
-from cfg.runs.companions import Companions, check_guidable, open_companions
+from cfg.runs.companions import Networks, check_guidable, make_generator, on_devices, open_companions
 from cfg.runs.generate import Generator, draw_labels
 from cfg.runs.trained import TrainedRun
-from cfg.runtime import parallel, processes
+from cfg.runtime import processes
 from cfg.runtime.errors import UserError
 from cfg.runtime.files import lock
 from cfg.runtime.progress import Progress
@@ -119,7 +119,7 @@ class _Sweep:
         self._spec = model.spec  # of all steps, as the network is
         self._generators: dict[tuple, Generator] = {}
         self._model_params, self._companion_params = _Latest(), _Latest()
-        self._companions: dict[tuple[Rule, bool], Companions] = {}
+        self._companions: dict[tuple[Rule, bool], Networks] = {}
         for text, model in itertools.product(options.guidance or (config.sampling.guidance,), self._models.values()):
             rule = parse_rule(text, 'eval.guidance')
             key = _unswept(rule), model.ema
@@ -296,24 +296,16 @@ class _Sweep:
 
     def _generator(self, point: Point) -> Generator:
         if point.sampler not in self._generators:
-            networks = {'model': self._models[point.step, point.ema]}
-            networks |= self._companions[point.sampler.rule, point.ema]
-            self._generators[point.sampler] = Generator(
-                {name: run.bind for name, run in networks.items()},
-                point.sampler,
-                image_shape=self._spec.image_shape,
-                batch_size=self._config.sampling.batch_size,
-                rounding=self._config.sampling.rounding,
-                shared=True,
-            )
+            model = {'model': self._models[point.step, point.ema]}
+            networks = model | self._companions[point.sampler.rule, point.ema]
+            self._generators[point.sampler] = make_generator(self._config, networks, point.sampler)
         return self._generators[point.sampler]
 
     def _on_devices(self, point: Point) -> Any:
         """The parameters of a point; those of one checkpoint, and beside it of one rule, are on the devices."""
-        model, rule = (point.step, point.ema), (point.sampler.rule, point.ema)
-        return self._model_params.get(
-            model, lambda: _replicated({'model': self._models[model]})
-        ) | self._companion_params.get(rule, lambda: _replicated(self._companions[rule]))
+        step, rule = (point.step, point.ema), (point.sampler.rule, point.ema)
+        model = self._model_params.get(step, lambda: on_devices({'model': self._models[step]}))
+        return model | self._companion_params.get(rule, lambda: on_devices(self._companions[rule]))
 
     @functools.cached_property
     def _both(self) -> float:
@@ -378,11 +370,6 @@ def sampling_identity(sampler: Sampler, rounding: str) -> Row:
         found['logvar_interp'] = sampler.solver.logvar_interp
     texts = {'guidance': sampler.rule.text, 'grid': sampler.grid.text}
     return found | {name: text for name, text in texts.items() if text != USUAL[name]}
-
-
-def _replicated(runs: dict[str, TrainedRun]) -> Any:
-    """Returns the parameters of networks by their names, on all devices."""
-    return parallel.replicate({name: run.params() for name, run in runs.items()})
 
 
 def _unswept(rule: Rule) -> Rule:

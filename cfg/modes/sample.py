@@ -2,18 +2,19 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from cfg.data.spec import DataSpec
 from cfg.evaluation.sample_files import FOLDER, write_samples
 from cfg.report import sweep_report
 from cfg.report.results import Samples
-from cfg.runs.companions import check_guidable, open_companions
-from cfg.runs.generate import Generator
+from cfg.runs.companions import Networks, check_guidable, make_generator, on_devices, open_companions
 from cfg.runs.trained import TrainedRun
-from cfg.runtime import parallel, processes
+from cfg.runtime import processes
 from cfg.runtime.errors import UserError
 from cfg.runtime.progress import Progress
 from cfg.settings.sampler import read_sampler
@@ -26,33 +27,17 @@ def run(config: ConfigDict, workdir: Path) -> None:
     Raises:
       UserError: on input that does not fit, before any sample is drawn.
     """
-    options = config.sampling
+    options, sampler = config.sampling, read_sampler(config)
     model = TrainedRun.of_config(config, workdir, options.step)
-    classes = tuple(options.labels) or tuple(range(model.spec.num_classes))
-    for label in classes:
-        if not 0 <= label < model.spec.num_classes:
-            raise UserError(
-                f'config.sampling.labels holds {label}, but the classes of {model.spec.name} are '
-                f'0 to {model.spec.num_classes - 1}: choose among them.'
-            )
+    classes = _classes(options.labels, model.spec)
     labels = np.resize(np.array(classes, np.int32), options.num_samples)
-    sampler = read_sampler(config)
     companions = open_companions(config, model, sampler.rule)
     ws = sampler.rule.w or options.w
     check_guidable(ws, model.p_uncond, sampler.rule, companions)
     networks = {'model': model} | companions
-    generator = Generator(
-        {name: run.bind for name, run in networks.items()},
-        sampler,
-        image_shape=model.spec.image_shape,
-        batch_size=options.batch_size,
-        rounding=options.rounding,
-        shared=True,
-    )
-    params = parallel.replicate({name: run.params() for name, run in networks.items()})
-    values = [config_dict(config)[part] for part in ('sampling', 'diffusion', 'model')]
-    settings = json.dumps(values + [it.sha256 for it in companions.values()])
-    digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
+    generator = make_generator(config, networks, sampler)
+    params = on_devices(networks)
+    name, digest = f'sample_step{model.step:08d}', _digest(config, companions)
     progress = Progress('sample', len(ws) * len(labels), unit='sample')
     panels = []
     for number, w in enumerate(ws):
@@ -60,17 +45,32 @@ def run(config: ConfigDict, workdir: Path) -> None:
         for batch in generator(params, labels, w, seed=options.seed):
             images.append(batch.images)
             progress.update(number * len(labels) + batch.start + len(batch.images), f'w = {w:g}')
-        if not processes.is_first():
-            continue
-        images = np.concatenate(images)
-        print(workdir / write_samples(workdir, f'sample_step{model.step:08d}_w{w:g}_{digest}.npz', images, labels))
-        panels.append(({'w': float(w)}, Samples(images, labels)))
-    if not processes.is_first():
-        return
-    columns = min(len(labels), max(len(classes), 8), 10)
-    rows = min(-(-len(labels) // columns), 10)
-    path = workdir / FOLDER / f'sample_step{model.step:08d}_{digest}.png'
-    sweep_report.draw_grid(
-        path, panels, (rows, columns), f'step {model.step}: a cell has the same seed and class in every panel'
-    )
-    print(path)
+        if processes.is_first():
+            images = np.concatenate(images)
+            print(workdir / write_samples(workdir, f'{name}_w{w:g}_{digest}.npz', images, labels))
+            panels.append(({'w': float(w)}, Samples(images, labels)))
+    if processes.is_first():
+        columns = min(len(labels), max(len(classes), 8), 10)
+        rows = min(-(-len(labels) // columns), 10)
+        path = workdir / FOLDER / f'{name}_{digest}.png'
+        title = f'step {model.step}: a cell has the same seed and class in every panel'
+        sweep_report.draw_grid(path, panels, (rows, columns), title)
+        print(path)
+
+
+def _classes(labels: Sequence[int], spec: DataSpec) -> Sequence[int]:
+    """Returns the classes asked for, or else all of them."""
+    for label in labels:
+        if label >= spec.num_classes:
+            raise UserError(
+                f'config.sampling.labels holds {label}, but the classes of {spec.name} are 0 to '
+                f'{spec.num_classes - 1}: choose among them.'
+            )
+    return labels or range(spec.num_classes)
+
+
+def _digest(config: ConfigDict, companions: Networks) -> str:
+    """Returns what tells the files of one setting from those of another."""
+    values = [config_dict(config)[part] for part in ('sampling', 'diffusion', 'model')]
+    settings = json.dumps(values + [run.sha256 for run in companions.values()])
+    return hashlib.sha256(settings.encode()).hexdigest()[:8]

@@ -1,18 +1,43 @@
-"""The networks beside the model that a guidance rule needs, and whether what it compares was trained."""
+"""The networks of a sampler: the model, what its rule needs beside it, and whether what is compared was trained."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from cfg.diffusion.rules import Rule
+from cfg.diffusion.sampler import Sampler
+from cfg.runs.generate import Generator
 from cfg.runs.trained import TrainedRun
+from cfg.runtime import parallel
 from cfg.runtime.errors import UserError
 
-Companions = dict[str, TrainedRun]
+Networks = dict[str, TrainedRun]  # by the fields of `cfg.diffusion.denoiser.Models`
 
 
-def open_companions(config: ConfigDict, model: TrainedRun, rule: Rule) -> Companions:
-    """Opens the networks that a rule needs, by the fields of `cfg.diffusion.denoiser.Models`; reads no parameters.
+def make_generator(config: ConfigDict, networks: Networks, sampler: Sampler) -> Generator:
+    """Returns what draws samples over the devices of all processes; it takes what `on_devices` gives."""
+    return Generator(
+        {name: run.bind for name, run in networks.items()},
+        sampler,
+        image_shape=networks['model'].spec.image_shape,
+        batch_size=config.sampling.batch_size,
+        rounding=config.sampling.rounding,
+        shared=True,
+    )
+
+
+def on_devices(networks: Networks) -> dict[str, Any]:
+    """Reads the parameters of networks onto all devices.
+
+    Raises:
+      UserError: when a checkpoint is damaged or gone.
+    """
+    return parallel.replicate({name: run.params() for name, run in networks.items()})
+
+
+def open_companions(config: ConfigDict, model: TrainedRun, rule: Rule) -> Networks:
+    """Opens the networks that a rule needs beside the model; reads no parameters.
 
     'uncond' is `config.sampling.uncond_workdir`, if it is set and the rule compares with an unconditional prediction;
     'weaker' the model of autoguidance, by default a checkpoint of the run itself; 'classifier' that of the rule.
@@ -48,7 +73,7 @@ def open_companions(config: ConfigDict, model: TrainedRun, rule: Rule) -> Compan
     return found
 
 
-def check_guidable(ws: Sequence[float], p_uncond: float, rule: Rule, companions: Companions) -> None:
+def check_guidable(ws: Sequence[float], p_uncond: float, rule: Rule, companions: Networks) -> None:
     """Checks that the predictions that a rule compares at these w were all trained.
 
     Args:

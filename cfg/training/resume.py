@@ -51,8 +51,8 @@ def restore(
             continue
         if meta['kind'] != kind:
             raise UserError(
-                f'{checkpoints.folder} holds a {meta["kind"]}, and config.train.kind={kind!r} trains a {kind}: give another '
-                '--workdir.'
+                f'{checkpoints.folder} holds a {meta["kind"]}, and config.train.kind={kind!r} trains a {kind}: give '
+                'another --workdir.'
             )
         if meta.get('imported'):
             raise UserError(

@@ -1,12 +1,21 @@
-"""What models are refused for: noise levels that they were not trained on, other images."""
+"""A trained run: its parameters, and what it is refused for: other noise levels, images and classes."""
 
+import dataclasses
+import gc
+import shutil
+import weakref
 from types import SimpleNamespace
 
+import jax
+import numpy as np
 import pytest
 
 from cfg.diffusion.sampler import parse_rule
+from cfg.modes import sample
+from cfg.runs.checkpoints import Checkpoints
 from cfg.runs.companions import open_companions
-from cfg.runs.trained import TrainedRun
+from cfg.runs.trained import TrainedRun, newest_meta, read_names
+from cfg.runtime.digest import sha256
 from cfg.runtime.errors import UserError
 from cfg.settings.data import spec_of
 from cfg.training import loop
@@ -65,3 +74,48 @@ def test_a_model_beside_it_knows_its_levels_and_images(narrow, kind, what):
     other.data.crop = 'adm'
     with pytest.raises(UserError, match=what + r".* config\.data\.crop='area', not 'adm': give one of the same images"):
         open_beside(other, narrow, kind)
+
+
+def test_labels_that_are_no_classes_are_named(narrow):
+    config = sampled_to(9.0)
+    config.sampling.labels = (3, 10)
+    with pytest.raises(UserError, match=r'config\.sampling\.labels holds 10, but the classes of digits are 0 to 9'):
+        sample.run(config, narrow)
+
+
+def test_parameters_are_those_that_were_saved_and_are_not_kept(narrow):
+    """Read anew each time, so that nothing holds them; and their digest needs no reading."""
+    for ema in (True, False):
+        run = TrainedRun.of_config(sampled_to(10.0), narrow, ema=ema)
+        params = run.params()
+        assert sha256(params) == run.sha256
+        with Checkpoints(narrow, read_only=True) as checkpoints:
+            saved = checkpoints.restore_params(2, ema=ema)
+        for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(saved), strict=True):
+            np.testing.assert_array_equal(a, b)
+        kept = weakref.ref(jax.tree.leaves(params)[0])
+        del params, a
+        gc.collect()
+        assert kept() is None
+
+
+def test_another_architecture_is_named_before_parameters_are_read(narrow, monkeypatch):
+    monkeypatch.setattr(Checkpoints, 'restore_params', lambda *_, **__: pytest.fail('they were read'))
+    config = sampled_to(10.0)
+    config.model.channels = 16
+    with pytest.raises(UserError, match=r'is of another architecture than config\.model: .* has shape'):
+        TrainedRun.of_config(config, narrow)
+
+
+def test_a_damaged_checkpoint_is_named_when_it_is_read(narrow, tmp_path):
+    shutil.copytree(narrow, tmp_path / 'run')
+    run = TrainedRun.of_config(sampled_to(10.0), tmp_path / 'run')
+    meta = run.meta | {'sha256': {'ema_params': '0' * 64}}
+    with pytest.raises(UserError, match='is damaged: its ema_params are not those that were saved'):
+        dataclasses.replace(run, meta=meta).params()
+
+
+def test_the_names_of_classes_need_no_data(narrow):
+    name, classes = read_names(sampled_to(10.0), narrow)
+    assert (name, list(classes)) == ('digits/all', [str(digit) for digit in range(10)])
+    assert newest_meta(narrow)['config']['diffusion']['logsnr_max'] == 10.0
