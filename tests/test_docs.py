@@ -66,7 +66,8 @@ def is_function(name):
 @pages
 def test_files_and_targets_of_commands_exist(page):
     targets = set(re.findall(r'^([\w-]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE))
-    for line in re.findall(r'^(?:python|make) .*$|`(?:python|make) [^`]*`', TEXTS[page], re.MULTILINE):
+    text = TEXTS[page].replace('\\\n', '')  # a command may go on in the next line
+    for line in re.findall(r'^(?:python|make) .*$|`(?:python|make) [^`]*`', text, re.MULTILINE):
         words = shlex.split(line.strip('`'), comments=True)
         if words[0] == 'make':
             assert words[1] in targets
