@@ -1,4 +1,4 @@
-"""The networks that Dhariwal & Nichol (2021) released: to import, and then to sample and evaluate.
+"""Describes the networks that Dhariwal & Nichol (2021) released: to import, then to sample and evaluate.
 
 Give the name after a colon: --config=configs/adm.py:64, :128, :256, :256_uncond or :512. Settings: their README's
 flags. They were trained on 1000 discrete steps with learned variances; logsnr stays within the levels of those steps.
@@ -10,7 +10,7 @@ NAMES = ('64', '128', '256', '256_uncond', '512')
 
 
 def get_config(name: str = ''):
-    """The config of one released network."""
+    """Returns the config of one released network."""
     if name not in NAMES:
         raise ValueError(f'give the network after a colon, configs/adm.py:NAME with NAME one of {", ".join(NAMES)}')
     config = default.get_config()

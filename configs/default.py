@@ -1,4 +1,4 @@
-"""Every field, once. The other configs change only what differs.
+"""Names every field, once. The other configs change only what differs.
 
 Values without another source are those of the paper (Ho & Salimans 2022) for 64x64 ImageNet, or of ADM
 (Dhariwal & Nichol 2021, Table 11 and its released flags), whose architecture and hyperparameters the paper takes.
@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """The default config; locked, so that a misspelt field is an error."""
+    """Returns the default config; it is locked, so that a misspelt field is an error."""
     config = ConfigDict()
 
     # Seeds initial weights, data order, noise and dropout; `sampling.seed` is separate.

@@ -1,10 +1,10 @@
-"""scikit-learn's 8x8 digits on a CPU in minutes: the whole method on real data, nothing to download."""
+"""Trains on scikit-learn's 8x8 digits on a CPU in minutes: the whole method on real data, nothing to download."""
 
 from configs import default
 
 
 def get_config():
-    """The config of `make digits`. Values: ours, chosen for a 2-core CPU."""
+    """Returns the config of `make digits`. The values are ours, chosen for a 2-core CPU."""
     config = default.get_config()
 
     config.data.name = 'digits'

@@ -1,10 +1,10 @@
-"""A classifier of noisy digits, to guide the model of configs/digits.py: three minutes on two CPU cores."""
+"""Trains a classifier of noisy digits, to guide the model of configs/digits.py: three minutes on two CPU cores."""
 
 from configs import digits
 
 
 def get_config():
-    """The digits, their schedule, and a small classifier. Values: ours, chosen for a 2-core CPU."""
+    """Returns the digits, their schedule, and a small classifier. The values are ours, chosen for a 2-core CPU."""
     config = digits.get_config()
 
     # Half of the images, so that the other half tells what it has learned.

@@ -1,4 +1,4 @@
-"""Guidance rules compared on the digits, where guidance has something to mend: an early checkpoint, few steps.
+"""Compares guidance rules on the digits, where guidance has something to mend: an early checkpoint, few steps.
 
 It is trained by the same config, as autoguidance needs a checkpoint that configs/digits.py does not keep. The
 classifier is that of configs/digits_classifier.py. docs/digits.md has the commands and the result.
@@ -14,7 +14,7 @@ CFG_PLUS_PLUS = 'cfg_plus_plus(w=(-0.5, -0.2, -0.1, 0.0))'  # its lambda is 1 + 
 
 
 def get_config(part='rules'):
-    """The digits of step 300, with every rule at the same few w. Values: ours; no rule was tuned."""
+    """Returns the digits of step 300, with every rule at the same few w. The values are ours; no rule was tuned."""
     config = digits.get_config()
 
     config.train.num_steps = 300

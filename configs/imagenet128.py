@@ -1,4 +1,4 @@
-"""Class-conditional ImageNet at 128x128: the paper's model of Table 2.
+"""Trains on class-conditional ImageNet at 128x128: the paper's model of Table 2.
 
 T is 128, 256 or 1024 there: --config.sampling.num_steps=1024. p_uncond is not stated; 0.1 is the default.
 """
@@ -7,7 +7,7 @@ from configs import imagenet64
 
 
 def get_config():
-    """What differs from 64x64 (ADM, Table 11 and released flags; v, T and the number of steps from the paper)."""
+    """Changes what differs from 64x64 (ADM, Table 11 and released flags; v, T and number of steps: the paper)."""
     config = imagenet64.get_config()
 
     config.data.image_size = 128

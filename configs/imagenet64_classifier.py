@@ -1,4 +1,4 @@
-"""A classifier of noisy 64x64 ImageNet, for classifier guidance of the model of configs/imagenet64.py.
+"""Trains a classifier of noisy 64x64 ImageNet, for classifier guidance of the model of configs/imagenet64.py.
 
 ADM's architecture and recipe (Dhariwal & Nichol 2021). It released the flags of training at 128x128 and says to modify
 them for other sizes; what is not stated for 64x64 is taken from there. ADM's random crops are not made
@@ -9,7 +9,7 @@ from configs import imagenet64
 
 
 def get_config():
-    """What differs from the diffusion model: the data, the crop and the range of logsnr stay its own."""
+    """Changes what differs from the diffusion model; the data, the crop and the range of logsnr stay its own."""
     config = imagenet64.get_config()
 
     config.train.kind = 'classifier'

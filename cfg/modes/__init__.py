@@ -1,1 +1,1 @@
-"""One file a mode of the command line, each with `run(config, workdir)`."""
+"""Holds one file for each mode of the command line, each with `run(config, workdir)`."""

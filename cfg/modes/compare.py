@@ -1,4 +1,4 @@
-"""`--mode=compare`: the sweep, then its rules, samplers and T beside each other."""
+"""Runs `--mode=compare`: the sweep, then its rules, samplers and T beside each other."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from cfg.runtime.files import lock
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
-    """The sweep of a config, and the comparison of its rows; prints the page to open.
+    """Runs the sweep of a config and compares its rows; prints the page to open.
 
     Raises:
         UserError: as those do. Rows that cannot be measured are named after the comparison of the others is written.
@@ -58,7 +58,7 @@ _TOLD = (('model', 'label_in'), ('train', 'p_uncond'))
 
 
 def check(workdir: Path, others: Sequence[str] = ()) -> list[Path]:
-    """The workdirs of a comparison, which must differ in nothing but their seed and what their rows tell.
+    """Checks the workdirs of a comparison: they must differ in nothing but their seed and what their rows tell.
 
     Raises:
         UserError: names the first field in which two differ, two of the same seed, or a folder that does not exist.

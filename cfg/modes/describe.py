@@ -1,4 +1,4 @@
-"""`--mode=describe`: what a config means, before anything is run: no pixel is read, no accelerator is needed."""
+"""Runs `--mode=describe`, which says what a config means: no pixel is read, no accelerator is needed."""
 
 import math
 from typing import Any
@@ -27,7 +27,7 @@ def run(config: ConfigDict, workdir: None) -> str:
 
 
 def describe(config: ConfigDict, *, num_devices: int | None = None) -> str:
-    """The model table, parameter count, arithmetic, training memory per device, and the layout of the inputs.
+    """Returns the model table, parameter count, arithmetic, training memory per device, and layout of the inputs.
 
     Args:
       num_devices: over which batches are divided; those of this process by default.
@@ -89,7 +89,7 @@ def _bytes(tree: Any) -> int:
 
 
 def activation_bytes(config: ConfigDict, network: nn.Module, spec: DataSpec, params: Any) -> int:
-    """What the backward pass keeps of one example: the residuals of the loss's gradient, traced without computing.
+    """Counts what the backward pass keeps of an example: the residuals of the loss's gradient, only traced.
 
     XLA may keep less, by computing again what is cheap, and needs working space besides.
     """

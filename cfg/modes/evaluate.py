@@ -1,4 +1,4 @@
-"""`--mode=eval`: the sweep of guidance."""
+"""Runs `--mode=eval`, the sweep of guidance."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`--mode=evaluate_npz`: the metrics of any file of samples against a reference."""
+"""Runs `--mode=evaluate_npz`, which measures any file of samples against a reference."""
 
 import datetime
 from pathlib import Path
@@ -29,7 +29,7 @@ SCORED = 'scored'  # folder in the cache of what is measured of samples, until t
 
 
 def run(config: ConfigDict, workdir: Path | None) -> str:
-    """All metrics of the images of `config.eval.samples` against `config.eval.reference`, as a table.
+    """Returns all metrics of the images of `config.eval.samples` against `config.eval.reference`, as a table.
 
     With a workdir the row is also added to `evaluate_npz.jsonl` there.
 

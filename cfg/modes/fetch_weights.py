@@ -1,4 +1,4 @@
-"""`--mode=fetch_weights`: the Inception network of published FIDs."""
+"""Runs `--mode=fetch_weights`, which gets the Inception network of published FIDs."""
 
 from pathlib import Path
 

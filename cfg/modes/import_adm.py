@@ -1,4 +1,4 @@
-"""`--mode=import_adm`: a checkpoint of openai/guided-diffusion becomes a checkpoint of ours."""
+"""Runs `--mode=import_adm`: a checkpoint of openai/guided-diffusion becomes a checkpoint of ours."""
 
 import logging
 from pathlib import Path
@@ -63,7 +63,7 @@ def _model(config: ConfigDict, spec: DataSpec, state: dict[str, Any]) -> Any:
 
 
 def _p_uncond(config: ConfigDict, spec: DataSpec, state: dict[str, Any]) -> float:
-    """Which predictions the network was trained for, told by its class embedding."""
+    """Tells by its class embedding which predictions the network was trained for."""
     if 'label_emb.weight' not in state:
         log.info('It has no classes: for the unconditional prediction (w = -1, or as sampling.uncond_workdir).')
         return 1.0

@@ -1,4 +1,4 @@
-"""`--mode=prepare_data`: which data set a config wants prepared."""
+"""Runs `--mode=prepare_data` for the data set that a config wants prepared."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""`--mode=report`: which report a config calls for."""
+"""Runs `--mode=report` with the report that a config calls for."""
 
 from pathlib import Path
 

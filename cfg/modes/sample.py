@@ -1,4 +1,4 @@
-"""`--mode=sample`: samples of chosen classes at several w."""
+"""Runs `--mode=sample`, which draws samples of chosen classes at several w."""
 
 import hashlib
 import json

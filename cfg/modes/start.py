@@ -1,4 +1,4 @@
-"""How a mode begins: its config is checked, its workdir is there, its processes are joined and watched."""
+"""Begins a mode: checks its config, makes its workdir, and joins and watches its processes."""
 
 import contextlib
 import signal

@@ -1,4 +1,4 @@
-"""`--mode=stats`: the statistics of a data set as a reference file."""
+"""Runs `--mode=stats`, which writes the statistics of a data set as a reference file."""
 
 import logging
 from pathlib import Path
@@ -23,7 +23,7 @@ log = logging.getLogger('cfg')
 
 
 def run(config: ConfigDict, workdir: None = None) -> Path:
-    """Moments of the images of `config.data.split`, and some of these images, as an npz in ADM's layout.
+    """Writes moments of the images of `config.data.split`, and some of these images, as an npz in ADM's layout.
 
     Returns:
       its path, `config.stats.path` or one in the cache folder.

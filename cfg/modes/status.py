@@ -1,4 +1,4 @@
-"""`--mode=status`: where a run stands, from its files alone: it disturbs nothing and needs no accelerator.
+"""Runs `--mode=status`: it tells from a run's files where it stands, disturbs nothing, needs no accelerator.
 
 It imports neither JAX nor orbax, which take longer to start than all that it does.
 """
@@ -48,7 +48,7 @@ def run(workdir: str | None) -> str:
 
 
 def describe(workdir: Path) -> str:
-    """One fact a line, 'name: value'; equal parameters have equal digests.
+    """Returns one fact a line, 'name: value'; equal parameters have equal digests.
 
     Raises:
       UserError: when the workdir holds no run.

@@ -1,4 +1,4 @@
-"""`--mode=train`: Alg. 1."""
+"""Runs `--mode=train`, which is Alg. 1."""
 
 from pathlib import Path
 

@@ -1,1 +1,1 @@
-"""Training: the state, the step, checkpoints and the loop around them."""
+"""Trains a network: the state, the step, and the loop around them."""

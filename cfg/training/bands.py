@@ -1,4 +1,4 @@
-"""The accuracy of a classifier of noisy images by noise level."""
+"""Measures the accuracy of a classifier of noisy images by noise level."""
 
 import itertools
 
@@ -13,14 +13,14 @@ COUNT = 4
 
 
 def band_names(*, logsnr_min: float, logsnr_max: float) -> list[str]:
-    """'LOW_to_HIGH' in logsnr of `COUNT` bands, equally probable under p(logsnr), from the data to the noise."""
+    """Returns 'LOW_to_HIGH' in logsnr of `COUNT` bands, equally probable under p(logsnr), from data to noise."""
     edges = logsnr_from_u(jnp.linspace(0.0, 1.0, COUNT + 1), logsnr_min=logsnr_min, logsnr_max=logsnr_max)
     texts = [f'{edge + 0.0:.1f}' for edge in edges.round(1).tolist()]  # + 0.0: there is no -0.0
     return [f'{low}_to_{high}' for high, low in itertools.pairwise(texts)]
 
 
 def accuracies(correct: Array, u_time: Array, names: list[str]) -> dict[str, tuple[Array, Array]]:
-    """{name: (correct x weight, weight)}, the quotient of whose sums is an accuracy: of all, and of each band.
+    """Returns {name: (correct x weight, weight)}, of all and of each band; an accuracy is the quotient of the sums.
 
     Args:
       correct: 0 or 1, [N].

@@ -1,4 +1,4 @@
-"""From a config to what trains: the checks, the optimizer, the objective and the compiled step."""
+"""Makes from a config what trains: the checks, the optimizer, the objective and the compiled step."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ from cfg.training.step import Classification, Denoising, Objective, make_step
 
 
 def check_trainable(config: ConfigDict) -> None:
-    """Whether what `config.train.kind` names can be trained on these devices.
+    """Checks that what `config.train.kind` names can be trained on these devices.
 
     Raises:
       UserError: when it has outputs that no loss trains, or a batch does not divide over the devices.
@@ -32,7 +32,7 @@ def check_trainable(config: ConfigDict) -> None:
 
 
 def check_batch(config: ConfigDict) -> int:
-    """A device's share of the training batch.
+    """Returns a device's share of the training batch.
 
     Raises:
       UserError: when the batch does not divide over the devices, or a share not into `train.grad_accum` pieces.
@@ -53,7 +53,7 @@ def objective_of(config: ConfigDict, network: nn.Module) -> Objective:
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """The optimizer of a config."""
+    """Returns the optimizer of a config."""
     train = config.train
     return optimizer(
         learning_rate=train.learning_rate,

@@ -1,4 +1,4 @@
-"""Training metrics: TensorBoard by clu, and the same numbers as JSON lines."""
+"""Writes training metrics to TensorBoard by clu, and the same numbers as JSON lines."""
 
 import json
 import logging

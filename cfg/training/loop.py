@@ -1,4 +1,4 @@
-"""The training loop: data, steps, logs, sample grids, checkpoints, resume."""
+"""Runs the training loop: data, steps, logs, sample grids, checkpoints, resume."""
 
 import contextlib
 import json
@@ -106,7 +106,7 @@ def _open_logs(config: ConfigDict, workdir: Path, start: int) -> Any:
 
 
 def _position(source: Source, step: int, batch_size: int) -> dict[str, Any]:
-    """Where the reading of the data stands after a step; with the seed, all that is needed to read on."""
+    """Tells where the reading of the data stands after a step; with the seed, this is all it needs to read on."""
     epoch, place = divmod(step * batch_size, len(source))
     return {
         'name': source.name,
@@ -121,7 +121,7 @@ def _position(source: Source, step: int, batch_size: int) -> dict[str, Any]:
 
 
 class _Run:
-    """The steps of a run, with all that goes on beside them.
+    """A `_Run` takes the steps of a run, with all that goes on beside them.
 
     Args:
       checkpoints, logs: None on every process but the first.
@@ -150,7 +150,7 @@ class _Run:
         self._pending: deque = deque()
 
     def steps(self, state: TrainState, batches: parallel.Prefetched) -> None:
-        """The steps from the one after `state` to `config.train.num_steps`, or to a stop.
+        """Takes the steps from the one after `state` to `config.train.num_steps`, or to a stop.
 
         Raises:
           SystemExit: with 128 + the number of the signal that came to any process, after the step in progress was
@@ -193,7 +193,7 @@ class _Run:
         self._finish()
 
     def _look(self, most: int) -> int:
-        """Waits for steps under way until at most so many are left; gives the largest wish to stop among the others."""
+        """Waits for steps under way until at most so many are left; returns the others' largest wish to stop."""
         wish = 0
         while len(self._pending) > most:
             step, metrics = self._pending.popleft()

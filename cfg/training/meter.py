@@ -1,4 +1,4 @@
-"""What is logged of a run: averages, rates, shares of the time, and the steps that were left out."""
+"""Adds up what is logged of a run: averages, rates, shares of the time, and the steps that were left out."""
 
 import logging
 import time
@@ -17,7 +17,7 @@ NO_SKIPS = {'total': 0, 'in_a_row': 0}
 
 
 def average(values: list[float | tuple[float, float]]) -> float | None:
-    """The mean of numbers; of pairs (value x weight, weight) the weighted mean, and None where nothing has a weight."""
+    """Returns the mean of numbers; of pairs (value x weight, weight) the weighted mean, None without any weight."""
     if not isinstance(values[0], tuple):
         return float(np.mean(values))
     total, weight = np.sum(values, axis=0)
@@ -25,7 +25,7 @@ def average(values: list[float | tuple[float, float]]) -> float | None:
 
 
 class Meter:
-    """Averages of the metrics between two log lines, rates, and what was left out.
+    """A meter holds averages of the metrics between two log lines, rates, and what was left out.
 
     Attributes:
       loss: of the newest step that was looked at.
@@ -46,11 +46,11 @@ class Meter:
         self.loss: float | None = None
 
     def spent(self, name: str, seconds: float) -> None:
-        """Time that is logged as a share of all."""
+        """Adds time that is logged as a share of all."""
         self._spent[name] = self._spent.get(name, 0.0) + seconds
 
     def add(self, step: int, values: dict[str, float | tuple[float, float]]) -> None:
-        """The metrics of a step: numbers, or pairs (value x weight, weight); see `average`.
+        """Adds the metrics of a step: numbers, or pairs (value x weight, weight); see `average`.
 
         Raises:
           UserError: when they are not finite, and no more such steps may be left out.
@@ -86,7 +86,7 @@ class Meter:
         self._since, self._timed, self._spent = time.monotonic(), 0, {}
 
     def take(self, step: int) -> dict[str, float]:
-        """The averages since the last time, and where the run stands after a step."""
+        """Returns the averages since the last time, and where the run stands after a step."""
         names = self._values[0] if self._values else ()
         averages = {name: average([v[name] for v in self._values]) for name in names}
         taken = {name: value for name, value in averages.items() if value is not None}

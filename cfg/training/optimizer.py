@@ -1,4 +1,4 @@
-"""The optimizer: clipping, AdamW, and the learning rate over the steps."""
+"""Makes the optimizer: clipping, AdamW, and the learning rate over the steps."""
 
 import optax
 
@@ -13,7 +13,7 @@ def optimizer(
     grad_clip: float,
     decay_steps: int = 0,
 ) -> optax.GradientTransformation:
-    """Global-norm clipping, then AdamW; weight decay applies to every parameter, as in ADM.
+    """Returns global-norm clipping and then AdamW; weight decay applies to every parameter, as in ADM.
 
     Args:
       warmup_steps, decay_steps: see `learning_rate_schedule`; 0 for none.
@@ -28,7 +28,7 @@ def optimizer(
 
 
 def learning_rate_schedule(learning_rate: float, *, warmup_steps: int, decay_steps: int = 0) -> optax.Schedule:
-    """The learning rate of the update after i earlier ones: (i + 1) / warmup_steps of it at first, then all.
+    """Returns the rate after i updates: (i + 1) / warmup_steps of `learning_rate` at first, then all of it.
 
     With `decay_steps` that is multiplied by 1 - i / decay_steps, and 0 afterwards (ADM's `anneal_lr`).
     """

@@ -1,4 +1,4 @@
-"""Going on from the checkpoints of a workdir, if they are of the same run."""
+"""Goes on from the checkpoints of a workdir, if they are of the same run."""
 
 import logging
 from pathlib import Path
@@ -41,7 +41,7 @@ FREE = {'train': FREE_FIELDS, 'data': FREE_DATA_FIELDS}
 def restore(
     config: ConfigDict, source: Source, checkpoints: Checkpoints, like: TrainState
 ) -> tuple[TrainState, dict[str, int]] | None:
-    """The state to go on from, and what is known of its skipped steps."""
+    """Returns the state to go on from, and what is known of its skipped steps."""
     kind = config.train.kind
     steps = checkpoints.steps()
     for step in reversed(steps):  # one that tells its config will do: the workdir is of one run
@@ -71,7 +71,7 @@ def restore(
 
 
 def _check_same_run(config: ConfigDict, old: dict[str, Any], folder: Path) -> None:
-    """A workdir belongs to one run: what changes its numbers by accident must stay.
+    """Checks that a workdir belongs to one run: what changes its numbers by accident must stay.
 
     Raises:
       UserError: names the first field that differs from the config of the newest checkpoint.
@@ -99,7 +99,7 @@ def _check_same_run(config: ConfigDict, old: dict[str, Any], folder: Path) -> No
 
 
 def _check_same_data(source: Source, meta: dict[str, Any], folder: Path) -> None:
-    """Whether the images are those that the run began with.
+    """Checks that the images are those that the run began with.
 
     Raises:
       UserError: when they are others.

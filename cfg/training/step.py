@@ -1,4 +1,4 @@
-"""One training step: what it minimises, its gradient, the mean over devices, clipping, Adam and the average."""
+"""Takes one training step: what it minimises, its gradient, the mean over devices, clipping, Adam, the average."""
 
 import functools
 from collections.abc import Callable
@@ -21,7 +21,7 @@ Array = jax.Array
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What a step minimises on a batch.
+    """An objective is what a step minimises on a batch.
 
     Attributes:
       network: that is trained.
@@ -64,7 +64,7 @@ class Objective:
 
 @dataclass(frozen=True, kw_only=True)
 class Denoising(Objective):
-    """Eq. 5 with dropped labels, the body of Alg. 1; see `loss.denoising_loss`."""
+    """The objective is Eq. 5 with dropped labels, the body of Alg. 1; see `loss.denoising_loss`."""
 
     p_uncond: float
     prediction: str = 'eps'
@@ -86,7 +86,7 @@ class Denoising(Objective):
 
 @dataclass(frozen=True, kw_only=True)
 class Classification(Objective):
-    """The classifier of noisy images of Section 3.1, with accuracies in bands of noise (`cfg.training.bands`)."""
+    """The objective is that of Section 3.1's classifier of noisy images, with accuracies in bands of noise."""
 
     bands: tuple[str, ...]
 
@@ -97,13 +97,13 @@ class Classification(Objective):
 
 
 def example_keys(seed: int, step: Array, index: Array) -> Array:
-    """One PRNG key an example, from (seed, step, place in the global batch): independent of the device count."""
+    """Returns a PRNG key an example, from (seed, step, place in the global batch): the device count plays no part."""
     step_key = jax.random.fold_in(jax.random.key(seed), step)
     return jax.vmap(lambda i: jax.random.fold_in(step_key, i))(index)
 
 
 def mean_gradient(loss_fn: Callable, params: Any, batch: Any, keys: Array, *, grad_accum: int) -> tuple[Any, Any]:
-    """The mean loss of a batch and its gradient, in `grad_accum` pieces one after the other.
+    """Returns the mean loss of a batch and its gradient, in `grad_accum` pieces one after the other.
 
     Args:
       loss_fn: (params, batch, keys) -> (losses [n], tree of other arrays [n]).

@@ -1,4 +1,4 @@
-"""What a run shows of its network while it trains: sample grids, or accuracies on images that it does not learn."""
+"""Shows a run's network while it trains: sample grids, or accuracies on images that it does not learn."""
 
 import dataclasses
 import logging
@@ -31,14 +31,14 @@ MOST_HELD_OUT = 2048  # images; the standard error of an accuracy over all of th
 
 
 class View(NamedTuple):
-    """What is logged of a network: numbers, and uint8 images [H, W, C]."""
+    """A view is what is logged of a network: numbers, and uint8 images [H, W, C]."""
 
     scalars: dict[str, float]
     images: dict[str, np.ndarray]
 
 
 def open_view(config: ConfigDict, source: Source, network: nn.Module) -> Callable[[TrainState], View] | None:
-    """What is logged every `config.train.sample_every` steps, as a function of the replicated state; None for nothing.
+    """Returns a function of the replicated state: what is logged every `config.train.sample_every` steps, or None.
 
     It runs on the devices of this process.
 
@@ -51,7 +51,7 @@ def open_view(config: ConfigDict, source: Source, network: nn.Module) -> Callabl
 
 
 def _sample_grid(config: ConfigDict, source: Source, network: nn.Module) -> Callable[[TrainState], View]:
-    """One row a w, one column a class, same noise in a column."""
+    """Draws one row a w and one column a class, with the same noise in a column."""
     columns = min(source.num_classes, 10)
     devices = len(parallel.local_devices())
     sampler, ws = _trained(read_sampler(config), tuple(config.sampling.w), config.train.p_uncond)
@@ -94,7 +94,7 @@ def _trained(sampler: Sampler, ws: tuple[float, ...], p_uncond: float) -> tuple[
 
 
 def _held_out(config: ConfigDict, source: Source, network: nn.Module) -> Callable[[TrainState], View] | None:
-    """Loss and accuracies on up to `MOST_HELD_OUT` images of the split that is not trained on.
+    """Measures loss and accuracies on up to `MOST_HELD_OUT` images of the split that is not trained on.
 
     They are of the averaged parameters, with which a classifier guides. Images, noise and noise levels are the same
     each time. The levels lie in the middle of as many equal strata of p(logsnr) as there are images.
