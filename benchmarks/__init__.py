@@ -1,1 +1,1 @@
-"""Scripts that measure; see benchmarks/README.md."""
+"""Holds scripts that measure; see benchmarks/README.md."""

@@ -38,7 +38,7 @@ RESOLUTIONS = (32, 16, 8)
 
 @dataclasses.dataclass(frozen=True)
 class Released:
-    """The flags of one released network, as the README of guided-diffusion has them."""
+    """A `Released` holds the flags of one released network, as the README of guided-diffusion has them."""
 
     size: int
     channels: int
@@ -67,7 +67,7 @@ DEFAULT = ('64', '128', 'classifier64', 'classifier128')
 
 
 def peer_network(script_util, released: Released) -> torch.nn.Module:
-    """guided-diffusion's network, every parameter random."""
+    """Builds guided-diffusion's network with every parameter random."""
     resolutions = ','.join(map(str, RESOLUTIONS))
     if released.classifier:
         flags = script_util.classifier_defaults() | {
@@ -120,7 +120,7 @@ def our_network(released: Released) -> UNet | EncoderUNet:
 
 
 def compare(script_util, released: Released) -> dict[str, float]:
-    """Outputs of both networks at three timesteps."""
+    """Compares the outputs of both networks at three timesteps."""
     rng = np.random.default_rng(0)
     timesteps = np.array([0, 250, 999])
     images = rng.normal(size=(len(timesteps), released.size, released.size, 3)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""How right a classifier of noisy digits is, by noise level, beside the best that its training images allow.
+"""Measures how right a classifier of noisy digits is, beside the best that its training images allow.
 
 Bayes' rule knows the training half by heart: p(c | z) if those images, each as probable as the others, were all digits
 that there are. Every image is seen with several draws of noise, at logsnr from p(logsnr).
@@ -23,7 +23,7 @@ FLAGS = flags.FLAGS
 
 
 def bayes_logits(z, logsnr, images, labels, num_classes):
-    """log p(c | z) up to a constant of z, [N, num_classes], if the data were the images [M, ...], equally probable.
+    """Returns log p(c | z) + const(z), [N, num_classes], where the data are equally probable `images` [M, ...].
 
     p(z | x) is N(alpha x, sigma^2 I) (Eq. 1); the sum over the images of a class is that of its p(z, c).
     """
@@ -41,7 +41,7 @@ def bayes_logits(z, logsnr, images, labels, num_classes):
 
 
 def describe(config: ConfigDict, workdir: str, *, draws: int) -> str:
-    """A table: accuracies and cross-entropies (nats) in four bands of logsnr, and over all.
+    """Returns a table of accuracies and cross-entropies (nats) in four bands of logsnr, and over all.
 
     Raises:
       UserError: for other data than the digits, or when the workdir holds no classifier of them.

@@ -1,4 +1,4 @@
-"""What the scripts share: the command line, timing, statistics, and what a device could do at best.
+"""Holds what the scripts share: the command line, timing, statistics, and what a device could do at best.
 
 JAX is imported inside functions: XLA's flags come first, and the parent of a comparison must not take the device.
 """
@@ -40,14 +40,14 @@ PEAKS = {
 
 
 class Peak(NamedTuple):
-    """The FLOP/s that all devices together could reach, and where the number is from."""
+    """A peak is the FLOP/s that all devices together could reach, and where the number is from."""
 
     flops: float
     source: str
 
 
 class Work(NamedTuple):
-    """Something to time.
+    """A `Work` is something to time.
 
     Attributes:
       start: begins one unit and returns arrays that are ready when it is done.
@@ -65,14 +65,14 @@ class Work(NamedTuple):
 
 
 class Times(NamedTuple):
-    """Seconds of each unit, and of the first call, which traces and compiles."""
+    """Times are the seconds of each unit, and of the first call, which traces and compiles."""
 
     first: float
     units: list[float]
 
 
 def define_flags() -> None:
-    """The flags of both scripts."""
+    """Defines the flags of both scripts."""
     command_line.define_config('--config.train.batch_size=64')
     flags.DEFINE_float('peak_tflops', None, 'What one device could do at best, for the utilisation.', lower_bound=1e-9)
     flags.DEFINE_string('peer', None, 'A clone of openai/guided-diffusion: times it side by side, in PyTorch.')
@@ -80,7 +80,7 @@ def define_flags() -> None:
 
 
 def define_comparison_flags() -> None:
-    """The flags of timing beside a peer."""
+    """Defines the flags of timing beside a peer."""
     flags.DEFINE_integer('warmup', 2, 'Untimed steps after the one that compiles.', lower_bound=0)
     flags.DEFINE_string('variant', '', 'With --peer: the variant of PyTorch to compare with; empty = the fastest.')
     flags.DEFINE_integer('rounds', 8, 'With --peer: rounds that count.', lower_bound=1)
@@ -92,7 +92,7 @@ def define_comparison_flags() -> None:
 
 
 def read_config() -> ConfigDict:
-    """The config of the command line, checked.
+    """Returns the config of the command line, checked.
 
     Raises:
       UserError: names what is missing or out of range.
@@ -105,12 +105,12 @@ def read_config() -> ConfigDict:
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Dense bfloat16 FLOP/s of a known accelerator, by JAX's name for it."""
+    """Returns the dense bfloat16 FLOP/s of a known accelerator, by JAX's name for it."""
     return next((peak for name, peak in PEAKS.items() if name.lower() in device_kind.lower()), None)
 
 
 def find_peak(peak_tflops: float | None, dtype: str) -> Peak:
-    """The peak of all local devices: as given, as known, or measured now.
+    """Returns the peak of all local devices: as given, as known, or measured now.
 
     Args:
       peak_tflops: of one device, in 1e12 FLOP/s.
@@ -134,7 +134,7 @@ def find_peak(peak_tflops: float | None, dtype: str) -> Peak:
 
 
 def matmul_rate(size: int, dtype: str, *, repeats: int = 8) -> float:
-    """FLOP/s of the fastest of some products of square matrices on the first device."""
+    """Measures FLOP/s of the fastest of some products of square matrices on the first device."""
     import jax
     import jax.numpy as jnp
 
@@ -144,7 +144,7 @@ def matmul_rate(size: int, dtype: str, *, repeats: int = 8) -> float:
 
 
 def time_units(fn: Callable, *args: Any, repeats: int) -> list[float]:
-    """Seconds of each of some calls after an untimed one."""
+    """Returns the seconds of each of some calls after an untimed one."""
     import jax
 
     jax.block_until_ready(fn(*args))
@@ -181,7 +181,7 @@ def measure(work: Work, *, units: int, warmup: int) -> Times:
 
 
 def seconds_of(work: Work, units: int) -> float:
-    """Seconds of some units together."""
+    """Returns the seconds of some units together."""
     import jax
 
     start = time.perf_counter()
@@ -195,7 +195,7 @@ def seconds_of(work: Work, units: int) -> float:
 
 
 def quartiles(values: list[float]) -> tuple[float, float]:
-    """The first and third quartile, interpolated; of one value that value."""
+    """Returns the first and third quartile, interpolated; of one value that value."""
     if len(values) == 1:
         return values[0], values[0]
     low, _, high = statistics.quantiles(values, n=4, method='inclusive')
@@ -203,13 +203,13 @@ def quartiles(values: list[float]) -> tuple[float, float]:
 
 
 def describe_ratios(ratios: list[float]) -> str:
-    """Ratios of the rounds as median and quartiles."""
+    """Describes the ratios of the rounds as median and quartiles."""
     low, high = quartiles(ratios)
     return f'{statistics.median(ratios):.3f} ({low:.3f}..{high:.3f})'
 
 
 def describe_times(seconds: list[float]) -> str:
-    """Milliseconds as median, smallest and spread."""
+    """Describes milliseconds as median, smallest and spread."""
     low, high = quartiles(seconds)
     return (
         f'{1e3 * statistics.median(seconds):.4g} median, {1e3 * min(seconds):.4g} min, '
@@ -218,7 +218,7 @@ def describe_times(seconds: list[float]) -> str:
 
 
 def peak_memory() -> str:
-    """The most memory in use so far: of a device, or of this process where the device is the CPU."""
+    """Returns the most memory in use so far: of a device, or of this process where the device is the CPU."""
     import jax
 
     from cfg.runtime import parallel
@@ -230,7 +230,7 @@ def peak_memory() -> str:
 
 
 def peak_resident() -> int:
-    """Bytes that this process had in memory at most."""
+    """Returns the bytes that this process had in memory at most."""
     status = Path('/proc/self/status')
     if status.exists():  # unlike ru_maxrss this knows nothing of the process that started this one
         for line in status.read_text().splitlines():
@@ -241,7 +241,7 @@ def peak_resident() -> int:
 
 
 def describe_network(config: ConfigDict, image_shape: tuple[int, ...], params: Any) -> str:
-    """Size, images and type of a network in a few words."""
+    """Describes size, images and type of a network in a few words."""
     import jax
 
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -249,7 +249,7 @@ def describe_network(config: ConfigDict, image_shape: tuple[int, ...], params: A
 
 
 def report(work: Work, times: Times, rows: list[tuple[str, str]], *, dtype: str, peak_tflops: float | None) -> str:
-    """All that one run says, a line a number.
+    """Returns all that one run says, a line a number.
 
     Args:
       rows: what the script itself has to say, after the device and before the rest.
@@ -274,7 +274,7 @@ def report(work: Work, times: Times, rows: list[tuple[str, str]], *, dtype: str,
 
 
 def peer_request(config: ConfigDict, spec: Any, what: str, *, guided: bool = True, num_steps: int = 1) -> dict:
-    """What `benchmarks/peer.py` must know: plain values, and the arguments of guided-diffusion's UNetModel.
+    """Returns what `benchmarks/peer.py` must know: plain values, and the arguments of guided-diffusion's UNetModel.
 
     Args:
       spec: of the data set, a DataSpec.

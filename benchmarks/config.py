@@ -1,4 +1,4 @@
-"""The sizes of the comparison with openai/guided-diffusion: --config=benchmarks/config.py:medium_32."""
+"""Names the sizes of the comparison with openai/guided-diffusion: --config=benchmarks/config.py:medium_32."""
 
 from cfg.runtime.errors import UserError
 from configs import default
@@ -12,7 +12,7 @@ SIZES = {
 
 
 def get_config(name: str = ''):
-    """A config for timing: only the shapes mean something.
+    """Returns a config for timing: only the shapes mean something.
 
     Raises:
       UserError: when the name is none of `SIZES`.

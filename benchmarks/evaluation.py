@@ -27,7 +27,7 @@ NETWORKS = ('sampler', 'Inception')
 
 
 class Part(NamedTuple):
-    """Something that an evaluation of one w does.
+    """A part is something that an evaluation of one w does.
 
     Attributes:
       name: for the user.
@@ -41,7 +41,7 @@ class Part(NamedTuple):
 
 
 def prepare_inception(config: ConfigDict) -> common.Work:
-    """A batch of random images through the network of published FIDs, all outputs, to the host."""
+    """Sends a batch of random images through the network of published FIDs, all outputs, to the host."""
     import jax
     import numpy as np
 
@@ -66,14 +66,14 @@ def prepare_inception(config: ConfigDict) -> common.Work:
 
 
 def seconds(do: Callable[[], object]) -> float:
-    """Of one call."""
+    """Returns the seconds of one call."""
     start = time.perf_counter()
     do()
     return time.perf_counter() - start
 
 
 def network_parts(config: ConfigDict, *, w: float, num_steps: int, batch_size: int, repeats: int) -> list[Part]:
-    """The sampler, in batches of `batch_size`, and Inception, scaled to all samples."""
+    """Returns the sampler, in batches of `batch_size`, and Inception, scaled to all samples."""
     num_samples, steps = config.eval.num_samples, config.sampling.num_steps
     smaller = config.copy_and_resolve_references()
     smaller.sampling.batch_size = batch_size
@@ -91,7 +91,7 @@ def network_parts(config: ConfigDict, *, w: float, num_steps: int, batch_size: i
 
 
 def other_parts(config: ConfigDict, *, num_real: int, folder: Path) -> list[Part]:
-    """Everything but the networks, on as many random features as an evaluation has."""
+    """Returns everything but the networks, on as many random features as an evaluation has."""
     import numpy as np
 
     from cfg.evaluation.measurement import Measurement
@@ -160,20 +160,20 @@ def other_parts(config: ConfigDict, *, num_real: int, folder: Path) -> list[Part
 
 
 def with_savings(parts: list[Part], save_seconds: float) -> list[Part]:
-    """The parts, with that of saving scaled from one to as many as the others take."""
+    """Returns the parts, with that of saving scaled from one to as many as the others take."""
     others = sum(part.seconds for part in parts if part.name != 'saving')
     savings = max(1, round(others / save_seconds)) if save_seconds else 1
     return [part._replace(seconds=part.seconds * savings) if part.name == 'saving' else part for part in parts]
 
 
 def rest_of(parts: list[Part]) -> tuple[float, float]:
-    """Seconds of everything but the networks, and its share of the whole in percent."""
+    """Returns the seconds of everything but the networks, and its share of the whole in percent."""
     rest = sum(part.seconds for part in parts if part.name not in NETWORKS)
     return rest, 100 * rest / sum(part.seconds for part in parts)
 
 
 def table(parts: list[Part], save_seconds: float) -> str:
-    """The parts with their shares of the whole, and the share of everything but the networks.
+    """Returns the parts with their shares of the whole, and the share of everything but the networks.
 
     Args:
       parts: that of saving is seconds of one.
@@ -193,7 +193,7 @@ def table(parts: list[Part], save_seconds: float) -> str:
 
 
 def describe(config: ConfigDict, *, w: float, num_steps: int, batch_size: int, repeats: int, num_real: int) -> str:
-    """Times all parts; what came out, a line a part."""
+    """Times all parts; returns what came out, a line a part."""
     import jax
 
     devices = jax.local_devices()

@@ -1,4 +1,4 @@
-"""What both predictions of guidance cost beside one, for each value of config.model.label_in (benchmarks/README.md).
+"""Measures what both predictions of guidance cost beside one, for each value of config.model.label_in.
 
 An evaluation for one label and one for two labels take turns, round by round, on the first device; the order changes
 from round to round.
@@ -21,7 +21,7 @@ FLAGS = flags.FLAGS
 
 
 def describe(config: ConfigDict, *, rounds: int, units: int) -> str:
-    """Milliseconds, and the ratios of arithmetic and of time, a line a number.
+    """Returns milliseconds, and the ratios of arithmetic and of time, a line a number.
 
     Args:
       units: evaluations a turn.

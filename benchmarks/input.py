@@ -29,7 +29,7 @@ STAND_INS = 4096  # images of the data set that is made when the config's own is
 
 
 def photograph(seed: int):
-    """Noise at every scale, as a Pillow image: its JPEG has as many bytes as ImageNet's (110 kB)."""
+    """Makes noise at every scale, as a Pillow image: its JPEG has as many bytes as ImageNet's (110 kB)."""
     import numpy as np
     from PIL import Image
 
@@ -44,7 +44,7 @@ def photograph(seed: int):
 
 
 def photographs(folder: str | None, count: int) -> list[bytes]:
-    """Encoded images: from a folder as --mode=prepare_data reads it, or made.
+    """Returns encoded images: from a folder as --mode=prepare_data reads it, or made.
 
     Raises:
       UserError: when the folder holds none.
@@ -65,7 +65,7 @@ def photographs(folder: str | None, count: int) -> list[bytes]:
 
 
 def rate(fn: Callable, items: list, *, seconds: float) -> float:
-    """Calls a second of a function over items again and again, in this process, after an untimed one."""
+    """Counts calls a second of a function over items again and again, in this process, after an untimed one."""
     fn(items[0])
     start, done = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
@@ -75,7 +75,7 @@ def rate(fn: Callable, items: list, *, seconds: float) -> float:
 
 
 def prepare_rates(contents: list[bytes], config: ConfigDict, seconds: float) -> list[tuple[str, float]]:
-    """(stage, images/s of a core) of each stage of preparation, alone."""
+    """Returns (stage, images/s of a core) of each stage of preparation, alone."""
     from cfg.data.crop import decode, square, to_png
 
     size = config.data.image_size
@@ -95,7 +95,7 @@ def prepare_rates(contents: list[bytes], config: ConfigDict, seconds: float) -> 
 
 @contextlib.contextmanager
 def open_data(config: ConfigDict) -> Iterator[tuple]:
-    """(the data set of the config or a stand-in for it, what it is)."""
+    """Returns (the data set of the config or a stand-in for it, what it is)."""
     from cfg.data.prepare import prepare
     from cfg.data.prepared import default_dir, folder_of, is_preparable, open_prepared, read_manifest
     from cfg.settings.data import open_source
@@ -122,7 +122,7 @@ def open_data(config: ConfigDict) -> Iterator[tuple]:
 
 
 def read_rate(source, config: ConfigDict, *, workers: int, batches: int) -> tuple[float, float]:
-    """(images/s of the training pipeline to host memory, seconds until its first batch)."""
+    """Returns (images/s of the training pipeline to host memory, seconds until its first batch)."""
     from cfg.data.pipeline import train_batches
 
     batch_size = config.train.batch_size
@@ -142,7 +142,7 @@ def read_rate(source, config: ConfigDict, *, workers: int, batches: int) -> tupl
 
 
 class Training(NamedTuple):
-    """What the pipeline must keep up with.
+    """A `Training` is what the pipeline must keep up with.
 
     Attributes:
       tflops: the peak of a device, in 1e12 FLOP/s.
@@ -156,7 +156,7 @@ class Training(NamedTuple):
 
 
 def needed_rate(config: ConfigDict, source, training: Training) -> float:
-    """Images/s that training takes: FLOP/s that devices reach over those of an image (three forward passes)."""
+    """Returns images/s that training takes: FLOP/s of the devices over those of an image (three forward passes)."""
     from cfg.models.flops import forward_flops
     from cfg.settings.networks import build_network
 
@@ -165,7 +165,7 @@ def needed_rate(config: ConfigDict, source, training: Training) -> float:
 
 
 def worker_counts(text: str) -> list[int]:
-    """'0,1,2' -> [0, 1, 2]; '' -> 0 and powers of two up to the number of cores.
+    """Reads '0,1,2' as [0, 1, 2], and '' as 0 and powers of two up to the number of cores.
 
     Raises:
       UserError: when it is no such list.
@@ -186,7 +186,7 @@ def worker_counts(text: str) -> list[int]:
 def describe(
     config: ConfigDict, *, counts: list[int], batches: int, seconds: float, images: str | None, training: Training
 ) -> str:
-    """Everything that is measured, a line a number."""
+    """Returns everything that is measured, a line a number."""
     from cfg.data.parts import cores
 
     what = images or f'made of noise, {PHOTO[0]}x{PHOTO[1]}'

@@ -1,8 +1,8 @@
-"""What a training step costs beside its arithmetic: pmap, input, logging, checkpoints, heartbeats, as shares of a step.
+"""Measures what a training step costs beside its arithmetic, as shares of a step.
 
-The step through pmap and the same step under jit take turns, round by round. The other parts are timed as the loop runs
-them and divided by the steps between two of them; a checkpoint counts with what it blocks and with what it takes from
-the cores while it is written in the background.
+The parts are pmap, input, logging, checkpoints and heartbeats. The step through pmap and the same step under jit take
+turns, round by round. The other parts are timed as the loop runs them and divided by the steps between two of them; a
+checkpoint counts with what it blocks and with what it takes from the cores while it is written in the background.
 
 python benchmarks/overhead.py --config=configs/digits.py [--rounds=8] [--steps=5]
 """
@@ -30,7 +30,7 @@ FLAGS = flags.FLAGS
 
 
 class Noise:
-    """A data set of random images in memory, of the shapes of a config; see `cfg.data.source.Source`."""
+    """A `Noise` is a data set of random images in memory, of the shapes of a config; see `cfg.data.source.Source`."""
 
     def __init__(self, spec: Any, count: int = 2048):
         import numpy as np
@@ -43,12 +43,12 @@ class Noise:
         return len(self.images)
 
     def fetch(self, indices: Any) -> dict[str, Any]:
-        """As every data set does."""
+        """Fetches images as every data set does."""
         return {'image': self.images[indices], 'label': self.labels[indices]}
 
 
 def turns(steps: dict[str, Callable[[], Any]], *, rounds: int, units: int) -> dict[str, list[float]]:
-    """Seconds a step of each, for each round in which all take turns; the order changes from round to round."""
+    """Returns the seconds a step of each, for each round in which all take turns; the order changes each round."""
     import jax
 
     seconds: dict[str, list[float]] = {name: [] for name in steps}
@@ -65,7 +65,7 @@ def turns(steps: dict[str, Callable[[], Any]], *, rounds: int, units: int) -> di
 
 
 def describe(config: ConfigDict, *, rounds: int, units: int) -> str:
-    """The shares, a line a part."""
+    """Returns the shares, a line a part."""
     import jax
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""The child that runs guided-diffusion's network in PyTorch; started by --peer (benchmarks/side_by_side.py).
+"""Runs guided-diffusion's network in PyTorch, in a child that --peer starts (benchmarks/side_by_side.py).
 
     python benchmarks/peer.py PATH_TO_GUIDED_DIFFUSION REQUEST
 
@@ -30,7 +30,7 @@ LAYOUTS = {'contiguous': torch.contiguous_format, 'channels-last': torch.channel
 
 
 def variants_of(what: str, on_cpu: bool) -> list[str]:
-    """The ways to run the network that are worth trying, as LAYOUT[,ATTENTION[,compiled]]."""
+    """Returns the ways to run the network that are worth trying, as LAYOUT[,ATTENTION[,compiled]]."""
     if what != 'training':  # nothing is checkpointed where nothing is kept
         plain = list(LAYOUTS)
     else:
@@ -41,7 +41,7 @@ def variants_of(what: str, on_cpu: bool) -> list[str]:
 
 
 class Peer:
-    """guided-diffusion's network and what is done with it.
+    """A peer is guided-diffusion's network and what is done with it.
 
     Args:
       unet_module: its guided_diffusion.unet.
@@ -93,7 +93,7 @@ class Peer:
         return time.perf_counter() - start
 
     def try_out(self, variant: str) -> float:
-        """Builds a variant; seconds of a unit, the best of a few."""
+        """Builds a variant; returns the seconds of a unit, the best of a few."""
         self.use(variant)
         seconds = self.seconds(1)
         if seconds > 1.0:

@@ -1,4 +1,4 @@
-"""pytorch-fid's Inception on random images, for evaluation.py: answers commands on stdin (side_by_side.py)."""
+"""Runs pytorch-fid's Inception on random images, for evaluation.py; answers commands on stdin (side_by_side.py)."""
 
 import sys
 import time
@@ -16,7 +16,7 @@ VARIANTS = {'contiguous': torch.contiguous_format, 'channels-last': torch.channe
 
 
 class Peer:
-    """The network as pytorch-fid runs it: images of any size, resized to 299, to pool features on the host.
+    """A peer is the network as pytorch-fid runs it: images are resized to 299, and pool features go to the host.
 
     Args:
       batch_size: images at a time.
@@ -40,7 +40,7 @@ class Peer:
         self._network.to(memory_format=self._layout)
 
     def seconds(self, units: int) -> float:
-        """Seconds of some batches together."""
+        """Returns the seconds of some batches together."""
         start = time.perf_counter()
         for _ in range(units):
             with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What guidance rules cost: the time of a batch of samples beside the network evaluations that are counted for it.
+"""Measures what guidance rules cost: the time of a batch of samples beside the counted network evaluations.
 
 Rules take turns, round by round; the order changes from round to round. The first line is the unguided model.
 
@@ -23,7 +23,7 @@ FLAGS = flags.FLAGS
 
 
 def describe(config: ConfigDict, *, rules: Sequence[str], w: float, num_steps: int, rounds: int) -> str:
-    """A line a rule: milliseconds a batch, and the ratios of time and of evaluations to the unguided model.
+    """Returns a line a rule: milliseconds a batch, and the ratios of time and of evaluations to the unguided model.
 
     Raises:
       UserError: for a rule that needs another network than the model.

@@ -22,12 +22,12 @@ FLAGS = flags.FLAGS
 
 
 def is_guided(w: float) -> bool:
-    """Whether a step needs both predictions (cfg/diffusion/guidance.py)."""
+    """Tells whether a step needs both predictions (cfg/diffusion/rules.py)."""
     return w not in (0.0, -1.0)
 
 
 def prepare_forward(config: ConfigDict) -> common.Work:
-    """One evaluation of the network on a batch of noise."""
+    """Prepares one evaluation of the network on a batch of noise."""
     import jax
     import numpy as np
 
@@ -62,14 +62,14 @@ def prepare_forward(config: ConfigDict) -> common.Work:
 
 
 def passes(config: ConfigDict, *, w: float, num_steps: int):
-    """Evaluations of the network for one sample in `num_steps` steps: `cfg.diffusion.recipes.Passes`."""
+    """Counts the evaluations of the network for one sample in `num_steps` steps."""
     from cfg.runs import build as rbuild
 
     return dataclasses.replace(rbuild.sampler_settings(config), num_steps=num_steps).count_passes(w)
 
 
 def prepare(config: ConfigDict, *, w: float, num_steps: int) -> common.Work:
-    """A whole batch of samples in `num_steps` steps."""
+    """Prepares a whole batch of samples in `num_steps` steps."""
     import numpy as np
 
     from cfg.diffusion import recipes
@@ -106,7 +106,7 @@ def prepare(config: ConfigDict, *, w: float, num_steps: int) -> common.Work:
 
 
 def describe_forward(config: ConfigDict, *, repeats: int, warmup: int, peak_tflops: float | None = None) -> str:
-    """Times some evaluations of the network; what came out, a line a number."""
+    """Times some evaluations of the network; returns what came out, a line a number."""
     work = prepare_forward(config)
     times = common.measure(work, units=repeats, warmup=warmup)
     rows = [
@@ -120,7 +120,7 @@ def describe_forward(config: ConfigDict, *, repeats: int, warmup: int, peak_tflo
 def describe(
     config: ConfigDict, *, w: float, num_steps: int, repeats: int, warmup: int, peak_tflops: float | None = None
 ) -> str:
-    """Times some batches of samples; what came out, a line a number.
+    """Times some batches of samples; returns what came out, a line a number.
 
     Args:
       num_steps: of the timed batches; images/s is scaled to `config.sampling.num_steps`.

@@ -1,4 +1,4 @@
-"""Scaling of training on paper: arithmetic, gradients on the wire, memory, length of a run. Nothing is measured.
+"""Computes how training scales: arithmetic, gradients on the wire, memory, length of a run. Nothing is measured.
 
 python benchmarks/scaling_on_paper.py --config=configs/imagenet64.py [--devices=8,32,256] [--utilisation=0.4]
 """
@@ -23,7 +23,7 @@ GIB = 2.0**30
 
 
 class Chip(NamedTuple):
-    """One device of JAX, and how it reaches the others.
+    """A chip is one device of JAX, with how it reaches the others.
 
     Attributes:
       peak: dense bfloat16 FLOP/s.
@@ -59,7 +59,7 @@ CHIPS = {
 
 
 class Model(NamedTuple):
-    """What a config asks of any machine.
+    """A model is what a config asks of any machine.
 
     Attributes:
       parameters: of the network.
@@ -75,7 +75,7 @@ class Model(NamedTuple):
 
 
 class Step(NamedTuple):
-    """Seconds of one training step's parts on one machine, all devices alike.
+    """A step is the seconds of one training step's parts on one machine, all devices alike.
 
     Attributes:
       compute: forward and backward pass.
@@ -87,17 +87,17 @@ class Step(NamedTuple):
 
     @property
     def separate(self) -> float:
-        """One after the other."""
+        """Returns the seconds of one after the other."""
         return self.compute + self.all_reduce
 
     @property
     def overlapped(self) -> float:
-        """At best: behind the backward pass, which is two thirds of the arithmetic."""
+        """Returns the seconds at best: behind the backward pass, which is two thirds of the arithmetic."""
         return self.compute / 3 + max(self.compute * 2 / 3, self.all_reduce)
 
 
 class Plan(NamedTuple):
-    """How a batch fits into a device.
+    """A plan says how a batch fits into a device.
 
     Attributes:
       grad_accum: train.grad_accum.
@@ -111,12 +111,14 @@ class Plan(NamedTuple):
 
 
 def ring_seconds(size: float, devices: int, bandwidth: float) -> float:
-    """Of an all-reduce of `size` bytes over a ring: each device sends 2 (n - 1) / n of them."""
+    """Returns the seconds of an all-reduce of `size` bytes over a ring: each device sends 2 (n - 1) / n of them."""
     return 2 * (devices - 1) / devices * size / bandwidth
 
 
 def all_reduce_seconds(size: float, devices: int, chip: Chip) -> float:
-    """Of an all-reduce of `size` bytes: within islands, and between them each device its part of the island's sum.
+    """Returns the seconds of an all-reduce of `size` bytes, within islands and then between them.
+
+    Between islands each device sends its part of the island's sum.
 
     Raises:
       UserError: when the devices do not fill their islands.
@@ -130,7 +132,7 @@ def all_reduce_seconds(size: float, devices: int, chip: Chip) -> float:
 
 
 def step_of(model: Model, chip: Chip, *, devices: int, batch_size: int, utilisation: float) -> Step:
-    """One step of a batch that is divided over the devices, gradients float32.
+    """Computes one step of a batch that is divided over the devices, with float32 gradients.
 
     Args:
       utilisation: the part of the peak that forward and backward pass reach, taken as the same for every share.
@@ -140,14 +142,14 @@ def step_of(model: Model, chip: Chip, *, devices: int, batch_size: int, utilisat
 
 
 def training_memory(model: Model, *, share: int, grad_accum: int, remat: bool) -> float:
-    """Bytes of a device, as --mode=describe adds them up."""
+    """Returns the bytes of a device, as --mode=describe adds them up."""
     parameters = 4 * model.parameters
     gradient = parameters * (2 if grad_accum > 1 else 1)
     return 4 * parameters + gradient + share // grad_accum * model.activations[remat]
 
 
 def plan_of(model: Model, chip: Chip, *, share: int, headroom: float = 0.8) -> Plan | None:
-    """The fewest pieces that fit into `headroom` of the memory, without remat if possible; None if none fit."""
+    """Returns the fewest pieces that fit into `headroom` of the memory, without remat if possible, or None."""
     for remat in (False, True):
         for grad_accum in (n for n in range(1, share + 1) if share % n == 0):
             memory = training_memory(model, share=share, grad_accum=grad_accum, remat=remat)
@@ -157,18 +159,18 @@ def plan_of(model: Model, chip: Chip, *, share: int, headroom: float = 0.8) -> P
 
 
 def checkpoint_bytes(model: Model) -> float:
-    """Parameters, their average, two moments, float32."""
+    """Returns the bytes of parameters, their average and two moments in float32."""
     return 16.0 * model.parameters
 
 
 def sweep_flops(model: Model, config: ConfigDict) -> float:
-    """Of the samples of all of eval.w, at one checkpoint, T and seed; the feature network is not counted."""
+    """Returns the FLOP of the samples of all of eval.w at one checkpoint, T and seed, without the feature network."""
     of_steps = sum(model.guided_flops if is_guided(w) else model.forward_flops for w in config.eval.w)
     return of_steps * config.eval.num_samples * config.sampling.num_steps
 
 
 def model_of(config: ConfigDict) -> Model:
-    """From the network of a config; nothing is computed."""
+    """Counts a model from the network of a config; nothing is computed."""
     import jax
 
     from cfg.models.flops import forward_flops, guided_flops
@@ -191,7 +193,7 @@ def model_of(config: ConfigDict) -> Model:
 
 
 def speed_table(model: Model, *, batch_size: int, counts: list[int], utilisation: float) -> list[str]:
-    """Step times and images/s, a row for each chip and number of devices, in Markdown."""
+    """Returns step times and images/s, a row for each chip and number of devices, in Markdown."""
     lines = [
         '| chip | devices | images a device | compute, ms | all-reduce, ms | images/s, separate | efficiency '
         '| images/s, overlapped | efficiency |',
@@ -214,7 +216,7 @@ def speed_table(model: Model, *, batch_size: int, counts: list[int], utilisation
 
 
 def run_table(model: Model, config: ConfigDict, *, counts: list[int], utilisation: float) -> list[str]:
-    """How each machine trains the whole run: what fits, how long, how many chip-hours, in Markdown."""
+    """Returns how each machine trains the whole run: what fits, how long, how many chip-hours, in Markdown."""
     train = config.train
     lines = [
         '| chip | devices | train.grad_accum | train.remat | memory, GiB | s/step | days | chip-hours '
@@ -242,7 +244,7 @@ def run_table(model: Model, config: ConfigDict, *, counts: list[int], utilisatio
 
 
 def describe(config: ConfigDict, *, counts: list[int], utilisation: float, write_rate: float) -> str:
-    """Both tables, and what they assume.
+    """Returns both tables, and what they assume.
 
     Args:
       counts: numbers of devices.
@@ -272,7 +274,7 @@ def describe(config: ConfigDict, *, counts: list[int], utilisation: float, write
 
 
 def counts_of(text: str) -> list[int]:
-    """Of --devices.
+    """Reads the numbers of --devices.
 
     Raises:
       UserError: when it is not a list of positive numbers.

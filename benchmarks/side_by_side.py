@@ -28,7 +28,7 @@ Handler = Callable[[list[str]], dict[str, Any]]
 
 
 def take_stdout():
-    """The pipe to the parent; whatever else is printed goes to stderr from here on."""
+    """Returns the pipe to the parent; whatever else is printed goes to stderr from here on."""
     pipe = os.fdopen(os.dup(1), 'w', buffering=1)
     os.dup2(2, 1)
     return pipe
@@ -42,7 +42,7 @@ def serve(handle: Handler, hello: dict[str, Any], pipe: Any, commands: Iterable[
 
 
 def serve_work(prepare: Callable[[], common.Work], *, warmup: int) -> None:
-    """Our child: prepares, compiles, and answers `go N` with the seconds of N units."""
+    """Serves as our child: prepares, compiles, and answers `go N` with the seconds of N units."""
     import jax
 
     pipe = take_stdout()
@@ -61,7 +61,7 @@ def serve_work(prepare: Callable[[], common.Work], *, warmup: int) -> None:
 
 
 class Child:
-    """A process that answers commands.
+    """A child is a process that answers commands.
 
     Args:
       name: for messages.
@@ -84,7 +84,7 @@ class Child:
         self._process.communicate()
 
     def answer(self) -> dict[str, Any]:
-        """The next answer.
+        """Returns the next answer.
 
         Raises:
           UserError: when there is none, or it is an error.
@@ -107,33 +107,33 @@ class Child:
 
 
 class Run(NamedTuple):
-    """One side of a round: its own seconds, and how many cores everything else used meanwhile (None: not known)."""
+    """A run is one side of a round: its seconds, and how many cores all else used meanwhile (None: not known)."""
 
     seconds: float
     others: float | None
 
 
 class Round(NamedTuple):
-    """Both sides, a number of units each."""
+    """A round has both sides, a number of units each."""
 
     ours: Run
     theirs: Run
 
     @property
     def others(self) -> float | None:
-        """The worse of both."""
+        """Returns the worse of both."""
         known = [run.others for run in self if run.others is not None]
         return max(known, default=None)
 
 
 def busy_ticks(stat: str) -> int:
-    """Ticks that all cores were in use, from /proc/stat; time that the host took away counts too."""
+    """Returns the ticks that all cores were in use, from /proc/stat; time that the host took away counts too."""
     user, nice, system, _, _, irq, softirq, steal = map(int, stat.split('\n', 1)[0].split()[1:9])
     return user + nice + system + irq + softirq + steal
 
 
 def process_ticks(stat: str) -> int:
-    """Ticks of a process with all its threads, from /proc/PID/stat."""
+    """Returns the ticks of a process with all its threads, from /proc/PID/stat."""
     # The name may hold spaces and parentheses; user and system time are the 14th and 15th field.
     fields = stat.rpartition(')')[2].split()
     return int(fields[11]) + int(fields[12])
@@ -159,7 +159,7 @@ def run_measured(child: Child, units: int) -> Run:
 def alternate(
     ours: Child, theirs: Child, units: tuple[int, int], *, rounds: int, limit: float
 ) -> tuple[list[Round], list[Round]]:
-    """Rounds of both, the order changing each time, until enough were undisturbed or three times as many were run.
+    """Runs rounds of both, the order changing, until enough were undisturbed or three times as many were run.
 
     Returns:
       (rounds that count, discarded rounds).
@@ -178,12 +178,12 @@ def alternate(
 
 
 def ratios(rounds: list[Round], units: tuple[int, int]) -> list[float]:
-    """Throughput of ours in that of theirs, of each round."""
+    """Returns the throughput of ours in that of theirs, of each round."""
     return [(r.theirs.seconds / units[1]) / (r.ours.seconds / units[0]) for r in rounds]
 
 
 def table(kept: list[Round], discarded: list[Round], units: tuple[int, int], variant: str, limit: float) -> str:
-    """What came out, as a table with a line on the rounds below.
+    """Returns what came out, as a table with a line on the rounds below.
 
     Raises:
       UserError: when no round counts.
@@ -266,7 +266,7 @@ def compare_with(peer_script: list[str], unit: str) -> str:
 
 
 def _choose(theirs: Child, variants: list[str], wanted: str) -> tuple[str, float]:
-    """The fastest variant, or the wanted one, ready to run, and its seconds of a unit."""
+    """Returns the fastest variant, or the wanted one, ready to run, and its seconds of a unit."""
     if wanted and wanted not in variants:
         raise UserError(f'--variant={wanted} is not one of {" ".join(variants)}.')
     best, seconds = '', math.inf

@@ -20,7 +20,7 @@ FLAGS = flags.FLAGS
 
 
 def prepare(config: ConfigDict) -> common.Work:
-    """The training step over all local devices, on one batch of random images."""
+    """Prepares the training step over all local devices, on one batch of random images."""
     import jax
     import numpy as np
 
@@ -65,7 +65,7 @@ def prepare(config: ConfigDict) -> common.Work:
 
 
 def describe(config: ConfigDict, *, steps: int, warmup: int, peak_tflops: float | None = None) -> str:
-    """Times some steps; what came out, a line a number."""
+    """Times some steps; returns what came out, a line a number."""
     work = prepare(config)
     times = common.measure(work, units=steps, warmup=warmup)
     rows = [

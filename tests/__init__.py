@@ -1,1 +1,1 @@
-"""A package, as torch-fidelity installs one of the same name, which would come first otherwise."""
+"""Makes a package of the tests; torch-fidelity installs one of the same name, which would come first otherwise."""

@@ -1,4 +1,4 @@
-"""Running main.py as a user does."""
+"""Runs main.py as a user does."""
 
 import subprocess
 import sys
@@ -43,12 +43,12 @@ def command(*arguments, config='configs/digits.py', small=True):
 
 
 def main(*arguments, **kwargs):
-    """Runs main.py to its end; stdout, stderr and status."""
+    """Runs main.py to its end; returns stdout, stderr and status."""
     return subprocess.run(command(*arguments, **kwargs), cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
 def sentence(done):
-    """The one sentence that a refused run of main.py ends with."""
+    """Returns the one sentence that a refused run of main.py ends with."""
     assert done.returncode == 2, done.stderr
     assert 'Traceback' not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
@@ -57,5 +57,5 @@ def sentence(done):
 
 
 def refused(*arguments, **kwargs):
-    """Runs main.py, which must refuse to; why."""
+    """Runs main.py, which must refuse to; returns why."""
     return sentence(main(*arguments, **kwargs))

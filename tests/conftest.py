@@ -1,4 +1,4 @@
-"""Four CPU devices for the whole suite, and the small run that many tests share."""
+"""Gives the whole suite four CPU devices, and the small run that many tests share."""
 
 import atexit
 import gc
@@ -41,14 +41,14 @@ def programs_of_one_file():
 
 
 def pytest_collection_modifyitems(items):
-    """The longest files first, so that two workers end at about the same time."""
+    """Puts the longest files first, so that two workers end at about the same time."""
     longest = ('test_main.py', 'test_imagenet.py', 'test_killed_sweep.py', 'test_chaos.py', 'test_pod.py')
     items.sort(key=lambda item: not any(name in item.nodeid for name in longest))
 
 
 @pytest.fixture(scope='session', name='digits_classifier')
 def digits_classifier_fixture():
-    """The feature network of the digits, in the cache of the session; a function that puts it into another cache."""
+    """Returns a function that puts the digits' feature network, from the session's cache, into another cache."""
     cache = default_cache('')
     small_classifier(cache, source.digits('train'), batch_size=100)  # the first worker trains it
     (file,) = cache.glob('digits_classifier_*.npz')
@@ -61,7 +61,7 @@ def digits_classifier_fixture():
 
 
 def small_config():
-    """The digits config with a network that compiles in seconds and a run of a few steps."""
+    """Returns the digits config with a network that compiles in seconds and a run of a few steps."""
     config = digits.get_config()
     config.model.channels = 8
     config.model.channel_mult = (1,)

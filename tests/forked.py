@@ -1,4 +1,4 @@
-"""main.py in real processes that start in a moment: forked from one that has imported everything and run nothing."""
+"""Runs main.py in processes that start in a moment: forks of one that has imported everything and run nothing."""
 
 import multiprocessing
 import os
@@ -30,7 +30,7 @@ def _child(arguments, environ, outputs):
 
 
 class Run:
-    """One process of main.py.
+    """A run is one process of main.py.
 
     Attributes:
       process: a `multiprocessing.Process`; exitcode is negative for a signal.
@@ -48,7 +48,7 @@ class Run:
         self.process.start()
 
     def wait(self, timeout=600):
-        """The exit status; negative for a signal."""
+        """Returns the exit status; negative for a signal."""
         self.process.join(timeout)
         assert self.process.exitcode is not None, f'still running:\n{self.text}'
         return self.process.exitcode
@@ -60,12 +60,12 @@ class Run:
 
     @property
     def text(self):
-        """What it printed so far."""
+        """Returns what it printed so far."""
         return self.output.read_text(errors='replace') if self.output.exists() else ''
 
 
 def main(*arguments, **kwargs):
-    """Runs main.py on four devices to its end; stdout, stderr and status, as `tests.command_line.main`."""
+    """Runs main.py on four devices to its end; returns stdout, stderr and status, as `tests.command_line.main`."""
     with tempfile.TemporaryDirectory() as folder:
         errors = Path(folder) / 'err'
         run = Run(*arguments, output=Path(folder) / 'out', errors=errors, **kwargs)
@@ -74,19 +74,19 @@ def main(*arguments, **kwargs):
 
 
 def refused(*arguments, **kwargs):
-    """Runs main.py, which must refuse to; why."""
+    """Runs main.py, which must refuse to; returns why."""
     return sentence(main(*arguments, **kwargs))
 
 
 def free_port():
-    """A port that nothing listens on."""
+    """Returns a port that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         return probe.getsockname()[1]
 
 
 def group(*arguments, folder, count=2, devices=2, **kwargs):
-    """Several processes of one run, on 127.0.0.1."""
+    """Starts several processes of one run, on 127.0.0.1."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     coordinator = f'127.0.0.1:{free_port()}'
@@ -105,7 +105,7 @@ def group(*arguments, folder, count=2, devices=2, **kwargs):
 
 
 def finish(runs):
-    """Waits for all; their exit statuses."""
+    """Waits for all; returns their exit statuses."""
     return [run.wait() for run in runs]
 
 

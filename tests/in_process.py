@@ -1,4 +1,4 @@
-"""main.py in this process: what it refuses costs a hundredth of a process of its own, and its programs are compiled."""
+"""Runs main.py in this process, which costs a hundredth of one of its own and keeps its compiled programs."""
 
 import contextlib
 import functools
@@ -65,7 +65,7 @@ def _own_logging(stream):
 
 
 def main(*arguments, **kwargs):
-    """Runs main.py on the devices of this process to its end; stdout, stderr and status, as `tests.command_line.main`.
+    """Runs main.py on this process's devices; returns stdout, stderr and status, as `tests.command_line.main`.
 
     An error of the program itself is raised.
     """
@@ -95,5 +95,5 @@ def main(*arguments, **kwargs):
 
 
 def refused(*arguments, **kwargs):
-    """Runs main.py, which must refuse to; why."""
+    """Runs main.py, which must refuse to; returns why."""
     return sentence(main(*arguments, **kwargs))

@@ -1,4 +1,4 @@
-"""Random weights of the FID Inception in the formats of its public files."""
+"""Writes random weights of the FID Inception in the formats of its public files."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tests.peers import torch_fidelity_inception
 
 
 def random_state(seed=0):
-    """A state dict under which activations neither die nor explode."""
+    """Returns a state dict under which activations neither die nor explode."""
     torch.manual_seed(seed)
 
     class Shapes(torch_fidelity_inception.FeatureExtractorInceptionV3):
@@ -50,13 +50,13 @@ def random_state(seed=0):
 
 
 def write_torch(path: Path, seed=0, state=None) -> Path:
-    """As torch-fidelity's and pytorch-fid's files."""
+    """Writes weights as torch-fidelity's and pytorch-fid's files have them."""
     torch.save(state or random_state(seed), path)
     return path
 
 
 def write_graph(path: Path, seed=0, state=None) -> Path:
-    """As TensorFlow's file: constants of a GraphDef, and a node that is none."""
+    """Writes weights as TensorFlow's file has them: constants of a GraphDef, and a node that is none."""
     import tensorflow as tf
 
     state = {name: value.numpy() for name, value in (state or random_state(seed)).items()}

@@ -1,4 +1,4 @@
-"""A miniature ILSVRC2012 in the layout of the real one: a tar of a tar a class, a tar of validation images."""
+"""Makes a miniature ILSVRC2012 in the layout of the real one: a tar of a tar a class, a tar of validation images."""
 
 import io
 import tarfile
@@ -15,20 +15,20 @@ TRUNCATED = 'n01443537_3.JPEG'
 
 
 def picture(seed, size=(90, 70)):
-    """A smooth RGB picture, different for each seed."""
+    """Makes a smooth RGB picture, different for each seed."""
     rng = np.random.default_rng(seed)
     return Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
 
 
 def encoded(image, kind='JPEG'):
-    """The content of a file."""
+    """Returns the content of a file."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **({'quality': 95} if kind == 'JPEG' else {}))
     return buffer.getvalue()
 
 
 def training_files(truncated=True, per_class=6):
-    """{class: {file name: content}}; one file is cut off if `truncated`."""
+    """Returns {class: {file name: content}}; one file is cut off if `truncated`."""
     files = {}
     for number, name in enumerate(CLASSES):
         files[name] = {

@@ -1,4 +1,4 @@
-"""pytorch-fid and torch-fidelity, whatever build of torchvision is installed, which both import.
+"""Opens pytorch-fid and torch-fidelity, whatever build of torchvision is installed, which both import.
 
 Beside a CPU build of torch a CUDA build of torchvision cannot load its compiled operators, and then fails to describe
 two of them. None of them is used here.

@@ -1,4 +1,4 @@
-"""What every run of main.py imports, once; no JAX backend is started here."""
+"""Imports once what every run of main.py imports; no JAX backend is started here."""
 
 from importlib import import_module
 

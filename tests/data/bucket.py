@@ -1,4 +1,4 @@
-"""Data in a bucket, run by test_bucket.py in a process of its own: fsspec's memory stands in for Google's storage."""
+"""Tests data in a bucket; test_bucket.py runs it in a process of its own. fsspec's memory stands in for Google's."""
 
 import json
 
@@ -16,7 +16,7 @@ BUCKET = epath.Path('gs://bucket')
 
 
 def refusal(fn, *args, **kwargs):
-    """The message of a UserError."""
+    """Returns the message of a UserError."""
     try:
         fn(*args, **kwargs)
     except UserError as error:
@@ -25,7 +25,7 @@ def refusal(fn, *args, **kwargs):
 
 
 def a_folder_of_images():
-    """Scanned, prepared in parts that are in the bucket too, and not prepared again."""
+    """A folder is scanned, prepared in parts that are in the bucket too, and not prepared again."""
     for name in ('dog/1.jpg', 'cat/2.jpg'):
         write_whole(BUCKET / 'pets' / name, encoded(picture(0)))
     source = scan_folder(BUCKET / 'pets')
@@ -40,7 +40,7 @@ def a_folder_of_images():
 
 
 def a_manifest():
-    """Found, and files that broke off or changed are named."""
+    """A manifest is found, and files that broke off or changed are named."""
     folder = prepared.folder_of(prepared.default_dir('gs://bucket/data'), 'imagenet', 64, 'area')
     assert str(folder) == 'gs://bucket/data/prepared_images/imagenet2012_64_area/1.0.0'
     assert is_remote(folder)

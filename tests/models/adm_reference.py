@@ -1,4 +1,4 @@
-"""ADM's UNet and classifier in PyTorch, as functions of a state dict with guided-diffusion's names.
+"""Holds ADM's UNet and classifier in PyTorch, as functions of a state dict with guided-diffusion's names.
 
 Written from the architecture (Dhariwal & Nichol 2021, arXiv 2105.05233) to compare ours with; NCHW. A state dict does
 not tell which residual blocks resample nor how heads are cut, hence the fields of `Adm`.
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 @dataclasses.dataclass(frozen=True)
 class Adm:
-    """What a network is made of; `heads` counts them unless `head_channels` is positive. No classes: 0 rows."""
+    """An `Adm` says what a network is made of; `heads` counts unless `head_channels` > 0; no classes are 0 `rows`."""
 
     size: int
     channels: int
@@ -30,7 +30,7 @@ class Adm:
 
 
 def random_state(adm: Adm, *, encoder: bool = False, seed: int = 0) -> dict[str, torch.Tensor]:
-    """A state dict with nothing at zero; the classifier's where `encoder`, with `out_channels` classes."""
+    """Returns a state dict with nothing at zero; the classifier's where `encoder`, with `out_channels` classes."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
     emb = 4 * adm.channels
@@ -108,7 +108,7 @@ def random_state(adm: Adm, *, encoder: bool = False, seed: int = 0) -> dict[str,
 
 
 def unet_forward(state, adm: Adm, x, timesteps, labels=None, *, label_in='everywhere'):
-    """x [N, 3, H, W], timesteps [N], labels [N] or None -> [N, out_channels, H, W].
+    """Maps x [N, 3, H, W], timesteps [N], labels [N] or None to [N, out_channels, H, W].
 
     With label_in='decoder', which ADM does not have, the label is added for output_blocks alone.
     """
@@ -127,7 +127,7 @@ def unet_forward(state, adm: Adm, x, timesteps, labels=None, *, label_in='everyw
 
 
 def classifier_forward(state, adm: Adm, x, timesteps):
-    """x [N, 3, H, W], timesteps [N] -> logits [N, out_channels]."""
+    """Maps x [N, 3, H, W], timesteps [N] to logits [N, out_channels]."""
     emb = _embedding(state, adm, timesteps)
     x = _middle(state, adm, _encode(state, adm, x, emb)[-1], emb)
     x = F.silu(_norm(state, adm, 'out.0', x)).flatten(2)
@@ -162,7 +162,7 @@ def _middle(state, adm, x, emb):
 
 
 def _module(state, adm, name, x, emb, resample=''):
-    """The residual or attention block of that name, or x where there is none."""
+    """Applies the residual or attention block of that name; returns x where there is none."""
     if f'{name}.qkv.weight' in state:
         qkv = _linear(state, f'{name}.qkv', _norm(state, adm, f'{name}.norm', x).flatten(2).mT)
         heads = x.shape[1] // adm.head_channels if adm.head_channels else adm.heads
@@ -185,7 +185,7 @@ def _module(state, adm, name, x, emb, resample=''):
 
 
 def _attend(qkv, heads, new_order):
-    """[N, T, 3 C] -> [N, T, C]; the last axis is (part, head, channel) in the new order, else (head, part, channel)."""
+    """Maps [N, T, 3 C] to [N, T, C]; the last axis is (part, head, channel) if new, else (head, part, channel)."""
     axes = (3, heads) if new_order else (heads, 3)
     n, length, width = qkv.shape
     parts = qkv.reshape(n, length, *axes, width // (3 * heads))
