@@ -134,6 +134,8 @@ class Rule(options.Described):
 
     renoises: ClassVar[bool] = False
     companion: ClassVar[str | None] = None
+    # Options that a subclass may declare; one without them acts as these say.
+    against, interval, schedule, threshold = None, None, 'constant', None
     w: tuple[float, ...] | None = own_w()
 
     def init(self, keys: Array, z: Array) -> Any:
@@ -168,12 +170,12 @@ class Rule(options.Described):
     @property
     def compares_with_null(self) -> bool:
         """Whether it compares with an unconditional prediction, which a second model may give."""
-        return getattr(self, 'against', None) == 'null'
+        return self.against == 'null'
 
     @property
     def is_constant(self) -> bool:
         """Whether w is the same at all levels."""
-        return getattr(self, 'interval', None) is None and getattr(self, 'schedule', 'constant') == 'constant'
+        return self.interval is None and self.schedule == 'constant'
 
     def strength_at(self, w: Array, logsnr: Array, *, logsnr_min: float, logsnr_max: float) -> Array:
         """Returns the strength at a level, by the options `schedule` and `interval` of rules that have them.
@@ -184,11 +186,10 @@ class Rule(options.Described):
           logsnr_min, logsnr_max: of the model, the ends of the schedules.
         """
         w = jnp.asarray(w, jnp.float32)
-        named = getattr(self, 'schedule', 'constant')
-        if named != 'constant':
-            scheduled = {'linear': strength.linear, 'cosine': strength.cosine}[named]
+        if self.schedule != 'constant':
+            scheduled = {'linear': strength.linear, 'cosine': strength.cosine}[self.schedule]
             w = scheduled(w, logsnr, logsnr_min=logsnr_min, logsnr_max=logsnr_max)
-        if getattr(self, 'interval', None) is not None:
+        if self.interval is not None:
             low, high = self.interval
             w = strength.interval(w, logsnr, logsnr_lo=_end(low, -1), logsnr_hi=_end(high, 1))
         return w

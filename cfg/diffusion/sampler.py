@@ -67,7 +67,7 @@ class Sampler:
         """Returns what the solver steps with: the rule's predictions, thresholded and clipped as the options say."""
         rule = self.rule
         changes = []
-        if getattr(rule, 'threshold', None) is not None:
+        if rule.threshold is not None:
             changes.append(functools.partial(corrections.dynamic_threshold, quantile=rule.threshold))
         if self.clip_x:
             changes.append(lambda x: jnp.clip(x, -1.0, 1.0))
