@@ -37,6 +37,31 @@ def _batch(count=64, shape=(2, 2, 3)):
     return x, random.integers(0, NULL, count).astype(np.int32), jax.random.split(jax.random.key(0), count)
 
 
+@pytest.mark.parametrize('p_uncond', [0.1, 0.2, 0.5])
+def test_labels_are_dropped_at_the_given_rate(p_uncond):
+    count = 50000
+    u = jax.random.uniform(jax.random.key(0), (count,))
+    labels = np.arange(count, dtype=np.int32) % 10
+    dropped = np.asarray(loss.drop_labels(u, labels, p_uncond=p_uncond, null_label=10))
+    gone = dropped == 10
+    assert scipy.stats.binomtest(int(gone.sum()), count, p_uncond).pvalue > 1e-3
+    np.testing.assert_array_equal(dropped[~gone], labels[~gone])
+    # Whether a label goes says nothing about which label it was.
+    table = np.stack([np.bincount(labels[gone], minlength=10), np.bincount(labels[~gone], minlength=10)])
+    assert scipy.stats.chi2_contingency(table).pvalue > 1e-3
+
+
+def test_never_and_always_dropped():
+    # The smallest and the largest draw of [0, 1).
+    u = np.float32([0, 0.5, np.nextafter(np.float32(1), np.float32(0))])
+    labels = np.array([3, 0, 9], np.int32)
+    never = loss.drop_labels(u, labels, p_uncond=0.0, null_label=10)
+    always = loss.drop_labels(u, labels, p_uncond=1.0, null_label=10)
+    np.testing.assert_array_equal(never, labels)
+    np.testing.assert_array_equal(always, [10] * 3)
+    assert never.dtype == always.dtype == jnp.int32
+
+
 @pytest.mark.parametrize('prediction', process.PREDICTIONS)
 @pytest.mark.parametrize(('logsnr_min', 'logsnr_max'), [(-20.0, 20.0), (-6.0, 9.0)])
 def test_loss_matches_float64(prediction, logsnr_min, logsnr_max):

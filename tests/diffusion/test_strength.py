@@ -1,68 +1,82 @@
+"""The strength as a function of the level, alone and as the options of a rule."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.integrate
 
-from cfg.diffusion import guidance, pairs, rules, sampling, schedule, strength
+from cfg.diffusion import schedule, strength
+from cfg.diffusion.denoiser import Denoiser, Models
+from cfg.diffusion.grids import Uniform
+from cfg.diffusion.rules import Cfg, Temperature
+from cfg.diffusion.sampler import Sampler
 
 LIMITS = {'logsnr_min': -20.0, 'logsnr_max': 20.0}
 NULL = 5
 
 
-def test_a_number_is_a_strength_at_every_level():
+def test_a_rule_without_options_has_its_strength_at_every_level():
     for w in (1.5, np.float32([0, 1, 2])):
-        np.testing.assert_array_equal(strength.strength_at(w, jnp.float32(3)), np.float32(w))
-        assert strength.strength_at(w, jnp.float32(3)).dtype == jnp.float32
+        found = Cfg().strength_at(w, jnp.float32(3), **LIMITS)
+        np.testing.assert_array_equal(found, np.float32(w))
+        assert found.dtype == jnp.float32
 
 
 def test_an_interval_is_closed_at_the_noise_and_open_at_the_data():
-    limited = strength.interval(2.0, logsnr_lo=-1.0, logsnr_hi=3.0)
     levels = np.float32([-20, -1.001, -1, 0, 2.999, 3, 20])
-    np.testing.assert_array_equal(limited(levels), [0, 0, 2, 2, 2, 0, 0])
+    expected = [0, 0, 2, 2, 2, 0, 0]
+    np.testing.assert_array_equal(strength.interval(2.0, levels, logsnr_lo=-1.0, logsnr_hi=3.0), expected)
+    np.testing.assert_array_equal(Cfg(interval=(-1, 3)).strength_at(2.0, levels, **LIMITS), expected)
 
 
 def test_an_interval_of_edm_is_the_same_set_of_levels():
     # (sigma_lo, sigma_hi] of the paper, at the very ends and between.
     sigma_lo, sigma_hi = np.float32(0.28), np.float32(2.9)
-    limited = strength.interval(
-        1.0, logsnr_lo=schedule.logsnr_from_sigma(sigma_hi), logsnr_hi=schedule.logsnr_from_sigma(sigma_lo)
-    )
+    low, high = schedule.logsnr_from_sigma(sigma_hi), schedule.logsnr_from_sigma(sigma_lo)
     sigma = np.float32([0.01, 0.27, 0.28, 0.29, 1, 2.9, 2.91, 80])
-    np.testing.assert_array_equal(limited(schedule.logsnr_from_sigma(sigma)), (sigma > sigma_lo) & (sigma <= sigma_hi))
+    limited = strength.interval(1.0, schedule.logsnr_from_sigma(sigma), logsnr_lo=low, logsnr_hi=high)
+    np.testing.assert_array_equal(limited, (sigma > sigma_lo) & (sigma <= sigma_hi))
 
 
 def test_an_infinite_interval_changes_nothing():
     w = np.float32([0, -1, 3])
-    limited = strength.interval(w, logsnr_lo=-np.inf, logsnr_hi=np.inf)
-    for level in (-20, 0, 20):
-        np.testing.assert_array_equal(limited(jnp.float32(level)), w)
+    for level in jnp.float32([-20, 0, 20]):
+        np.testing.assert_array_equal(strength.interval(w, level, logsnr_lo=-np.inf, logsnr_hi=np.inf), w)
+        np.testing.assert_array_equal(Cfg(interval=(-20, None)).strength_at(w, level, **LIMITS), w)
 
 
 @pytest.mark.parametrize('kind', [strength.linear, strength.cosine])
 def test_schedules_grow_from_0_to_twice_w_and_have_mean_w(kind):
-    scheduled = jax.jit(kind(1.5, **LIMITS))
+    @jax.jit
+    def scheduled(level):
+        return kind(1.5, level, **LIMITS)
+
     np.testing.assert_allclose(scheduled(jnp.float32(-20)), 0, atol=1e-6)
     np.testing.assert_allclose(scheduled(jnp.float32(20)), 3, rtol=1e-6)
     np.testing.assert_allclose(scheduled(jnp.float32(0)), 1.5, rtol=1e-5)  # u = 1/2
     assert (np.diff(scheduled(np.linspace(-15, 15, 61, dtype=np.float32))) > 0).all()
-    mean, _ = scipy.integrate.quad(lambda u: float(scheduled(schedule.logsnr_from_u(u, **LIMITS))), 0, 1)
-    assert mean == pytest.approx(1.5, abs=1e-4)
+    # The mean over u, by Simpson's rule on 2001 points.
+    u = np.linspace(0, 1, 2001)
+    of_u = np.float64(scheduled(schedule.logsnr_from_u(jnp.float32(u), **LIMITS)))
+    assert scipy.integrate.simpson(of_u, x=u) == pytest.approx(1.5, abs=1e-4)
+    named = Cfg(schedule=kind.__name__).strength_at(1.5, jnp.float32(2), **LIMITS)
+    np.testing.assert_allclose(named, scheduled(jnp.float32(2)), rtol=1e-6)
 
 
 def test_schedules_at_a_quarter_of_the_time():
     level = schedule.logsnr_from_u(0.25, **LIMITS)
-    np.testing.assert_allclose(strength.linear(1.0, **LIMITS)(level), 1.5, rtol=1e-5)
-    np.testing.assert_allclose(strength.cosine(1.0, **LIMITS)(level), 1 + np.sqrt(0.5), rtol=1e-5)
+    np.testing.assert_allclose(strength.linear(1.0, level, **LIMITS), 1.5, rtol=1e-5)
+    np.testing.assert_allclose(strength.cosine(1.0, level, **LIMITS), 1 + np.sqrt(0.5), rtol=1e-5)
 
 
-def test_strengths_go_around_strengths_with_one_w_an_example():
+def test_an_interval_goes_around_a_schedule_with_one_w_an_example():
     w = np.float32([0, 1, 2])
-    both = strength.interval(strength.linear(w, **LIMITS), logsnr_lo=-1.0, logsnr_hi=1.0)
-    np.testing.assert_allclose(both(jnp.float32(0)), w, rtol=1e-5)
-    np.testing.assert_array_equal(both(jnp.float32(2)), [0, 0, 0])
+    rule = Cfg(schedule='linear', interval=(-1, 1))
+    np.testing.assert_allclose(rule.strength_at(w, jnp.float32(0), **LIMITS), w, rtol=1e-5)
+    np.testing.assert_array_equal(rule.strength_at(w, jnp.float32(2), **LIMITS), [0, 0, 0])
     # One level an example as well.
-    np.testing.assert_allclose(both(np.float32([0, 2, 0])), [0, 0, 2], rtol=1e-5)
+    np.testing.assert_allclose(rule.strength_at(w, np.float32([0, 2, 0]), **LIMITS), [0, 0, 2], rtol=1e-5)
 
 
 def _toy_eps(z, logsnr, labels):
@@ -82,16 +96,16 @@ def test_outside_the_interval_one_pass_runs(models):
 
         return network
 
-    w = strength.interval(1.5, logsnr_lo=-2.0, logsnr_hi=2.0)
-    if models == 1:
-        guided = guidance.classifier_free_eps_fn(recording('first'), w, null_label=NULL)
-    else:
-        pair = pairs.two_model_pair(recording('first'), recording('second'), null_label=NULL)
-        guided = rules.classifier_free(pair, w)
+    network, second = (Denoiser(recording(name), NULL) for name in ('first', 'second'))
     grid = schedule.uniform_grid(8, logsnr_min=-6.0, logsnr_max=6.0)
-    keys, labels = jax.random.split(jax.random.key(0), 3), np.arange(3, dtype=np.int32)
-    settings = {'shape': (2,), 'logvar_interp': 0.3, 'clip_x': False}
-    actual = jax.jit(lambda: sampling.ancestral(guided, keys, labels, grid, **settings))()
+    labels = np.arange(3, dtype=np.int32)
+    keys = jax.random.split(jax.random.key(0), 3)
+
+    def drawn(rule, models, w):
+        sampler = Sampler(rule=rule, grid=Uniform(logsnr_min=-6.0, logsnr_max=6.0), num_steps=8, clip_x=False)
+        return jax.jit(lambda: sampler.sample(models, keys, labels, w, shape=(2,)))()
+
+    actual = drawn(Cfg(interval=(-2, 2)), Models(network, uncond=second if models == 2 else None), 1.5)
     jax.effects_barrier()
 
     inside = (grid >= -2) & (grid < 2)
@@ -109,4 +123,5 @@ def test_outside_the_interval_one_pass_runs(models):
         cond, uncond = _toy_eps(z, logsnr, labels), _toy_eps(z, logsnr, jnp.full_like(labels, NULL))
         return jnp.where((logsnr >= -2) & (logsnr < 2), 2.5 * cond - 1.5 * uncond, cond)
 
-    np.testing.assert_allclose(actual, sampling.ancestral(by_hand, keys, labels, grid, **settings), atol=2e-5)
+    expected = drawn(Temperature(), Models(Denoiser(by_hand, NULL)), 0.0)
+    np.testing.assert_allclose(actual, expected, atol=2e-5)
