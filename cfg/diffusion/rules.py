@@ -346,9 +346,12 @@ class Rescale(Pair):
         return jnp.ones_like(w, bool), w != 0.0
 
     def combine(self, at, cond, other, memory):
-        read = (at.read(output) for output in (classifier_free(cond, other, at.w), cond))
+        combined = classifier_free(cond, other, at.w)
+        read = (at.read(output) for output in (combined, cond))
         guided, plain = (process.target(p.x, p.eps, at.logsnr, prediction=self.prediction) for p in read)
         output = corrections.rescale(guided, plain, phi=self.phi)
+        if self.prediction == 'eps':
+            return at.change_eps(combined, output), memory
         return process.from_output(output, at.z, at.logsnr, prediction=self.prediction), memory
 
 
