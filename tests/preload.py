@@ -1,6 +1,9 @@
 """Imports once what every run of main.py imports; no JAX backend is started here."""
 
+import os
 from importlib import import_module
+
+os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'
 
 for _name in (
     'cfg.data.prepare',
@@ -11,6 +14,7 @@ for _name in (
     'cfg.modes.status',
     'cfg.training.logs',
     'cfg.training.loop',
+    'clu.metric_writers',
     'sklearn.datasets',
     'tensorflow_datasets',
 ):

@@ -1,17 +1,14 @@
 """Writes training metrics to TensorBoard by clu, and the same numbers as JSON lines."""
 
+import functools
 import json
 import logging
 import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-
-# clu's writers import TensorFlow, which computes nothing here: this keeps its greetings out of the log.
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
-import tensorflow as tf
-from clu import metric_writers
 
 from cfg.runs.run_files import METRICS_FILE, read_metrics
 from cfg.runtime.files import write_whole
@@ -20,38 +17,65 @@ from cfg.runtime.files import write_whole
 class Logs:
     """Writes scalars and images of a run.
 
+    TensorBoard's files are written by a thread, which imports TensorFlow for the first of them: training does not wait.
+
     Args:
       workdir: TensorBoard files go to `workdir/tensorboard`, numbers to `workdir/metrics.jsonl`.
       start_step: lines of later steps, left by a run that was killed, are dropped: they will come again.
     """
 
     def __init__(self, workdir: Path, *, start_step: int):
-        logging.getLogger('tensorflow').setLevel(logging.ERROR)
-        tf.config.set_visible_devices([], 'GPU')
-        self._path = workdir / METRICS_FILE
+        self._path, self._folder = workdir / METRICS_FILE, workdir / 'tensorboard'
         _drop_later_lines(self._path, start_step)
-        self._tensorboard = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir / 'tensorboard')))
+        self._thread = ThreadPoolExecutor(1, 'tensorboard')
+        self._written: list[Future] = []
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self._tensorboard.close()
+        with self._thread:
+            self.flush()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Writes numbers of a step to both places."""
-        self._tensorboard.write_scalars(step, values)
+        self._tensorboard('write_scalars', step, values)
         # Closed each time, as in a bucket that is mounted nothing is sure to be there before.
         with self._path.open('a') as file:
             file.write(json.dumps({'step': step} | values) + '\n')
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Writes one uint8 image [H, W, C] to TensorBoard."""
-        self._tensorboard.write_images(step, {name: image[None]})
+        self._tensorboard('write_images', step, {name: image[None]})
 
     def flush(self) -> None:
-        """Returns when TensorBoard's files are written."""
-        self._tensorboard.flush()
+        """Returns when TensorBoard's files are written.
+
+        Raises:
+          Exception: what writing one of them raised.
+        """
+        if self._written:
+            self._tensorboard('flush')
+        while self._written:
+            self._written.pop(0).result()
+
+    def _tensorboard(self, method: str, *args: Any) -> None:
+        """Has the thread call a method of clu's writer; raises what an earlier call raised."""
+        while self._written and self._written[0].done():
+            self._written.pop(0).result()
+        self._written.append(self._thread.submit(lambda: getattr(self._writer, method)(*args)))
+
+    @functools.cached_property
+    def _writer(self) -> Any:
+        # TensorFlow computes nothing here: this keeps its greetings out of the log, and its hands off the GPU.
+        os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+        os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+        logging.getLogger('tensorflow').setLevel(logging.ERROR)
+        import tensorflow as tf
+        from clu.metric_writers import SummaryWriter
+
+        tf.config.set_visible_devices([], 'GPU')
+        return SummaryWriter(str(self._folder))
 
 
 def _drop_later_lines(path: Path, step: int) -> None:

@@ -30,6 +30,7 @@ from cfg.settings.data import open_source
 from cfg.settings.networks import abstract_params, build_trained, init_params
 from cfg.settings.values import config_dict
 from cfg.training.build import check_trainable, make_optimizer, step_of
+from cfg.training.logs import Logs
 from cfg.training.meter import NO_SKIPS, Meter
 from cfg.training.resume import restore
 from cfg.training.views import View, open_view
@@ -97,11 +98,8 @@ def _open_checkpoints(config: ConfigDict, workdir: Path, like: TrainState) -> Ch
     return checkpoints
 
 
-def _open_logs(config: ConfigDict, workdir: Path, start: int) -> Any:
+def _open_logs(config: ConfigDict, workdir: Path, start: int) -> Logs:
     write_whole(workdir / CONFIG_FILE, (json.dumps(config_dict(config), indent=2) + '\n').encode())
-    # Imported here: it brings TensorFlow, which no other mode needs.
-    from cfg.training.logs import Logs
-
     return Logs(workdir, start_step=start)
 
 
@@ -137,7 +135,7 @@ class _Run:
         network: nn.Module,
         tx: Any,
         checkpoints: Checkpoints | None,
-        logs: Any,
+        logs: Logs | None,
         view: Callable[[TrainState], View] | None,
         stop: StopSignal,
         start: int,

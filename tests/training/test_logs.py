@@ -1,0 +1,46 @@
+"""The logs of a run: nothing of them is waited for, and nothing of them is lost."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from cfg.training.logs import Logs
+from tests.command_line import ROOT, command
+
+# Runs main.py and ends it where the first step is dispatched.
+UNTIL_FIRST_STEP = """
+import runpy, sys
+from cfg.training import loop
+
+make = loop.step_of
+
+def made(*args, **kwargs):
+    make(*args, **kwargs)
+    def step(*_):
+        slow = {'tensorflow', 'clu', 'matplotlib', 'tensorflow_datasets'}
+        print('imported:', *sorted(slow & sys.modules.keys()))
+        raise SystemExit(0)
+    return step
+
+loop.step_of = made
+runpy.run_path('main.py', run_name='__main__')
+"""
+
+
+def test_no_tensorflow_is_imported_before_the_first_step(tmp_path):
+    arguments = command('--mode=train', f'--workdir={tmp_path}')[1:]
+    code = [sys.executable, '-c', UNTIL_FIRST_STEP, *arguments[1:]]
+    done = subprocess.run(code, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith('imported:'))
+    assert line == 'imported:'
+
+
+def test_what_cannot_be_written_is_raised(tmp_path):
+    with pytest.raises(Exception, match='Not a directory'), Logs(tmp_path, start_step=0) as logs:
+        (tmp_path / 'tensorboard').write_text('a file where the folder should be')
+        logs.scalars(1, {'loss': 0.5})
+        logs.image(1, 'samples', np.zeros((4, 4, 3), np.uint8))
+        logs.flush()
