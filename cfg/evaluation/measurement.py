@@ -11,7 +11,7 @@ import numpy as np
 
 from cfg.features.network import FeatureNetwork
 from cfg.metrics.moments import Moments, Splits
-from cfg.runtime.files import replacing
+from cfg.runtime.files import make_folder, replacing
 
 log = logging.getLogger('cfg')
 
@@ -52,7 +52,7 @@ class Measurement:
     ):
         self._folder, self._network, self._is_split_size = Path(folder), network, is_split_size
         self._image_shape, self._save_seconds = tuple(image_shape), save_seconds
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         self._clear()
         if (self._folder / _STATE).exists():
             try:

@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from cfg.diffusion.rules import Rule
 from cfg.diffusion.sampler import USUAL, Sampler, parse_rule
 from cfg.diffusion.solvers import Ancestral
-from cfg.evaluation import references
+from cfg.evaluation import npz, references
 from cfg.evaluation.measurement import Measurement
 from cfg.evaluation.rows import append, digest, repair, results_path, table, versions
 from cfg.evaluation.sample_files import write_samples
@@ -128,6 +128,8 @@ class _Sweep:
             check_guidable(rule.w or options.w, model.p_uncond, rule, self._companions[key])
         if source is not None:
             model.check_data(config)
+        else:
+            npz.check(Path(options.reference), 'config.eval.reference')
         points = self._all = self._points()
         self._generator(points[0])  # says whether the batch fits the devices
         self._results = results_path(workdir, job)

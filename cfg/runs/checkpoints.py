@@ -24,6 +24,7 @@ from cfg.runs.run_files import CHECKPOINTS, DAMAGED, DamagedError, checkpoint_me
 from cfg.runs.state import TrainState
 from cfg.runtime.digest import sha256
 from cfg.runtime.errors import UserError, reason_of_write
+from cfg.runtime.files import make_folder
 
 log = logging.getLogger('cfg')
 
@@ -58,7 +59,7 @@ class Checkpoints:
         if read_only and not self.folder.is_dir():
             raise UserError(f'{workdir} holds no checkpoints: run --mode=train with this --workdir first.')
         if not read_only:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
         process = jax.process_index()
         # orbax's own read_only option differs from this only in a warning at every start.
         options = ocp.CheckpointManagerOptions(
