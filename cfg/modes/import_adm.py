@@ -14,7 +14,7 @@ from cfg.runs.run_files import CHECKPOINTS
 from cfg.runtime.errors import UserError
 from cfg.runtime.files import lock
 from cfg.settings.data import spec_of
-from cfg.settings.networks import build_classifier, build_network
+from cfg.settings.networks import BUILDERS
 from cfg.settings.values import config_dict
 
 log = logging.getLogger('cfg')
@@ -46,20 +46,17 @@ def run(config: ConfigDict, workdir: Path) -> Path:
             raise UserError(f'{folder} holds a run already: give another --workdir.')
         state = read_state_dict(config.adm.checkpoint)
         meta: dict[str, Any] = {'kind': config.adm.kind, 'config': config_dict(config)}
+        network = BUILDERS[config.adm.kind](config, spec)
         if config.adm.kind == 'classifier':
-            params = classifier_params(state, build_classifier(config, spec), spec.image_shape)
+            params = classifier_params(state, network, spec.image_shape)
         else:
-            params = _model(config, spec, state)
+            order = config.adm.new_attention_order
+            params = unet_params(state, network, spec.image_shape, new_attention_order=order)
             meta['config']['train']['p_uncond'] = _p_uncond(config, spec, state)
         # Opened last: what does not fit must not leave a half-started writer behind.
         with Checkpoints(workdir) as checkpoints:
             checkpoints.save_imported(params, meta=meta)
         return folder
-
-
-def _model(config: ConfigDict, spec: DataSpec, state: dict[str, Any]) -> Any:
-    network = build_network(config, spec)
-    return unet_params(state, network, spec.image_shape, new_attention_order=config.adm.new_attention_order)
 
 
 def _p_uncond(config: ConfigDict, spec: DataSpec, state: dict[str, Any]) -> float:

@@ -34,14 +34,35 @@ Shapes = dict[str, list[int]]
 
 
 def shapes_of(params: Any) -> Shapes:
-    """{name: shape} of every array of a tree."""
+    """Returns {name: shape} of every array of a tree."""
     return {jax.tree_util.keystr(p): list(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(params)}
 
 
 def digests(trees: dict[str, Any]) -> dict[str, str]:
-    """SHA-256 of each tree of arrays, computed at the same time."""
+    """Returns the SHA-256 of each tree of arrays, computed at the same time."""
     with ThreadPoolExecutor() as pool:
         return dict(zip(trees, pool.map(sha256, trees.values()), strict=True))
+
+
+def check_shapes(folder: Path, meta: dict[str, Any], like: Any) -> None:
+    """Checks that the parameters of a checkpoint have the names and shapes of a tree; reads none.
+
+    Args:
+      folder: of the checkpoint.
+      meta: what it says of itself.
+      like: arrays, or their shapes and types.
+
+    Raises:
+      UserError: when they have others.
+    """
+    saved, expected = meta['shapes'], shapes_of(like)
+    names = [name for name in sorted(saved | expected) if saved.get(name) != expected.get(name)]
+    if names:
+        raise UserError(
+            f'The checkpoint {folder} is of another architecture than config.model: {names[0]} has shape '
+            f'{saved.get(names[0], "(absent)")} there and {expected.get(names[0], "(absent)")} here, and '
+            f'{len(names) - 1} more differ; use the config that it was trained with, or another --workdir.'
+        )
 
 
 class Checkpoints:
@@ -88,23 +109,8 @@ class Checkpoints:
                 raise
 
     def steps(self) -> list[int]:
-        """The steps that can be restored, ascending."""
+        """Returns the steps that can be restored, ascending."""
         return sorted(self._manager.all_steps())
-
-    def find(self, step: int, what: str) -> int:
-        """`step` itself, or the newest one for -1.
-
-        Raises:
-          UserError: when there is no such checkpoint; `what` names what asked for it.
-        """
-        steps = self.steps()
-        if not steps:
-            raise UserError(f'{self.folder} holds no finished checkpoint: run --mode=train with this --workdir first.')
-        if step == -1:
-            return steps[-1]
-        if step not in steps:
-            raise UserError(f'{what} {step} is not among those in {self.folder}: {steps}.')
-        return step
 
     def save(self, state: TrainState, *, meta: dict[str, Any]) -> None:
         """Starts writing a state of numpy arrays; returns when the arrays may be reused.
@@ -134,7 +140,7 @@ class Checkpoints:
         self.wait()
 
     def wait(self) -> None:
-        """Returns when everything is on disk.
+        """Waits until everything is on disk.
 
         Raises:
           UserError: when something cannot be written.
@@ -143,7 +149,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def check(self) -> None:
-        """Whether all that was written by now could be.
+        """Checks that all that was written by now could be.
 
         Raises:
           UserError: when not.
@@ -170,7 +176,7 @@ class Checkpoints:
             ) from error
 
     def check_room(self, state: Any) -> None:
-        """Whether another checkpoint fits on the disk.
+        """Checks that another checkpoint fits on the disk.
 
         Args:
           state: arrays, or their shapes and types.
@@ -187,7 +193,7 @@ class Checkpoints:
             )
 
     def restore_newest(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest state that is whole, and its meta; None if there is no checkpoint.
+        """Reads the newest state that is whole, and its meta; None if there is no checkpoint.
 
         Damaged ones after it are moved out of the way and named in the log.
 
@@ -218,7 +224,7 @@ class Checkpoints:
         return aside
 
     def restore_state(self, step: int, like: TrainState, *, meta: dict[str, Any] | None = None) -> TrainState:
-        """The whole state at `step`.
+        """Reads the whole state at `step`.
 
         Args:
           step: one of `steps()`.
@@ -228,66 +234,39 @@ class Checkpoints:
         Raises:
           UserError: when the checkpoint is of another architecture or cannot be read.
         """
-        found = self._restore(step, {name: getattr(like, name) for name in STATE_ITEMS}, meta or self.meta(step))
-        return TrainState(step=np.asarray(step, np.int32), **found)
+        meta = meta or self.meta(step)
+        check_shapes(self.folder / str(step), meta, like.params)
+        targets = {
+            name: ocp.args.StandardRestore(jax.tree.map(lambda x: np.empty(x.shape, x.dtype), getattr(like, name)))
+            for name in STATE_ITEMS
+        }
+        found = self._read(step, meta, **targets)
+        return TrainState(step=np.asarray(step, np.int32), **{name: found[name] for name in STATE_ITEMS})
 
-    def restore_params(self, step: int, like: Any = None, *, ema: bool, meta: dict[str, Any] | None = None) -> Any:
-        """The parameters at `step`, or their average; arguments and errors as in `restore_state`.
+    def restore_params(self, step: int, *, ema: bool) -> Any:
+        """Reads the parameters at `step`, or their average, as they were saved: numpy arrays.
 
-        Without `like` they come as they were saved, whatever the architecture; `meta` saves reading it again.
+        Raises:
+          UserError: when they cannot be read.
         """
         name = 'ema_params' if ema else 'params'
-        meta = meta or self.meta(step)
-        if like is None:
-            found = self._read(step, **{name: ocp.args.StandardRestore()})
-            return self._checked(step, {name: found[name]}, meta)[name]
-        return self._restore(step, {name: like}, meta)[name]
+        return self._read(step, self.meta(step), **{name: ocp.args.StandardRestore()})[name]
 
     def meta(self, step: int) -> dict[str, Any]:
-        """What was saved beside the parameters; see `checkpoint_meta`."""
+        """Returns what was saved beside the parameters; see `checkpoint_meta`."""
         return checkpoint_meta(self.folder.parent, step)
 
-    def _restore(self, step: int, like: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:
-        self.check_shapes(step, meta, like.get('params', like.get('ema_params')))
-        targets = {
-            name: ocp.args.StandardRestore(jax.tree.map(lambda x: np.empty(x.shape, x.dtype), value))
-            for name, value in like.items()
-        }
-        return self._checked(step, dict(self._read(step, **targets).items()), meta)
-
-    def _checked(self, step: int, found: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:
-        for name, digest in digests(found).items():
+    def _read(self, step: int, meta: dict[str, Any], **items: Any) -> dict[str, Any]:
+        """Reads items of a checkpoint, which must be those that were saved."""
+        try:
+            found = dict(self._manager.restore(step, args=ocp.args.Composite(**items)).items())
+        except MemoryError:
+            raise
+        except Exception as error:  # orbax, tensorstore and json each raise their own kinds on a damaged file
+            raise unreadable(self.folder / str(step), error) from error
+        for name, digest in digests({name: found[name] for name in items}).items():
             if digest != meta['sha256'][name]:
                 raise DamagedError(
                     f'The checkpoint {self.folder / str(step)} is damaged: its {name} are not those that were saved.'
                 )
         return found
-
-    def _read(self, step: int, **items: Any) -> Any:
-        try:
-            return self._manager.restore(step, args=ocp.args.Composite(**items))
-        except MemoryError:
-            raise
-        except Exception as error:  # orbax, tensorstore and json each raise their own kinds on a damaged file
-            raise unreadable(self.folder / str(step), error) from error
-
-    def check_shapes(self, step: int, meta: dict[str, Any], like: Any) -> None:
-        """Checks that the parameters at `step` have the names and shapes of a tree; reads none.
-
-        Args:
-          meta: what `meta(step)` gave.
-          like: arrays, or their shapes and types.
-
-        Raises:
-          UserError: when they have others.
-        """
-        saved, expected = meta['shapes'], shapes_of(like)
-        if saved == expected:
-            return
-        names = [name for name in sorted(saved | expected) if saved.get(name) != expected.get(name)]
-        name = names[0]
-        raise UserError(
-            f'The checkpoint {self.folder / str(step)} is of another architecture than config.model: {name} has shape '
-            f'{saved.get(name, "(absent)")} there and {expected.get(name, "(absent)")} here, and {len(names) - 1} more '
-            'differ; use the config that it was trained with, or another --workdir.'
-        )

@@ -22,6 +22,23 @@ def checkpoint_steps(workdir: Path) -> list[int]:
     return sorted(int(path.name) for path in found if path.name.isdigit() and path.is_dir())
 
 
+def find_step(workdir: Path, step: int) -> int:
+    """Returns `step` itself, or the newest one for -1.
+
+    Raises:
+      UserError: when there is no such checkpoint.
+    """
+    folder = (workdir / CHECKPOINTS).absolute()
+    if not folder.is_dir():
+        raise UserError(f'{workdir} holds no checkpoints: run --mode=train with this --workdir first.')
+    steps = checkpoint_steps(workdir)
+    if not steps:
+        raise UserError(f'{folder} holds no finished checkpoint: run --mode=train with this --workdir first.')
+    if step not in (-1, *steps):
+        raise UserError(f'The checkpoint of step {step} is not among those in {folder}: {steps}.')
+    return steps[-1] if step == -1 else step
+
+
 def checkpoint_meta(workdir: Path, step: int) -> dict[str, Any]:
     """Returns what was saved beside the parameters of a step: their 'shapes' and 'sha256', and the run's 'config'.
 

@@ -14,12 +14,12 @@ from cfg.data.spec import DataSpec, data_spec
 from cfg.models.classifier import EncoderUNet
 from cfg.models.flops import forward_flops, gradient_flops
 from cfg.models.unet import UNet
-from cfg.runs.checkpoints import Checkpoints
+from cfg.runs.checkpoints import Checkpoints, check_shapes
 from cfg.runs.generate import binder
-from cfg.runs.run_files import CHECKPOINTS, DamagedError
+from cfg.runs.run_files import CHECKPOINTS, DamagedError, checkpoint_meta, checkpoint_steps, find_step
 from cfg.runtime.errors import UserError
 from cfg.settings.data import open_source
-from cfg.settings.networks import abstract_params, build_classifier, build_network
+from cfg.settings.networks import BUILDERS, abstract_params, build_network
 from cfg.settings.values import config_dict
 
 # Settings that leave the shapes of the parameters as they are, but not what the parameters mean.
@@ -67,17 +67,14 @@ class TrainedRun:
           UserError: when there is no such checkpoint, or it was trained with another network or prediction than the
             config's, or not on all of its noise levels.
         """
-        with _opened(workdir, step, 'model') as (checkpoints, step, meta):
-            _check_same_model(config_dict(config), meta, step)
-            spec = _spec(meta)
-            ema = config.sampling.ema if ema is None else ema
-            if meta.get('imported') and not ema:
-                raise UserError(
-                    f'{checkpoints.folder / str(step)} was imported and has one set of parameters: use '
-                    'config.sampling.ema=True.'
-                )
-            run = cls(workdir, step, ema, meta, spec, build_network(config, spec), f'The checkpoint of step {step}')
-            checkpoints.check_shapes(step, meta, abstract_params(run.network, spec))
+        step, meta = _find(workdir, step, 'model')
+        _check_same_model(config_dict(config), meta, step)
+        folder, spec = (workdir / CHECKPOINTS / str(step)).absolute(), _spec(meta)
+        ema = config.sampling.ema if ema is None else ema
+        if meta.get('imported') and not ema:
+            raise UserError(f'{folder} was imported and has one set of parameters: use config.sampling.ema=True.')
+        run = cls(workdir, step, ema, meta, spec, build_network(config, spec), f'The checkpoint of step {step}')
+        check_shapes(folder, meta, abstract_params(run.network, spec))
         run.check_levels(config)
         return run
 
@@ -98,14 +95,13 @@ class TrainedRun:
         """
         if not Path(workdir).is_dir():
             raise UserError(f'{what}={workdir} does not exist: give the workdir of a {kind}.')
-        with _opened(workdir, step, kind) as (checkpoints, step, meta):
-            theirs, spec = ConfigDict(meta['config']), _spec(meta)
-            theirs.model.dtype = config.model.dtype
-            theirs.train.remat = False
-            network = {'model': build_network, 'classifier': build_classifier}[kind](theirs, spec)
-            run = cls(Path(workdir), step, ema or bool(meta.get('imported')), meta, spec, network, f'{what}={workdir}')
-            checkpoints.check_shapes(step, meta, abstract_params(network, spec))
-        return run
+        step, meta = _find(Path(workdir), step, kind)
+        theirs, spec = ConfigDict(meta['config']), _spec(meta)
+        theirs.model.dtype = config.model.dtype
+        theirs.train.remat = False
+        network = BUILDERS[kind](theirs, spec)
+        ema = ema or bool(meta.get('imported'))
+        return cls(Path(workdir), step, ema, meta, spec, network, f'{what}={workdir}')
 
     @property
     def kind(self) -> str:
@@ -148,9 +144,8 @@ class TrainedRun:
         Raises:
           UserError: when they are damaged or gone.
         """
-        like = abstract_params(self.network, self.spec)
         with Checkpoints(self.workdir, read_only=True) as checkpoints:
-            return checkpoints.restore_params(self.step, like, ema=self.ema, meta=self.meta)
+            return checkpoints.restore_params(self.step, ema=self.ema)
 
     def bind(self, params: Any) -> Callable[..., Any]:
         """Returns the network with these parameters, as a field of `cfg.diffusion.denoiser.Models` holds it.
@@ -232,11 +227,8 @@ class TrainedRun:
 
 def newest_meta(workdir: Path) -> dict[str, Any] | None:
     """Returns what the newest checkpoint says of itself; None where there is no checkpoint."""
-    if not (workdir / CHECKPOINTS).is_dir():
-        return None
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        steps = checkpoints.steps()
-        return checkpoints.meta(steps[-1]) if steps else None
+    steps = checkpoint_steps(workdir)
+    return checkpoint_meta(workdir, steps[-1]) if steps else None
 
 
 def read_names(config: ConfigDict, workdir: Path) -> tuple[str, Sequence[str]]:
@@ -254,20 +246,19 @@ def read_names(config: ConfigDict, workdir: Path) -> tuple[str, Sequence[str]]:
     return source.name, source.class_names
 
 
-@contextlib.contextmanager
-def _opened(workdir: str | Path, step: int, kind: str):
-    """Yields the checkpoints of a workdir of that kind, the step itself (the newest for -1), and its meta."""
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        # A workdir of another kind has other steps, too, but that is not what is wrong with it.
-        with contextlib.suppress(DamagedError):
-            _check_kind(checkpoints.meta(checkpoints.find(-1, 'The checkpoint of step')), kind, workdir)
-        step = checkpoints.find(step, 'The checkpoint of step')
-        meta = checkpoints.meta(step)
-        _check_kind(meta, kind, workdir)
-        yield checkpoints, step, meta
+def _find(workdir: Path, step: int, kind: str) -> tuple[int, dict[str, Any]]:
+    """Finds a checkpoint in a workdir of that kind: its step (the newest for -1), and what it says of itself."""
+    # A workdir of another kind has other steps, too, but that is not what is wrong with it.
+    newest = find_step(workdir, -1)
+    with contextlib.suppress(DamagedError):
+        _check_kind(checkpoint_meta(workdir, newest), kind, workdir)
+    step = find_step(workdir, step)
+    meta = checkpoint_meta(workdir, step)
+    _check_kind(meta, kind, workdir)
+    return step, meta
 
 
-def _check_kind(meta: dict[str, Any], kind: str, workdir: str | Path) -> None:
+def _check_kind(meta: dict[str, Any], kind: str, workdir: Path) -> None:
     if meta['kind'] != kind:
         raise UserError(f'{workdir} holds a {meta["kind"]}, not a {kind}: give the workdir of a {kind}.')
 

@@ -188,7 +188,7 @@ def resident_bytes() -> int:
 
 
 def check_workdir(workdir: str | Path, *, create: bool, write: bool) -> Path:
-    """The workdir as a path.
+    """Returns the workdir as a path.
 
     Args:
       create: whether it is made if it is missing.

@@ -229,7 +229,7 @@ def check_config(config: ConfigDict) -> None:
 
 
 def parse_job(job: str) -> tuple[int, int]:
-    """'i/n' -> (i, n), the i-th of n jobs, counted from 1.
+    """Returns (i, n) of 'i/n', the i-th of n jobs, counted from 1.
 
     Raises:
       UserError: when it is not that.

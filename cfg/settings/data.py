@@ -11,7 +11,7 @@ BUILT_IN = ('digits', 'mixture')  # data sets that need no preparation
 
 
 def spec_of(config: ConfigDict) -> DataSpec:
-    """The shapes and classes of a config's data set.
+    """Returns the shapes and classes of a config's data set.
 
     Raises:
       UserError: when it has no images.
@@ -21,7 +21,7 @@ def spec_of(config: ConfigDict) -> DataSpec:
 
 
 def open_source(config: ConfigDict, split: str | None = None) -> Source:
-    """The data set of a config; `split` takes the place of `config.data.split`.
+    """Opens the data set of a config; `split` takes the place of `config.data.split`.
 
     Raises:
       UserError: when it has no images, is not prepared, or lacks files or the split.
@@ -40,7 +40,7 @@ def open_source(config: ConfigDict, split: str | None = None) -> Source:
 
 
 def open_held_out(config: ConfigDict) -> Source | None:
-    """The split that was not trained on; None if the data set has none."""
+    """Opens the split that was not trained on; None if the data set has none."""
     if config.data.name == 'digits':
         return open_source(config, 'test')
     data = config.data
@@ -50,6 +50,6 @@ def open_held_out(config: ConfigDict) -> Source | None:
 
 
 def describe_split(source: Source) -> str:
-    """A split in words."""
+    """Returns a split in words."""
     words = {'digits/train': 'real training half', 'digits/test': 'real test half'}
     return f'{words.get(source.name, f"real images {source.name}")} ({len(source)})'

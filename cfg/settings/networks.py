@@ -18,66 +18,59 @@ from cfg.settings.values import require
 
 
 def build_network(config: ConfigDict, source: DataSpec | Source) -> UNet:
-    """The network of a config for the images and classes of a data set.
+    """Returns the network of a config for the images and classes of a data set.
 
     Raises:
       UserError: when the image size does not fit the number of resolutions.
     """
-    model = config.model
-    _check_resolutions('model', model, source)
-    channels = source.image_shape[-1]
+    model, channels = config.model, source.image_shape[-1]
     return UNet(
+        **_common(config, 'model', source),
         out_channels=2 * channels if model.learned_variance else channels,
-        num_classes=source.num_classes,
-        channels=model.channels,
-        channel_mult=tuple(model.channel_mult),
-        num_res_blocks=model.num_res_blocks,
-        attention_resolutions=tuple(model.attention_resolutions),
         num_heads=model.num_heads,
-        head_channels=model.head_channels,
-        dropout=model.dropout,
-        norm_groups=model.norm_groups,
-        dtype=getattr(jnp, model.dtype),
-        time_fn=TIME_FNS[model.time],
         label_in=model.label_in,
-        remat=config.train.remat,
     )
 
 
 def build_classifier(config: ConfigDict, source: DataSpec | Source) -> EncoderUNet:
-    """The noise-aware classifier of a config, told of the noise level in the same way as the network.
+    """Returns the noise-aware classifier of a config, told of the noise level in the same way as the network.
 
     Raises:
       UserError: when the image size does not fit the number of resolutions.
     """
-    options = config.classifier
-    _check_resolutions('classifier', options, source)
-    return EncoderUNet(
-        num_classes=source.num_classes,
-        channels=options.channels,
-        channel_mult=tuple(options.channel_mult),
-        num_res_blocks=options.num_res_blocks,
-        attention_resolutions=tuple(options.attention_resolutions),
-        head_channels=options.head_channels,
-        dropout=options.dropout,
-        norm_groups=options.norm_groups,
-        dtype=getattr(jnp, config.model.dtype),
-        time_fn=TIME_FNS[config.model.time],
-        remat=config.train.remat,
-    )
+    return EncoderUNet(**_common(config, 'classifier', source))
+
+
+# By config.train.kind.
+BUILDERS = {'model': build_network, 'classifier': build_classifier}
 
 
 def build_trained(config: ConfigDict, source: DataSpec | Source) -> UNet | EncoderUNet:
-    """What `config.train.kind` trains.
+    """Returns what `config.train.kind` trains.
 
     Raises:
       UserError: when the image size does not fit the number of resolutions.
     """
-    return {'model': build_network, 'classifier': build_classifier}[config.train.kind](config, source)
+    return BUILDERS[config.train.kind](config, source)
+
+
+def _common(config: ConfigDict, part: str, source: DataSpec | Source) -> dict[str, Any]:
+    """Returns the arguments that both networks have."""
+    options = config[part]
+    _check_resolutions(part, options, source)
+    same = ('channels', 'num_res_blocks', 'head_channels', 'dropout', 'norm_groups')
+    return {name: options[name] for name in same} | {
+        'num_classes': source.num_classes,
+        'channel_mult': tuple(options.channel_mult),
+        'attention_resolutions': tuple(options.attention_resolutions),
+        'dtype': getattr(jnp, config.model.dtype),
+        'time_fn': TIME_FNS[config.model.time],
+        'remat': config.train.remat,
+    }
 
 
 def _check_resolutions(part: str, options: ConfigDict, source: DataSpec | Source) -> None:
-    """Whether images can be halved as often as a network wants, and have the heights where it has attention."""
+    """Checks that images can be halved as often as a network wants, and have the heights where it has attention."""
     levels = len(options.channel_mult)
     factor = 2 ** (levels - 1)
     height, width, _ = source.image_shape
@@ -93,7 +86,7 @@ def _check_resolutions(part: str, options: ConfigDict, source: DataSpec | Source
 
 
 def init_params(network: UNet | EncoderUNet, source: DataSpec | Source, *, seed: int) -> Any:
-    """The initial parameters, float32 numpy arrays."""
+    """Returns the initial parameters, float32 numpy arrays."""
     inputs = _inputs(network, source.image_shape)
     # A program that runs once is not worth optimising: on the CPU this takes a third of the time.
     init = jax.jit(
@@ -104,7 +97,7 @@ def init_params(network: UNet | EncoderUNet, source: DataSpec | Source, *, seed:
 
 
 def abstract_params(network: UNet | EncoderUNet, source: DataSpec | Source) -> Any:
-    """The shapes and types of the parameters, without computing any."""
+    """Returns the shapes and types of the parameters, without computing any."""
     return _abstract_params(network, tuple(source.image_shape))
 
 
@@ -115,6 +108,6 @@ def _abstract_params(network: UNet | EncoderUNet, image_shape: tuple[int, int, i
 
 
 def _inputs(network: UNet | EncoderUNet, image_shape: tuple[int, int, int]) -> tuple[jax.Array, ...]:
-    """(z, logsnr) of one example, and the label if the network takes one."""
+    """Returns (z, logsnr) of one example, and the label if the network takes one."""
     inputs = jnp.zeros((1, *image_shape)), jnp.zeros(1)
     return (*inputs, jnp.zeros(1, jnp.int32)) if isinstance(network, UNet) else inputs

@@ -12,8 +12,8 @@ import pytest
 from cfg.data.digits import digits
 from cfg.modes.status import describe
 from cfg.runs import state
-from cfg.runs.checkpoints import Checkpoints
-from cfg.runs.run_files import read_metrics
+from cfg.runs.checkpoints import Checkpoints, check_shapes
+from cfg.runs.run_files import checkpoint_meta, find_step, read_metrics
 from cfg.runtime.errors import UserError
 from cfg.runtime.files import lock
 from cfg.settings.networks import abstract_params, build_network
@@ -208,8 +208,9 @@ def test_another_architecture_is_refused_by_name(run, small_config):
     small_config.model.channel_mult = (1, 2)
     source = digits('all')
     like = abstract_params(build_network(small_config, source), source)
-    with Checkpoints(run, read_only=True) as checkpoints, pytest.raises(UserError) as error:
-        checkpoints.restore_params(6, like, ema=True)
+    meta = checkpoint_meta(run, 6)
+    with pytest.raises(UserError) as error:
+        check_shapes(run / 'checkpoints' / '6', meta, like)
     assert 'another architecture' in str(error.value)
     assert "['down_0_resample']" in str(error.value)
 
@@ -248,16 +249,18 @@ def test_last_k_and_every_nth_checkpoint_are_kept(tmp_path):
             checkpoints.save(values, meta={})
         checkpoints.wait()
         assert checkpoints.steps() == [4, 8, 9]
-        with pytest.raises(UserError, match=r'The step 5 is not among .*\[4, 8, 9\]'):
-            checkpoints.find(5, 'The step')
-        assert checkpoints.find(-1, 'x') == 9
+    with pytest.raises(UserError, match=r'The checkpoint of step 5 is not among .*\[4, 8, 9\]'):
+        find_step(tmp_path, 5)
+    assert find_step(tmp_path, -1) == 9
 
 
 def test_no_checkpoints(tmp_path):
-    with pytest.raises(UserError, match='run --mode=train'):
-        Checkpoints(tmp_path, read_only=True)
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match='no finished checkpoint'):
-        checkpoints.find(-1, 'x')
+    for _ in range(2):
+        with pytest.raises(UserError, match='run --mode=train'):
+            find_step(tmp_path, -1)
+        (tmp_path / 'checkpoints').mkdir(exist_ok=True)
+    with pytest.raises(UserError, match='no finished checkpoint'):
+        find_step(tmp_path, -1)
 
 
 def test_a_restored_state_is_the_saved_one_bit_for_bit(tmp_path):
