@@ -1,7 +1,7 @@
 # Two commands set everything up on a machine that has Python 3.11 or later and make:
 #   make digits   trains, evaluates and reports on real data, into runs/digits
 #   make test     runs the tests
-# Beyond them: `make mixture` and `make compare` (docs/mixture.md, docs/digits.md), `make lint`, `make format`.
+# Beyond them: `make chaos` (runs that are killed at random), `make mixture` and `make compare` (docs/mixture.md, docs/digits.md), `make lint`, `make format`.
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +12,7 @@ DIGITS := $(PY) main.py --config=configs/digits.py --workdir=$(RUN) $(FLAGS)
 MIXTURE := runs/mixture
 COMPARE := $(PY) main.py $(FLAGS) --config=configs/digits_compare.py
 
-.PHONY: install install-dev digits compare mixture test lint format clean
+.PHONY: install install-dev digits compare mixture test chaos lint format clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -54,6 +54,10 @@ mixture: install
 
 test: install-dev
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# Real processes, killed and stopped at random, again and again; minutes for each test.
+chaos: install-dev
+	$(PY) -m pytest -n 2 --dist load -m chaos
 
 lint: install-dev
 	$(VENV)/bin/ruff check .

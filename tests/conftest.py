@@ -42,7 +42,7 @@ def programs_of_one_file():
 
 def pytest_collection_modifyitems(items):
     """Puts the longest files first, so that two workers end at about the same time."""
-    longest = ('test_main.py', 'test_imagenet.py', 'test_killed_sweep.py', 'test_chaos.py', 'test_pod.py')
+    longest = ('test_main.py', 'test_imagenet.py', 'test_pod.py', 'test_sweep.py')
     items.sort(key=lambda item: not any(name in item.nodeid for name in longest))
 
 

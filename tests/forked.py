@@ -18,7 +18,9 @@ _context.set_forkserver_preload(['tests.preload'])
 os.environ['PYTHONPATH'] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])])
 
 
-def _child(arguments, environ, outputs):
+def _child(arguments, environ, outputs, session):
+    if session:
+        os.setsid()
     for stream, output in zip((1, 2), outputs, strict=True):
         with Path(output).open('ab') as file:
             os.dup2(file.fileno(), stream)
@@ -35,16 +37,18 @@ class Run:
     Attributes:
       process: a `multiprocessing.Process`; exitcode is negative for a signal.
       output: the file with everything that it printed, or where `errors` are apart, with stdout alone.
+
+    With `session` it leads a process group, which is that of its workers too.
     """
 
-    def __init__(self, *arguments, output, errors=None, devices=4, **kwargs):
+    def __init__(self, *arguments, output, errors=None, devices=4, session=False, **kwargs):
         self.output = Path(output)
         outputs = self.output, Path(errors or output)
         for path in outputs:
             path.unlink(missing_ok=True)
         environ = {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} {XLA_FLAGS}'}
         line = command(*map(str, arguments), **kwargs)[1:]
-        self.process = _context.Process(target=_child, args=(line, environ, outputs))
+        self.process = _context.Process(target=_child, args=(line, environ, outputs, session))
         self.process.start()
 
     def wait(self, timeout=600):

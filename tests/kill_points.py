@@ -40,11 +40,12 @@ class KillPoints:
     def chosen(self):
         """Returns the moments that differ: of many removals in a row the first, the middle one and the last."""
         groups = itertools.groupby(self.found, key=lambda moment: moment[0].split()[0] in REMOVALS)
-        chosen = []
+        chosen = {}
         for removals, group in groups:
             group = list(group)
-            chosen += [group[i] for i in sorted({0, len(group) // 2, len(group) - 1})] if removals else group
-        return chosen
+            for i in sorted({0, len(group) // 2, len(group) - 1}) if removals else range(len(group)):
+                chosen.setdefault(_contents(group[i][1]), group[i])
+        return list(chosen.values())
 
     def _reach(self, name, path):
         """Copies the folder if the path lies in it."""
@@ -111,6 +112,34 @@ class KillPoints:
             )
             yield self
             self._reach('end', self._folder)
+
+
+def made_once(monkeypatch, module, *names):
+    """Makes all runs of one config share what a module's functions made for the first: compiled programs, mostly."""
+    for name in names:
+        monkeypatch.setattr(module, name, _Once(getattr(module, name)))
+
+
+class _Once:
+    """A function that is called once, whatever its arguments are later."""
+
+    def __init__(self, make):
+        self._make, self._made = make, []
+
+    def __call__(self, *args, **kwargs):
+        if not self._made:
+            self._made.append(self._make(*args, **kwargs))
+        return self._made[0]
+
+
+def _contents(folder):
+    """Returns the names in a folder with the contents; of a hidden file, which nobody reads, that it is there."""
+    found = set()
+    for path in folder.rglob('*'):
+        hidden = path.name.startswith('.')
+        name = path.name.rpartition('.')[0] if hidden else path.name  # without what makes a temporary name unique
+        found.add((path.parent.relative_to(folder) / name, b'' if hidden or path.is_dir() else path.read_bytes()))
+    return frozenset(found)
 
 
 def _copy(source, target):

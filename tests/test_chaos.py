@@ -18,7 +18,7 @@ from tests.command_line import ROOT, command
 from tests.forked import Run, finish, group, ok, wait_until
 
 # Many processes, one after the other, on a machine that may be busy.
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1500)]
 
 STEPS = 36
 TRAIN = (

@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +13,8 @@ import tensorflow_datasets as tfds
 from cfg.data.crop import area
 from cfg.runs.trained import TrainedRun, read_names
 from configs import imagenet64
-from tests import forked
-from tests.command_line import ROOT, command
+from tests import forked, in_process
+from tests.command_line import sentence
 from tests.miniature import CLASSES, CMYK_NAME, PNG_NAME, TRUNCATED, picture, write_tars
 
 # Several times what the longest needs on a machine that does nothing else.
@@ -56,27 +54,25 @@ def run(*arguments):
     return forked.main(*named, **kwargs)
 
 
-def ok(*arguments):
+def ok(*arguments, run=run):
     done = run(*arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
+def here(*arguments):
+    """Runs main.py in this process, which costs less where little is done."""
+    kwargs, named = imagenet(*arguments)
+    return in_process.main(*named, **kwargs)
+
+
 def refused(*arguments):
+    return sentence(here(*arguments))
+
+
+def start(*arguments, output):
     kwargs, named = imagenet(*arguments)
-    return forked.refused(*named, **kwargs)
-
-
-def start(*arguments):
-    kwargs, named = imagenet(*arguments)
-    return subprocess.Popen(command(*named, **kwargs), cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
-
-
-def wait_for(condition, what):
-    deadline = time.monotonic() + 400
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
+    return forked.Run(*named, output=output, session=True, **kwargs)
 
 
 def group_is_gone(group):
@@ -88,11 +84,11 @@ def group_is_gone(group):
     return False
 
 
-def kill(process):
+def kill(run):
     """kill -9, and no worker stays behind."""
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    wait_for(lambda: group_is_gone(process.pid), 'workers outlive their parent')
+    run.signal(signal.SIGKILL)
+    run.wait()
+    forked.wait_until(lambda: group_is_gone(run.process.pid))
 
 
 @pytest.fixture(scope='module', name='data')
@@ -101,7 +97,7 @@ def data_fixture(tmp_path_factory):
     folder = tmp_path_factory.mktemp('imagenet')
     write_tars(folder / 'downloads' / 'manual')
     prepare = (f'--config.data.dir={folder}', '--mode=prepare_data')
-    message = refused(*prepare)
+    message = sentence(run(*prepare))
     assert TRUNCATED in message
     assert 'truncated' in message
     assert '--config.prepare.on_error=skip' in message
@@ -110,9 +106,9 @@ def data_fixture(tmp_path_factory):
     while not part.exists() or manifest.exists():  # until it is in its middle
         for name in ('.preparing', 'prepared_images'):
             shutil.rmtree(folder / name, ignore_errors=True)
-        process = start(*prepare, '--config.prepare.on_error=skip')
-        wait_for(lambda: part.exists() or process.poll() is not None, 'no part was written')  # noqa: B023
-        kill(process)
+        killed = start(*prepare, '--config.prepare.on_error=skip', output=folder / 'log')
+        forked.wait_until(lambda: part.exists() or not killed.process.is_alive())  # noqa: B023
+        kill(killed)
     report = ok(*prepare, '--config.prepare.on_error=skip')
     assert 'train: 25 images (24 JPEG RGB, 1 JPEG L; 1 enlarged)' in report
     assert 'validation: 20 images' in report
@@ -128,9 +124,9 @@ def trained_fixture(data, tmp_path_factory):
     saved = killed / 'checkpoints' / '5'
     while not killed.exists() or (killed / 'checkpoints' / '20').exists():  # until it is in the middle of the run
         shutil.rmtree(killed, ignore_errors=True)
-        process = start(f'--config.data.dir={data}', f'--workdir={killed}')
-        wait_for(lambda: saved.exists() or process.poll() is not None, 'no checkpoint')  # noqa: B023
-        kill(process)
+        first = start(f'--config.data.dir={data}', f'--workdir={killed}', output=folder / 'log')
+        forked.wait_until(lambda: saved.exists() or not first.process.is_alive())  # noqa: B023
+        kill(first)
     # Another number of workers: what is read depends on none of them.
     ok(f'--config.data.dir={data}', f'--workdir={killed}', '--config.data.workers=0')
     return unbroken, killed
@@ -165,7 +161,8 @@ def test_killed_and_resumed_is_the_same_bit_for_bit(trained):
     """So the resumed run read what it would have read: the same examples at the same places, mirrored alike."""
     digests = []
     for workdir in trained:
-        lines = dict(line.split(': ', 1) for line in ok(f'--workdir={workdir}', '--mode=status').splitlines())
+        text = ok(f'--workdir={workdir}', '--mode=status', run=here)
+        lines = dict(line.split(': ', 1) for line in text.splitlines())
         assert lines['step'] == '20'
         assert lines['epoch'] == '6, 10 of 25 images read'
         assert lines['data'].startswith('imagenet2012_8_area/train, fingerprint ')
@@ -182,14 +179,15 @@ def test_the_checkpoint_holds_the_place_in_the_data(trained):
 
 def test_a_scheduler_that_signals_every_process(data, tmp_path):
     """The readers leave SIGTERM to their parent, which saves the step in progress."""
-    process = start(f'--config.data.dir={data}', f'--workdir={tmp_path}', '--config.train.num_steps=100000')
-    wait_for(lambda: (tmp_path / 'checkpoints' / '5').exists(), 'no checkpoint')
-    os.killpg(process.pid, signal.SIGTERM)
-    assert process.wait(timeout=400) == 128 + signal.SIGTERM
-    saved = ok(f'--workdir={tmp_path}', '--mode=status')
+    arguments = (f'--config.data.dir={data}', f'--workdir={tmp_path}/run', '--config.train.num_steps=100000')
+    stopped = start(*arguments, output=tmp_path / 'log')
+    forked.wait_until(lambda: (tmp_path / 'run' / 'checkpoints' / '5').exists())
+    os.killpg(stopped.process.pid, signal.SIGTERM)
+    assert stopped.wait() == 128 + signal.SIGTERM
+    saved = ok(f'--workdir={tmp_path}/run', '--mode=status', run=here)
     step = int(saved.split('step: ')[1].split()[0])
     assert step > 5
-    wait_for(lambda: group_is_gone(process.pid), 'workers outlive their parent')
+    forked.wait_until(lambda: group_is_gone(stopped.process.pid))
 
 
 def test_an_evaluation_and_its_report(data, trained, tmp_path):
@@ -205,7 +203,9 @@ def test_an_evaluation_and_its_report(data, trained, tmp_path):
     assert np.isfinite([row['fid'] for row in rows]).all()
     with np.load(workdir / rows[0]['samples'], allow_pickle=False) as file:
         assert file['arr_0'].shape == (80, 8, 8, 3)
-    page = ok(f'--config.data.dir={tmp_path}', f'--workdir={workdir}', '--mode=report').strip()  # needs no data
+    page = ok(
+        f'--config.data.dir={tmp_path}', f'--workdir={workdir}', '--mode=report', run=here
+    ).strip()  # needs no data
     assert 'n01440764' in Path(page).read_text()
 
 

@@ -12,7 +12,7 @@ import pytest
 from tests.forked import Run, ok
 
 # Several times what the longest needs on a machine that does nothing else.
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1500)]
 
 KILLS = 20
 SWEEP = (

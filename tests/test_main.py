@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests import forked
+from tests import forked, in_process
 from tests.command_line import main
 
 # Several times what the longest needs on a machine that does nothing else.
 pytestmark = pytest.mark.timeout(1500)
 
 
-def ok(*arguments, run=forked.main, **kwargs):
+def ok(*arguments, run=in_process.main, **kwargs):
     """stdout of a run that succeeds."""
     done = run(*arguments, **kwargs)
     assert done.returncode == 0, done.stderr
@@ -48,7 +48,7 @@ def test_what_training_leaves(trained, monkeypatch):
 
 @pytest.mark.usefixtures('digits_classifier')
 def test_a_sweep_and_its_report(trained):
-    table = ok(f'--workdir={trained}', '--mode=eval')
+    table = ok(f'--workdir={trained}', '--mode=eval', run=forked.main)
     assert 'not Inception' in table
     results = trained / 'results.jsonl'
     finished = results.read_bytes()
@@ -99,4 +99,4 @@ def test_samples_of_chosen_labels_at_several_w(trained):
     ],
 )
 def test_a_checkpoint_of_another_model(trained, mode, field, expected):
-    assert expected in forked.refused(f'--workdir={trained}', f'--mode={mode}', f'--config.{field}')
+    assert expected in in_process.refused(f'--workdir={trained}', f'--mode={mode}', f'--config.{field}')

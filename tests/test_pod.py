@@ -109,7 +109,7 @@ def test_samples_are_the_same_bit_for_bit_and_so_are_the_metrics(one, folder, di
         assert (one / 'samples' / name).read_bytes() == (copy / 'samples' / name).read_bytes()
 
 
-@pytest.mark.parametrize('devices', [1, 4])
+@pytest.mark.parametrize('devices', [1, pytest.param(4, marks=pytest.mark.chaos)])
 def test_a_run_goes_on_with_other_devices(pair, one, folder, devices):
     """From the checkpoint of step 12, which 2 x 2 devices wrote."""
     workdir = folder / f'moved{devices}'
@@ -122,7 +122,7 @@ def test_a_run_goes_on_with_other_devices(pair, one, folder, devices):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6)
 
 
-@pytest.mark.parametrize('early', [False, True])
+@pytest.mark.parametrize('early', [False, pytest.param(True, marks=pytest.mark.chaos)])
 def test_sigterm_of_one_saves_a_common_step_and_stops_both(pair, folder, early):
     """Also one from before the first step, as a rule, which JAX's preemption service catches."""
     workdir = folder / f'stopped{early}'

@@ -1,4 +1,6 @@
 import json
+import os
+from unittest.mock import Mock
 
 import pytest
 
@@ -7,14 +9,11 @@ from cfg.runtime.errors import UserError
 from cfg.runtime.files import lock, reaching, write_whole
 
 
-def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+@pytest.mark.parametrize('call', ['fsync', 'chmod', 'replace'])
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch, call):
     path = tmp_path / 'a' / 'file'
     write_whole(path, b'old')
-
-    def full(_):
-        raise OSError(28, 'No space left on device')
-
-    monkeypatch.setattr('cfg.runtime.files.os.fsync', full)
+    monkeypatch.setattr(os, call, Mock(side_effect=OSError(28, 'No space left on device')))
     with pytest.raises(OSError, match='No space'):
         write_whole(path, b'new')
     assert path.read_bytes() == b'old'

@@ -5,30 +5,18 @@ import shutil
 from cfg.modes.status import describe
 from cfg.runs.metrics_file import read_metrics
 from cfg.training import loop
-from tests.kill_points import KillPoints
+from tests.kill_points import KillPoints, made_once
 
 
 def digests(workdir):
     return [line for line in describe(workdir).splitlines() if 'sha256' in line or line.startswith('step')]
 
 
-def compiled_once(monkeypatch):
-    """Makes all runs share one compiled step; they are of one config."""
-    make_step, made = loop.make_step, []
-
-    def once(*args, **kwargs):
-        if not made:
-            made.append(make_step(*args, **kwargs))
-        return made[0]
-
-    monkeypatch.setattr(loop, 'make_step', once)
-
-
 def test_training_killed_at_every_change_of_its_folder(tmp_path, small_config, monkeypatch):
     """Two checkpoints, of which the second replaces the first, and their logs."""
     train = small_config.train
     train.num_steps, train.checkpoint_every, train.log_every, train.keep_every, train.keep_last = 2, 1, 1, 0, 1
-    compiled_once(monkeypatch)
+    made_once(monkeypatch, loop, 'step_of', 'init_params', 'abstract_params')
     workdir = tmp_path / 'run'
     workdir.mkdir()
     points = KillPoints(workdir, tmp_path / 'copies')

@@ -1,0 +1,40 @@
+"""A sweep that dies at any moment goes on to the rows and samples of one that did not."""
+
+import shutil
+
+from cfg.evaluation import sweep
+from cfg.report.results import read_results
+from cfg.training import loop
+from tests.kill_points import KillPoints, made_once
+
+VARYING = ('seconds', 'finished')
+
+
+def results_of(workdir):
+    """Returns (the rows without what may differ between two runs, {name: content} of the sample files)."""
+    rows = [{k: v for k, v in row.items() if k not in VARYING} for row in read_results(workdir)]
+    return rows, {path.name: path.read_bytes() for path in (workdir / 'samples').iterdir() if path.name[0] != '.'}
+
+
+def test_a_sweep_killed_at_every_change_of_its_folder(tmp_path, small_config, monkeypatch):
+    """Two rows of two batches, each saved."""
+    small_config.train.num_steps = 2
+    options = small_config.eval
+    options.num_samples, options.keep_samples, options.is_split_size, options.save_seconds = 40, 30, 20, 0.0
+    workdir = tmp_path / 'run'
+    workdir.mkdir()
+    loop.train(small_config, workdir)
+    made_once(monkeypatch, sweep, 'make_generator', 'guided_flops')
+    made_once(monkeypatch, sweep.opening, 'open_features')
+    points = KillPoints(workdir, tmp_path / 'copies')
+    with points.watching():
+        sweep.evaluate(small_config, workdir)
+    assert not points.unsafe
+    assert {change.split()[0] for change, _ in points.found} > {'write', 'fsync', 'replace', 'unlink', 'mkdir'}
+    expected = results_of(workdir)
+    assert len(expected[0]) == 2
+    for change, copy in points.chosen():
+        sweep.evaluate(small_config, copy)
+        assert results_of(copy) == expected, change
+        assert not list((copy / sweep.UNFINISHED).glob('[!.]*')), change
+        shutil.rmtree(copy)
