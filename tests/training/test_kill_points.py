@@ -3,7 +3,7 @@
 import shutil
 
 from cfg.modes.status import describe
-from cfg.runs.metrics_file import read_metrics
+from cfg.runs.run_files import read_metrics
 from cfg.training import loop
 from tests.kill_points import KillPoints, made_once
 
