@@ -95,7 +95,7 @@ def paper_table(name: str) -> PaperTable:
     if name not in _TABLES:
         raise UserError(f'The paper has no table {name!r}: give one of {", ".join(_TABLES)}.')
     title, figure, key, prefix, label = _TABLES[name]
-    text = importlib.resources.files('cfg.evaluation').joinpath('tables', f'{name}.csv').read_text(encoding='utf-8')
+    text = importlib.resources.files('cfg.report').joinpath('tables', f'{name}.csv').read_text(encoding='utf-8')
     lines = list(csv.DictReader(text.splitlines()))
     start = f'fid_{prefix}'
     settings = [column.removeprefix(start) for column in lines[0] if column.startswith(start)]

@@ -44,7 +44,7 @@ def write_report(workdir, **changes):
 
 
 def test_the_tables_of_the_config_are_those_of_the_package():
-    folder = importlib.resources.files('cfg.evaluation').joinpath('tables')
+    folder = importlib.resources.files('cfg.report').joinpath('tables')
     assert set(names()) == set(TABLES) == {path.name.removesuffix('.csv') for path in folder.iterdir()}
     with pytest.raises(UserError, match='no table'):
         paper_table('table3')
