@@ -5,7 +5,7 @@ Rules take turns, round by round; the order changes from round to round. The fir
 python benchmarks/rule_cost.py --config=configs/digits.py [--rules="cfg; cfg(interval=(-3, 3)); apg"] [--w=1.0]
 """
 
-import dataclasses
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,17 +30,17 @@ def describe(config: ConfigDict, *, rules: Sequence[str], w: float, num_steps: i
     """
     import numpy as np
 
-    from cfg.diffusion import recipes
-    from cfg.runs import build as rbuild
+    from cfg.diffusion.sampler import check_fit
+    from cfg.runs.generate import Generator, binder
     from cfg.runtime import parallel
     from cfg.settings.data import spec_of
     from cfg.settings.networks import build_network, init_params
+    from cfg.settings.sampler import read_sampler
 
-    sampler = recipes.parse_sampler(config.sampling.sampler)
+    samplers = {text: read_sampler(config, guidance=text, num_steps=num_steps) for text in ('cfg', *rules)}
     for text in rules:
-        recipe = recipes.parse_guidance(text)
-        recipes.check_fit(recipe, sampler)
-        if recipes.needs_companion(recipe):
+        check_fit(samplers[text].rule, samplers[text].solver)
+        if samplers[text].rule.companion:
             raise UserError(f'--rules: {text} needs a second network, and here is one of random weights: leave it out.')
     spec = spec_of(config)
     network = build_network(config, spec)
@@ -48,20 +48,21 @@ def describe(config: ConfigDict, *, rules: Sequence[str], w: float, num_steps: i
     replicated = parallel.replicate({'model': params})
     batch_size = config.sampling.batch_size
     labels = np.random.default_rng(0).integers(0, spec.num_classes, batch_size, dtype=np.int32)
-    settings = dataclasses.replace(rbuild.sampler_settings(config), num_steps=num_steps)
+    networks = {'model': binder(network, config.diffusion.prediction)}
 
     steps, counts = {}, {}
-    own = {text: (recipes.parse_guidance(text).w or (w,))[0] for text in rules}
+    own = {text: (samplers[text].rule.w or (w,))[0] for text in rules}
     for name, text, strength in (('unguided', 'cfg', 0.0), *((text, text, own[text]) for text in rules)):
-        of_rule = dataclasses.replace(settings, guidance=text)
-        generator = rbuild.make_generator(config, spec, network, batch_size=batch_size, settings=of_rule)
-        steps[name] = lambda generator=generator, w=strength: [x.images for x in generator(replicated, labels, w)]
-        counts[name] = of_rule.count_passes(strength).total
+        generator = Generator(networks, samplers[text], image_shape=spec.image_shape, batch_size=batch_size)
+        draw = functools.partial(generator, replicated, labels, strength, seed=config.sampling.seed)
+        steps[name] = lambda draw=draw: [batch.images for batch in draw()]
+        counts[name] = samplers[text].passes(strength).total
     seconds = overhead.turns(steps, rounds=rounds, units=1)
+    usual = samplers['cfg']
 
     rows = [
         ('network', common.describe_network(config, spec.image_shape, params)),
-        ('batch', f'{batch_size} images, {settings.sampler}, {settings.grid} grid, T={num_steps}, w={w:g}'),
+        ('batch', f'{batch_size} images, {usual.solver.text}, {usual.grid.text} grid, T={num_steps}, w={w:g}'),
     ]
     for name, times in seconds.items():
         ratios = [mine / plain for mine, plain in zip(times, seconds['unguided'], strict=True)]

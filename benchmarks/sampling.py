@@ -4,7 +4,6 @@ python benchmarks/sampling.py --config=configs/imagenet64.py [--w=1.0] [--num_st
 python benchmarks/sampling.py --config=benchmarks/config.py:medium_32 --peer=guided-diffusion [--forward]
 """
 
-import dataclasses
 import statistics
 import sys
 from pathlib import Path
@@ -32,7 +31,6 @@ def prepare_forward(config: ConfigDict) -> common.Work:
     import numpy as np
 
     from cfg.models.flops import forward_flops
-    from cfg.runs import build as rbuild
     from cfg.runtime import parallel
     from cfg.settings.data import spec_of
     from cfg.settings.networks import build_network, init_params
@@ -43,7 +41,7 @@ def prepare_forward(config: ConfigDict) -> common.Work:
     network = build_network(config, spec)
     params = init_params(network, spec, seed=config.seed)
     replicated = parallel.replicate(params)
-    apply = parallel.pmap(rbuild.make_model(config, network).apply, num_args=4)
+    apply = parallel.pmap(lambda params, *inputs: network.apply({'params': params}, *inputs), num_args=4)
 
     rng = np.random.default_rng(0)
     inputs = (
@@ -61,43 +59,39 @@ def prepare_forward(config: ConfigDict) -> common.Work:
     )
 
 
-def passes(config: ConfigDict, *, w: float, num_steps: int):
-    """Counts the evaluations of the network for one sample in `num_steps` steps."""
-    from cfg.runs import build as rbuild
-
-    return dataclasses.replace(rbuild.sampler_settings(config), num_steps=num_steps).count_passes(w)
-
-
 def prepare(config: ConfigDict, *, w: float, num_steps: int) -> common.Work:
     """Prepares a whole batch of samples in `num_steps` steps."""
     import numpy as np
 
-    from cfg.diffusion import recipes
     from cfg.models.flops import forward_flops, guided_flops
+    from cfg.runs.generate import Generator, binder
     from cfg.runtime import parallel
     from cfg.settings.data import spec_of
     from cfg.settings.networks import build_network, init_params
+    from cfg.settings.sampler import read_sampler
 
-    if recipes.needs_companion(recipes.parse_guidance(config.sampling.guidance)):
+    sampler = read_sampler(config, num_steps=num_steps)
+    if sampler.rule.companion:
         raise UserError(
             f'config.sampling.guidance={config.sampling.guidance!r} needs a second network, and here is one of random '
             "weights: choose a rule that needs none, such as 'cfg'."
         )
     spec = spec_of(config)
     batch_size = config.sampling.batch_size
-    parallel.per_device(batch_size, 'config.sampling.batch_size')
     network = build_network(config, spec)
     params = init_params(network, spec, seed=config.seed)
-    from cfg.runs import build as rbuild
-
-    shortened = config.copy_and_resolve_references()
-    shortened.sampling.num_steps = num_steps
-    generator = rbuild.make_generator(shortened, spec, network, batch_size=batch_size)
+    generator = Generator(
+        {'model': binder(network, config.diffusion.prediction)},
+        sampler,
+        image_shape=spec.image_shape,
+        batch_size=batch_size,
+        rounding=config.sampling.rounding,
+    )
     replicated = parallel.replicate({'model': params})
     labels = np.random.default_rng(0).integers(0, spec.num_classes, batch_size, dtype=np.int32)
-    count, what = passes(config, w=w, num_steps=num_steps), (network, spec.image_shape)
+    count, what = sampler.passes(w), (network, spec.image_shape)
     return common.Work(
-        lambda: [batch.images for batch in generator(replicated, labels, w)],
+        lambda: [batch.images for batch in generator(replicated, labels, w, seed=config.sampling.seed)],
         images=batch_size,
         flops=batch_size * (count.single * forward_flops(*what) + count.both * guided_flops(*what)),
         network=common.describe_network(config, spec.image_shape, params),
@@ -125,12 +119,14 @@ def describe(
     Args:
       num_steps: of the timed batches; images/s is scaled to `config.sampling.num_steps`.
     """
+    from cfg.settings.sampler import read_sampler
+
     work = prepare(config, w=w, num_steps=num_steps)
     times = common.measure(work, units=repeats, warmup=warmup)
     median = statistics.median(times.units)
     full = config.sampling.num_steps
     scaled = '' if num_steps == full else f', extrapolated from {num_steps} steps'
-    count = passes(config, w=w, num_steps=num_steps)
+    count = read_sampler(config, num_steps=num_steps).passes(w)
     calls = count.single + count.both
     rows = [
         ('batch', f'{work.images} images, w={w:g}: {count.total} predictions in {num_steps} steps'),

@@ -27,7 +27,7 @@ class Setting:
 
     Attributes:
         step: of the checkpoint.
-        guidance, sampler, grid: recipes.
+        guidance, sampler, grid: their texts.
         num_steps: T.
         logvar_interp: the paper's v; None of samplers that have none.
         networks: 0, or a number for each further set of networks that was used in this way: other classifiers, or

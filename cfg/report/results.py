@@ -184,7 +184,7 @@ def number(row: Row, name: str) -> float:
 
 
 def sampling_of(row: Row) -> dict[str, Any]:
-    """What a row says of its sampler, with the recipes that it does not name as they are the usual ones."""
+    """What a row says of its sampler, with the parts that it does not name as they are the usual ones."""
     return USUAL | (row.get('sampling') or {})
 
 

@@ -153,7 +153,7 @@ def test_the_papers_sampler_leaves_the_identity_of_its_rows_as_it_was():
         ({'guidance': ('temperature',), 'w': (-1.0, 1.0)}, r'config\.eval\.w=.* above -1'),
     ],
 )
-def test_recipes_that_cannot_be_are_named(changes, expected):
+def test_samplers_that_cannot_be_are_named(changes, expected):
     with pytest.raises(UserError, match=expected):
         check_config(config_of(**changes))
 

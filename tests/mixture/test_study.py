@@ -8,7 +8,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from cfg.diffusion import recipes
+from cfg.diffusion.sampler import parse_rule, parse_solver
 from cfg.mixture import fig2, plots, study
 from cfg.modes import report
 from cfg.runtime.errors import UserError
@@ -39,14 +39,8 @@ ONE = dataclasses.replace(THREE, means=((0.3, -0.2),))
 
 
 def draw(settings, guidance, w, *, sampler='dpm_solver_2m', num_steps=48):
-    return study.draw(
-        settings,
-        recipes.parse_guidance(guidance),
-        recipes.parse_sampler(sampler),
-        w,
-        num_steps=num_steps,
-        seed=3,
-    )
+    made = settings.sampler_of(parse_rule(guidance), parse_solver(sampler), num_steps)
+    return study.draw(settings, made, w, seed=3)
 
 
 def test_an_exact_classifier_is_guidance_without_one():
@@ -96,9 +90,7 @@ def test_more_steps_do_not_lead_to_the_guided_density():
     """Without guidance samplers reach what exact draws show; with it they converge elsewhere."""
     found = study.Study(THREE)
     rows = {
-        (w, num_steps): found.measure(
-            recipes.parse_guidance('cfg'), recipes.parse_sampler('dpm_solver_2m'), w, num_steps=num_steps
-        )[0]
+        (w, num_steps): found.measure(parse_rule('cfg'), parse_solver('dpm_solver_2m'), w, num_steps=num_steps)[0]
         for num_steps in (32, 96)
         for w in (0.0, 2.0)
     }
@@ -129,7 +121,7 @@ def test_the_report_of_a_mixture(tmp_path, monkeypatch):
     monkeypatch.setattr(study, 'NEAREST_COUNT', 4)
     config = small_config()
     check_config(config)
-    path = report.write(config, tmp_path)
+    path = report.run(config, tmp_path)
     assert path == tmp_path / 'report' / 'distances.md'
 
     def refuse(constant):
@@ -187,7 +179,7 @@ def test_without_rules_the_report_is_fig_2(tmp_path):
     config = small_config()
     config.mixture.guidance = ()
     check_config(config)
-    assert report.write(config, tmp_path).name == 'fig2.png'
+    assert report.run(config, tmp_path).name == 'fig2.png'
     assert {path.name for path in (tmp_path / 'report').iterdir()} == {'fig2.png', 'fig2.json'}
 
 

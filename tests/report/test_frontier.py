@@ -74,7 +74,7 @@ def test_scores_of_other_features_are_not_compared():
 
 
 def test_other_networks_are_other_points():
-    """Two weaker models, say, whose recipes are one text; over runs they go by their order."""
+    """Two weaker models, say, whose rules are one text; over runs they go by their order."""
     runs = [
         [row(fid, guidance='autoguidance', weaker_params_sha256=f'{run}{fid}') for fid in fids]
         for run, fids in enumerate([(1.0, 5.0), (2.0, 7.0)])

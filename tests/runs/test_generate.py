@@ -1,4 +1,4 @@
-import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,49 +8,57 @@ import pytest
 from cfg.data.digits import digits
 from cfg.data.images import to_uint8
 from cfg.diffusion import mixture, process
+from cfg.diffusion.denoiser import Denoiser
+from cfg.diffusion.sampler import Sampler
 from cfg.models.flops import matmul_flops
-from cfg.runs import build as rbuild
 from cfg.runs import generate
-from cfg.runs.generate import Generator, Model, Networks, SamplerSettings
+from cfg.runs.generate import Generator, binder
 from cfg.runtime import parallel
 from cfg.runtime.errors import UserError
 from cfg.settings.data import spec_of
 from cfg.settings.networks import abstract_params, build_network, init_params
 from tests.conftest import small_config
 
-SETTINGS = SamplerSettings(num_steps=4, logvar_interp=0.3, clip_x=True, logsnr_min=-20.0, logsnr_max=20.0)
+SAMPLER = Sampler(num_steps=4)
 
 
 @pytest.fixture(scope='module', name='network')
 def network_fixture():
-    """A small network with random weights everywhere, and the number of times that it was traced."""
-    config = small_config()
-    source = digits('all')
-    network = build_network(config, source)
-    params = init_params(network, source, seed=0)
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), params)
+    """How parameters are bound to a small network, random ones, and the shapes with which it was traced."""
+    network, params = random_network(small_config())
     traces = []
 
-    def apply(params, z, logsnr, labels):
-        traces.append(z.shape)
-        return network.apply({'params': params}, z, logsnr, labels)
+    def bind(params):
+        def fn(z, logsnr, labels):
+            traces.append(z.shape)
+            return network.apply({'params': params}, z, logsnr, labels)
 
-    return apply, params, traces
+        return Denoiser(fn, 10)
+
+    return bind, params, traces
+
+
+def random_network(config):
+    """(the network of a config, parameters that are random everywhere)."""
+    source = digits('all')
+    network, rng = build_network(config, source), np.random.default_rng(0)
+    params = init_params(network, source, seed=0)
+    return network, jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), params)
+
+
+def generator_of(bind, *, sampler=SAMPLER, image_shape=(8, 8, 1), batch_size=4, devices=None):
+    return Generator({'model': bind}, sampler, image_shape=image_shape, batch_size=batch_size, devices=devices)
+
+
+@functools.cache
+def compiled(bind, batch_size, devices):
+    return generator_of(bind, batch_size=batch_size, devices=jax.local_devices()[:devices])
 
 
 def images_of(network, *, batch_size, devices, labels, w, seed=1):
-    apply, params, _ = network
-    devices = jax.local_devices()[:devices]
-    generator = Generator(
-        Networks(Model(apply, 'eps', null_label=10), 10),
-        image_shape=(8, 8, 1),
-        settings=SETTINGS,
-        seed=seed,
-        batch_size=batch_size,
-        devices=devices,
-    )
-    batches = list(generator(parallel.replicate({'model': params}, devices), labels, w))
+    bind, params, _ = network
+    params = parallel.replicate({'model': params}, jax.local_devices()[:devices])
+    batches = list(compiled(bind, batch_size, devices)(params, labels, w, seed=seed))
     assert [b.start for b in batches] == list(range(0, len(labels), batch_size))
     assert np.array_equal(np.concatenate([b.labels for b in batches]), labels)
     return np.concatenate([b.images for b in batches])
@@ -71,9 +79,8 @@ def test_a_sample_depends_on_its_index_alone(network):
 
 
 def test_a_sweep_over_w_compiles_once_and_w_of_each_sample_is_its_own(network):
-    apply, params, traces = network
-    networks = Networks(Model(apply, 'eps', null_label=10), 10)
-    generator = Generator(networks, image_shape=(8, 8, 1), settings=SETTINGS, seed=1, batch_size=4)
+    bind, params, traces = network
+    generator = functools.partial(generator_of(bind), seed=1)
     replicated, labels = parallel.replicate({'model': params}), np.array([3, 1, 4, 1])
     first = {0.0: next(generator(replicated, labels, 0.0)).images}
     count = len(traces)
@@ -100,82 +107,55 @@ def test_every_prediction_type_draws_from_an_exact_gaussian(prediction):
     gaussian = mixture.gaussian_mixture(np.array([[0.2]]), np.array([[[0.01]]]), np.ones(1))
     exact = mixture.eps_fn(gaussian)
 
-    def apply(params, z, logsnr, labels):
+    def fn(z, logsnr, labels):
         flat = z.reshape(-1, 1)
         levels = jnp.broadcast_to(logsnr, len(z)).repeat(64)
         eps = exact(flat, levels, jnp.zeros(len(flat), jnp.int32)).reshape(z.shape)
-        x = process.x_from_eps(z, eps, logsnr)
-        return {'eps': eps, 'x': x, 'v': process.v_from_x_eps(x, eps, logsnr)}[prediction]
+        return process.target(process.x_from_eps(z, eps, logsnr), eps, logsnr, prediction=prediction)
 
-    generator = Generator(
-        Networks(Model(apply, prediction, null_label=1), 1),
-        image_shape=(8, 8, 1),
-        settings=SamplerSettings(256, 0.3, False, -20.0, 20.0),
-        seed=0,
-        batch_size=64,
-    )
-    images = next(generator(parallel.replicate({'model': np.zeros(1)}), np.zeros(64, np.int32), 0.0)).images
+    generator = generator_of(lambda _: Denoiser(fn, 1, prediction), sampler=Sampler(clip_x=False), batch_size=64)
+    replicated = parallel.replicate({'model': np.zeros(1)})
+    images = next(generator(replicated, np.zeros(64, np.int32), 0.0, seed=0)).images
     values = images.astype(np.float64) / 127.5 - 1
     # 4096 draws: five standard errors of the mean, and a deviation within 10 % (T is finite).
     assert abs(values.mean() - 0.2) < 5 * 0.1 / 64
     assert values.std() == pytest.approx(0.1, rel=0.1)
 
 
-@pytest.mark.parametrize('prediction', ['eps', 'x', 'v'])
-def test_both_predictions_become_eps_as_one_does(prediction):
-    def apply(params, z, logsnr, labels):
-        output = jnp.tanh(params * z + labels[:, None, None, None])
-        return jnp.concatenate([output, 7 * output], axis=-1)  # and what is not used
-
-    def apply_both(params, z, logsnr, labels, other_labels):
-        return apply(params, z, logsnr, labels), apply(params, z, logsnr, other_labels)
-
-    model = Model(apply, prediction, null_label=10, apply_both=apply_both)
-    z, logsnr = np.random.default_rng(0).normal(size=(3, 2, 2, 1)).astype(np.float32), np.float32([-3, 0, 4])
-    labels = np.array([3, 1, 4]), np.array([10, 0, 4])
-    for actual, asked in zip(model.both_fn(0.5)(z, logsnr, *labels), labels, strict=True):
-        np.testing.assert_array_equal(actual, model.eps_fn(0.5)(z, logsnr, asked))
-    assert Model(apply, prediction, null_label=10).both_fn(0.5) is None
-
-
 def test_a_label_in_the_decoder_makes_both_predictions_cheaper():
     config = small_config()
-    sizes = {}
+    spec, bound = spec_of(config), {}
     for where in ('everywhere', 'decoder'):
         config.model.label_in = where
-        network = build_network(config, spec_of(config))
-        model = rbuild.make_model(config, network)
-        sizes[where] = model.apply_both
-    assert sizes['everywhere'] is None
-    params = abstract_params(network, spec_of(config))
+        network = build_network(config, spec)
+        params = abstract_params(network, spec)
+        bound[where] = binder(network, 'eps')
+    assert bound['everywhere'](None).both_fn is None
     z, labels = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
-    made = matmul_flops(model.apply_both, params, z, jax.ShapeDtypeStruct((), jnp.float32), labels, labels)
-    single = matmul_flops(model.apply, params, z, jax.ShapeDtypeStruct((), jnp.float32), labels)
+    level = jax.ShapeDtypeStruct((), jnp.float32)
+    made = matmul_flops(lambda params, *args: bound['decoder'](params).both(*args), params, z, level, labels, labels)
+    single = matmul_flops(lambda params, *args: bound['decoder'](params)(*args), params, z, level, labels)
     assert 1.4 * single < made < 1.9 * single
 
 
 def test_sharing_the_encoder_changes_no_sample():
     config = small_config()
     config.model.label_in = 'decoder'
-    source = digits('all')
-    network = build_network(config, source)
-    rng = np.random.default_rng(0)
-    params = init_params(network, source, seed=0)
-    params = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), params)
-    model, images = rbuild.make_model(config, network), []
-    for one in (model, dataclasses.replace(model, apply_both=None)):
-        generator = Generator(Networks(one, 10), image_shape=(8, 8, 1), settings=SETTINGS, seed=1, batch_size=4)
-        images.append(next(generator(parallel.replicate({'model': params}), np.arange(4), 1.0)).images.astype(int))
+    network, params = random_network(config)
+    cheaper, images = binder(network, 'eps'), []
+    for bind in (cheaper, lambda params: Denoiser(cheaper(params).fn, 10)):
+        drawn = generator_of(bind)(parallel.replicate({'model': params}), np.arange(4), 1.0, seed=1)
+        images.append(next(drawn).images.astype(int))
     assert np.abs(images[0] - images[1]).max() <= 1
 
 
 def test_a_sample_that_is_not_finite_is_named_with_its_w():
-    def apply(params, z, logsnr, labels):
+    def fn(z, logsnr, labels):
         return jnp.where(labels[:, None, None, None] == 7, jnp.nan, z)
 
-    networks = Networks(Model(apply, 'eps', null_label=10), 10)
-    generator = Generator(networks, image_shape=(2, 2, 1), settings=SETTINGS, seed=0, batch_size=4)
-    batches = generator(parallel.replicate({'model': np.zeros(1)}), np.array([0, 1, 2, 3, 4, 7, 6, 5]), 0.5)
+    generator = generator_of(lambda _: Denoiser(fn, 10), image_shape=(2, 2, 1))
+    labels = np.array([0, 1, 2, 3, 4, 7, 6, 5])
+    batches = generator(parallel.replicate({'model': np.zeros(1)}), labels, 0.5, seed=0)
     next(batches)
     with pytest.raises(UserError, match=r'Sample 5 at w=0\.5 is not finite'):
         next(batches)
