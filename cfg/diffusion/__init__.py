@@ -1,1 +1,1 @@
-"""The paper's mathematics: pure functions on arrays that import nothing of this project above them."""
+"""Holds the paper's mathematics: pure functions on arrays that import nothing of this project above them."""

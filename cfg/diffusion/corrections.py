@@ -1,4 +1,4 @@
-"""What newer guidance does to predictions beyond Eq. 6: rescaling, thresholding, projection.
+"""Corrects predictions as newer guidance does beyond Eq. 6: rescaling, thresholding, projection.
 
 Pure functions of images [N, ...], each image on its own. Every one is harmless where its statistic vanishes (an
 image without contrast, an estimate that is 0).
@@ -13,12 +13,12 @@ Array = jax.Array
 
 
 def _axes(x: Array) -> tuple[int, ...]:
-    """All axes but the first."""
+    """Returns all axes but the first."""
     return tuple(range(1, x.ndim))
 
 
 def rescale(guided: Array, cond: Array, *, phi: Array) -> Array:
-    """phi guided std(cond) / std(guided) + (1 - phi) guided (Lin et al. 2023, arXiv 2305.08891, Section 3.4).
+    """Returns phi guided std(cond) / std(guided) + (1 - phi) guided (Lin et al. 2023, arXiv 2305.08891, Sec. 3.4).
 
     The standard deviation is over all components of an image. phi = 0 changes nothing, phi = 1 gives the guided
     prediction the standard deviation of the conditional one.
@@ -36,7 +36,7 @@ def rescale(guided: Array, cond: Array, *, phi: Array) -> Array:
 
 
 def dynamic_threshold(x: Array, *, quantile: float) -> Array:
-    """clip(x, -s, s) / s with s = max(1, that quantile of |x|) (Saharia et al. 2022, Imagen, arXiv 2205.11487).
+    """Returns clip(x, -s, s) / s with s = max(1, that quantile of |x|) (Saharia et al. 2022, arXiv 2205.11487).
 
     The result is in [-1, 1]. Where |x| <= 1 nothing changes. Where s is 1 it is plain clipping, as for quantile = 0 and
     every image with a component inside [-1, 1].
@@ -51,7 +51,7 @@ def dynamic_threshold(x: Array, *, quantile: float) -> Array:
 
 
 def decompose(v: Array, onto: Array) -> tuple[Array, Array]:
-    """v as its part parallel to `onto` and the rest, orthogonal to it; the parallel part of 0 is 0.
+    """Splits v into its part parallel to `onto` and the rest, orthogonal to it; the parallel part of 0 is 0.
 
     Returns:
       (parallel, orthogonal), each [N, ...], of sum v.
@@ -64,14 +64,14 @@ def decompose(v: Array, onto: Array) -> tuple[Array, Array]:
 
 
 def limit_norm(v: Array, *, norm_threshold: Array) -> Array:
-    """v min(1, r / ||v||), with the norm over all components of an image; r = infinity changes nothing."""
+    """Returns v min(1, r / ||v||), with the norm over all components of an image; r = infinity changes nothing."""
     r = expand(norm_threshold, v)
     norm = jnp.sqrt(jnp.sum(jnp.square(v), axis=_axes(v), keepdims=True))
     return v * jnp.where(norm > r, r / jnp.where(norm > r, norm, 1.0), 1.0)
 
 
 def adaptive_projection(x_cond: Array, update: Array, w: Array, *, eta: Array, norm_threshold: Array) -> Array:
-    """x_cond + w (orthogonal + eta parallel), of the update cut to norm r (Sadat et al. 2024, arXiv 2410.02416).
+    """Returns x_cond + w (orthogonal + eta parallel) of the update cut to norm r (Sadat et al. 2024, 2410.02416).
 
     The two parts of the update are relative to x_cond. The update is x_cond - x_uncond, or its running sum. Without
     cut and sum, and for eta = 1, this is Eq. 6 on the estimates of x.

@@ -21,7 +21,7 @@ EpsFn = Callable[[Array, Array, Array], Array]
 
 @dataclass(frozen=True)
 class Denoiser:
-    """A network with its parameters, or any eps function.
+    """A denoiser is a network with its parameters, or any eps function.
 
     Attributes:
       fn: (z [N, ..., C], logsnr [] or [N], labels [N]) -> [N, ..., at least C]. Channels past the first C are learned
@@ -38,7 +38,7 @@ class Denoiser:
 
     @property
     def null_label(self) -> int:
-        """The label of the unconditional prediction."""
+        """Returns the label of the unconditional prediction."""
         return self.num_classes
 
     def __call__(self, z: Array, logsnr: Array, labels: Array) -> Array:
@@ -60,7 +60,7 @@ class Denoiser:
 
 
 class Models(NamedTuple):
-    """All networks that a rule may ask.
+    """The models are all networks that a rule may ask.
 
     Attributes:
       model: what is guided.
@@ -76,7 +76,7 @@ class Models(NamedTuple):
 
 
 class Point(NamedTuple):
-    """Where a prediction is made, and how its outputs are read.
+    """A point says where a prediction is made, and how its outputs are read.
 
     Attributes:
       z: [N, ...].

@@ -17,7 +17,7 @@ def _limit() -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid(options.Described):
-    """An increasing sequence of logsnr.
+    """A grid is an increasing sequence of logsnr.
 
     Attributes:
       logsnr_min, logsnr_max: its ends; None for those of the model.
@@ -43,7 +43,7 @@ class Grid(options.Described):
 
 @dataclass(frozen=True, kw_only=True)
 class Paper(Grid):
-    """Uniform in u, as Alg. 2 has it: see `schedule.sampling_grid`."""
+    """The paper's grid is uniform in u, as Alg. 2 has it: see `schedule.sampling_grid`."""
 
     name: ClassVar[str] = 'paper'
 
@@ -53,7 +53,7 @@ class Paper(Grid):
 
 @dataclass(frozen=True, kw_only=True)
 class Uniform(Grid):
-    """Uniform in logsnr: see `schedule.uniform_grid`."""
+    """This grid is uniform in logsnr: see `schedule.uniform_grid`."""
 
     name: ClassVar[str] = 'uniform'
 
@@ -63,7 +63,7 @@ class Uniform(Grid):
 
 @dataclass(frozen=True, kw_only=True)
 class Rho(Grid):
-    """Uniform in sigma^(1/rho), as EDM has it: see `schedule.rho_grid`."""
+    """EDM's grid is uniform in sigma^(1/rho): see `schedule.rho_grid`."""
 
     name: ClassVar[str] = 'rho'
     # A smaller one overflows on the way, a larger one is 'uniform' but for rounding.

@@ -1,4 +1,4 @@
-"""The training objectives: Eq. 5 as the body of Alg. 1, and that of a classifier of noisy images."""
+"""Defines the training objectives: Eq. 5 as the body of Alg. 1, and that of a classifier of noisy images."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,7 +12,7 @@ Array = jax.Array
 
 
 class Draws(NamedTuple):
-    """The random numbers of one training example (Alg. 1, lines 3 to 5)."""
+    """Draws are the random numbers of one training example (Alg. 1, lines 3 to 5)."""
 
     u_label: Array  # decides whether the label is dropped, [N]
     u_time: Array  # the time u of the noise level, [N]
@@ -62,7 +62,7 @@ def denoising_loss(
     logsnr_max: float,
     prediction: str = 'eps',
 ) -> Array:
-    """||network(z, logsnr, c) - target||^2, averaged over the components of each example (Alg. 1, Eq. 5).
+    """Returns ||network(z, logsnr, c) - target||^2, averaged over an example's components (Alg. 1, Eq. 5).
 
     With prediction = 'eps' this is the paper's loss up to the constant factor 1 / (number of components).
     With 'x' and 'v' it is the same squared error on what the network predicts, which weights the noise
@@ -86,7 +86,7 @@ def denoising_loss(
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
-    """-log softmax(logits)[label] in nats, [N]."""
+    """Returns -log softmax(logits)[label] in nats, [N]."""
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
 
 
@@ -99,7 +99,7 @@ def classification_loss(
     logsnr_min: float,
     logsnr_max: float,
 ) -> tuple[Array, Array]:
-    """-log p(c | z) in nats, of images as noisy as those of Alg. 1 (Section 3.1; Dhariwal & Nichol 2021, Sec. 4).
+    """Returns -log p(c | z) in nats, of images as noisy as those of Alg. 1 (Section 3.1; Dhariwal & Nichol 2021).
 
     z = alpha x + sigma eps with logsnr ~ p(logsnr), as in `denoising_loss`. The expectation is smallest at Bayes' rule,
     p(c | z) proportional to p(c) p(z | c), where it is the conditional entropy of c given z and logsnr. Its gradient

@@ -1,4 +1,4 @@
-"""Gaussian mixtures under the diffusion process: exact densities, scores, eps and guided densities.
+"""Diffuses Gaussian mixtures: their exact densities, scores, eps and guided densities.
 
 Component k is class k: p(x | c = k) = N(means[k], covs[k]) and p(c = k) = weights[k]. The process keeps a
 mixture a mixture, p(z | c = k) = N(alpha means[k], alpha^2 covs[k] + sigma^2 I), so everything a network
@@ -25,7 +25,7 @@ Array = jax.Array
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class GaussianMixture:
-    """K Gaussians in D dimensions, made by `gaussian_mixture`.
+    """Holds K Gaussians in D dimensions, made by `gaussian_mixture`.
 
     Covariances are kept as covs[k] = axes[k] diag(variances[k]) axes[k]^T: the process changes the variances
     only, so no level needs a factorisation of its own, and adding sigma^2 loses nothing at either end. After
@@ -39,12 +39,12 @@ class GaussianMixture:
 
     @property
     def covs(self) -> Array:
-        """The covariances, [K, D, D]."""
+        """Returns the covariances, [K, D, D]."""
         return jnp.einsum('kde,...ke,kfe->...kdf', self.axes, self.variances, self.axes, precision='highest')
 
     @property
     def null_label(self) -> int:
-        """K, the label that means the whole mixture."""
+        """Returns K, the label that means the whole mixture."""
         return self.weights.shape[0]
 
 
@@ -88,7 +88,7 @@ def gaussian_mixture(means: Array, covs: Array, weights: Array) -> GaussianMixtu
 
 
 def diffused(mixture: GaussianMixture, logsnr: Array) -> GaussianMixture:
-    """p(z | c = k) = N(alpha means[k], alpha^2 covs[k] + sigma^2 I), weights unchanged (Eq. 1 marginalised).
+    """Returns p(z | c = k) = N(alpha means[k], alpha^2 covs[k] + sigma^2 I), weights unchanged (Eq. 1 marginalised).
 
     Args:
       logsnr: [] or [N].
@@ -98,7 +98,7 @@ def diffused(mixture: GaussianMixture, logsnr: Array) -> GaussianMixture:
 
 
 def log_density(mixture: GaussianMixture, z: Array, logsnr: Array, labels: Array) -> Array:
-    """log p(z | c), and for the null label log p(z) = log sum_c p(c) p(z | c).
+    """Returns log p(z | c), and for the null label log p(z) = log sum_c p(c) p(z | c).
 
     Args:
       z: [N, D].
@@ -114,7 +114,7 @@ def log_density(mixture: GaussianMixture, z: Array, logsnr: Array, labels: Array
 
 
 def log_class_posterior(mixture: GaussianMixture, z: Array, logsnr: Array) -> Array:
-    """log p(c | z) = log p(c) + log p(z | c) - log p(z), of every class: [N, K].
+    """Returns log p(c | z) = log p(c) + log p(z | c) - log p(z), of every class: [N, K].
 
     Args:
       z: [N, D].
@@ -124,7 +124,7 @@ def log_class_posterior(mixture: GaussianMixture, z: Array, logsnr: Array) -> Ar
 
 
 def guided_log_density(mixture: GaussianMixture, z: Array, logsnr: Array, labels: Array, *, w: Array) -> Array:
-    """log p(z | c) + w log p(c | z), the density that guidance of strength w aims at, up to a constant.
+    """Returns log p(z | c) + w log p(c | z), up to a constant: the density that guidance of strength w aims at.
 
     Its gradient times -sigma is Eq. 6 with exact eps. As log p(c | z) = log p(c) + log p(z | c) - log p(z),
     w = 0 is the conditional density and w = -1 the unconditional one. For the null label there is nothing to
@@ -146,7 +146,7 @@ def guided_log_density(mixture: GaussianMixture, z: Array, logsnr: Array, labels
 
 
 def score(mixture: GaussianMixture, z: Array, logsnr: Array, labels: Array) -> Array:
-    """grad_z log p(z | c) = -(alpha^2 cov + sigma^2 I)^-1 (z - alpha mean).
+    """Returns grad_z log p(z | c) = -(alpha^2 cov + sigma^2 I)^-1 (z - alpha mean).
 
     For the null label grad_z log p(z) = sum_c p(c | z) grad_z log p(z | c).
 
@@ -164,13 +164,13 @@ def score(mixture: GaussianMixture, z: Array, logsnr: Array, labels: Array) -> A
 
 
 def eps(mixture: GaussianMixture, z: Array, logsnr: Array, labels: Array) -> Array:
-    """E[eps | z, c] = -sigma grad_z log p(z | c), what a perfect network predicts; arguments as in `score`."""
+    """Returns E[eps | z, c] = -sigma grad_z log p(z | c), what a perfect network predicts; arguments as in `score`."""
     _, sigma = _scales(logsnr)
     return -sigma[..., 0] * score(mixture, z, logsnr, labels)
 
 
 def log_posterior_score(mixture: GaussianMixture, z: Array, logsnr: Array, labels: Array) -> Array:
-    """grad_z log p(c | z) = grad_z log p(z | c) - grad_z log p(z): what classifier guidance needs, exactly.
+    """Returns grad_z log p(c | z) = grad_z log p(z | c) - grad_z log p(z), which classifier guidance needs.
 
     For the null label it is 0. Arguments as in `score`.
 
@@ -182,7 +182,7 @@ def log_posterior_score(mixture: GaussianMixture, z: Array, logsnr: Array, label
 
 
 def posterior_mean(mixture: GaussianMixture, z: Array, logsnr: Array, labels: Array) -> Array:
-    """E[x | z, c] = mean + alpha cov (alpha^2 cov + sigma^2 I)^-1 (z - alpha mean).
+    """Returns E[x | z, c] = mean + alpha cov (alpha^2 cov + sigma^2 I)^-1 (z - alpha mean).
 
     For the null label E[x | z] = sum_c p(c | z) E[x | z, c]. It equals (z - sigma eps) / alpha, without the
     cancellation of that form at small logsnr. Arguments as in `score`.
@@ -198,7 +198,7 @@ def posterior_mean(mixture: GaussianMixture, z: Array, logsnr: Array, labels: Ar
 
 
 def eps_fn(mixture: GaussianMixture) -> EpsFn:
-    """The exact eps in the form of a network: (z [N, D], logsnr [] or [N], labels [N]) -> eps [N, D]."""
+    """Returns the exact eps in the form of a network: (z [N, D], logsnr [] or [N], labels [N]) -> eps [N, D]."""
 
     def exact(z, logsnr, labels):
         return eps(mixture, z, logsnr, labels)
@@ -207,7 +207,7 @@ def eps_fn(mixture: GaussianMixture) -> EpsFn:
 
 
 def logits_fn(mixture: GaussianMixture) -> Callable[[Array, Array], Array]:
-    """The exact classifier in the form of a network: (z [N, D], logsnr [] or [N]) -> log p(c | z) [N, K]."""
+    """Returns the exact classifier as a network: (z [N, D], logsnr [] or [N]) -> log p(c | z) [N, K]."""
 
     def exact(z, logsnr):
         return log_class_posterior(mixture, z, logsnr)
@@ -216,7 +216,7 @@ def logits_fn(mixture: GaussianMixture) -> Callable[[Array, Array], Array]:
 
 
 def sample(mixture: GaussianMixture, keys: Array, labels: Array) -> Array:
-    """Exact draws from p(x | c), and for the null label from the whole mixture: c ~ weights, then p(x | c).
+    """Draws from p(x | c), and for the null label from the whole mixture: c ~ weights, then p(x | c).
 
     Args:
       mixture: clean, or `diffused` to a single level, then these are draws of z.
@@ -239,24 +239,24 @@ def sample(mixture: GaussianMixture, keys: Array, labels: Array) -> Array:
 
 
 def _scales(logsnr: Array) -> tuple[Array, Array]:
-    """alpha and sigma with two trailing axes, to broadcast against [K, D]."""
+    """Returns alpha and sigma with two trailing axes, to broadcast against [K, D]."""
     alpha, sigma = alpha_sigma(jnp.asarray(logsnr, jnp.float32))
     return alpha[..., None, None], sigma[..., None, None]
 
 
 def _to_axes(mixture: GaussianMixture, z: Array) -> Array:
-    """z - mean of every class, in the axes of its covariance: [N, K, D]."""
+    """Returns z - mean of every class, in the axes of its covariance: [N, K, D]."""
     # Full float32: accelerators would otherwise multiply in fewer bits.
     return jnp.einsum('nkd,kde->nke', z[:, None] - mixture.means, mixture.axes, precision='highest')
 
 
 def _from_axes(mixture: GaussianMixture, y: Array) -> Array:
-    """Inverse rotation to that of `_to_axes`: [N, K, D]."""
+    """Rotates back what `_to_axes` rotated: [N, K, D]."""
     return jnp.einsum('nke,kde->nkd', y, mixture.axes, precision='highest')
 
 
 def _log_density_of_each(mixture: GaussianMixture, z: Array) -> Array:
-    """log N(z; means[k], covs[k]) of every class: [N, K]."""
+    """Returns log N(z; means[k], covs[k]) of every class: [N, K]."""
     squares = jnp.square(_to_axes(mixture, z)) / mixture.variances
     return -0.5 * jnp.sum(squares + jnp.log(mixture.variances) + np.log(2.0 * np.pi), axis=-1)
 
@@ -268,6 +268,6 @@ def _with_average(each: Array, log_posterior: Array) -> Array:
 
 
 def _pick(each: Array, labels: Array) -> Array:
-    """Row labels[n] of each[n]: [N, K + 1, ...] -> [N, ...]; NaN past the null label."""
+    """Returns row labels[n] of each[n]: [N, K + 1, ...] -> [N, ...]; NaN past the null label."""
     index = labels.reshape(labels.shape + (1,) * (each.ndim - 1))
     return jnp.take_along_axis(each, index, axis=1, mode='fill')[:, 0]

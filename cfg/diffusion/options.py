@@ -1,4 +1,4 @@
-"""Short texts such as 'apg(eta=0.0, interval=(-3, 5))', read into frozen dataclasses and printed from them.
+"""Reads short texts such as 'apg(eta=0.0, interval=(-3, 5))' into frozen dataclasses, and prints them.
 
 A class derives from `Described` and declares its options with `number`, `choice` and the like, which check a value
 wherever it is made, in Python or in a text. Two texts that mean the same are printed alike.
@@ -109,7 +109,7 @@ class Described:
 
     @property
     def text(self) -> str:
-        """The canonical text."""
+        """Returns the canonical text."""
         values = {field.name: getattr(self, field.name) for field in self.options() if field.metadata['printed']}
         defaults = {field.name: field.default for field in self.options()}
         changed = [f'{key}={value!r}' for key, value in values.items() if value != defaults[key]]

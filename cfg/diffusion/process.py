@@ -1,4 +1,4 @@
-"""The diffusion process: its forward densities, posterior and reverse variance, and x <-> eps <-> v.
+"""Defines the diffusion process: forward densities, posterior and reverse variance, and x <-> eps <-> v.
 
 `logsnr_t` is the noisier of two levels and `logsnr_s` the cleaner one (logsnr_t < logsnr_s). Levels have
 shape [] or [N] and broadcast against images [N, ...].
@@ -17,14 +17,14 @@ PREDICTIONS = ('eps', 'x', 'v')
 
 
 class Gaussian(NamedTuple):
-    """A normal distribution with independent components: mean [N, ...], log variance [N, 1, ...] or []."""
+    """Holds a normal distribution with independent components: mean [N, ...], log variance [N, 1, ...] or []."""
 
     mean: Array
     logvar: Array
 
 
 class Prediction(NamedTuple):
-    """What a network output says of (x, eps); z = alpha x + sigma eps, unless a rule says that it `renoises`."""
+    """A prediction is what a network output says of (x, eps); z = alpha x + sigma eps, unless a rule `renoises`."""
 
     x: Array
     eps: Array
@@ -37,7 +37,7 @@ def expand(level: Array, like: Array) -> Array:
 
 
 def log_one_minus_exp(a: Array) -> Array:
-    """log(1 - exp(a)) for a <= 0, accurate and with finite gradients for a < 0 at both ends."""
+    """Returns log(1 - exp(a)) for a <= 0, accurate and with finite gradients for a < 0 at both ends."""
     split = -0.6931472  # -log 2: expm1 is exact above it, log1p below
     # Both sides of `where` are evaluated, so each gets an argument inside its own range.
     near = jnp.where(a > split, a, split)
@@ -46,20 +46,20 @@ def log_one_minus_exp(a: Array) -> Array:
 
 
 def diffuse(x: Array, eps: Array, logsnr: Array) -> Array:
-    """A draw z = alpha x + sigma eps from q(z | x) = N(alpha x, sigma^2 I), given eps ~ N(0, I) (Eq. 1)."""
+    """Draws z = alpha x + sigma eps from q(z | x) = N(alpha x, sigma^2 I), given eps ~ N(0, I) (Eq. 1)."""
     alpha, sigma = alpha_sigma(expand(logsnr, x))
     return alpha * x + sigma * eps
 
 
 def transition(z_s: Array, *, logsnr_s: Array, logsnr_t: Array) -> Gaussian:
-    """q(z_t | z_s) = N((alpha_t / alpha_s) z_s, (1 - e^(logsnr_t - logsnr_s)) sigma_t^2 I) (Eq. 2)."""
+    """Returns q(z_t | z_s) = N((alpha_t / alpha_s) z_s, (1 - e^(logsnr_t - logsnr_s)) sigma_t^2 I) (Eq. 2)."""
     logsnr_s, logsnr_t = expand(logsnr_s, z_s), expand(logsnr_t, z_s)
     ratio = jnp.exp(0.5 * (jax.nn.log_sigmoid(logsnr_t) - jax.nn.log_sigmoid(logsnr_s)))
     return Gaussian(ratio * z_s, _transition_logvar(logsnr_s=logsnr_s, logsnr_t=logsnr_t))
 
 
 def posterior(z_t: Array, x: Array, *, logsnr_s: Array, logsnr_t: Array) -> Gaussian:
-    """q(z_s | z_t, x) (Eq. 3).
+    """Returns q(z_s | z_t, x) (Eq. 3).
 
     mean = e^(logsnr_t - logsnr_s) (alpha_s / alpha_t) z_t + (1 - e^(logsnr_t - logsnr_s)) alpha_s x,
     variance = (1 - e^(logsnr_t - logsnr_s)) sigma_s^2.
@@ -73,7 +73,7 @@ def posterior(z_t: Array, x: Array, *, logsnr_s: Array, logsnr_t: Array) -> Gaus
 
 
 def reverse_logvar(*, logsnr_s: Array, logsnr_t: Array, logvar_interp: float) -> Array:
-    """log of the reverse variance (posterior variance)^(1-v) (transition variance)^v (Eq. 4).
+    """Returns the log of the reverse variance (posterior variance)^(1-v) (transition variance)^v (Eq. 4).
 
     Args:
       logvar_interp: the paper's v in [0, 1]; 0 is the smallest variance, 1 the largest.
@@ -84,29 +84,29 @@ def reverse_logvar(*, logsnr_s: Array, logsnr_t: Array, logvar_interp: float) ->
 
 
 def _transition_logvar(*, logsnr_s: Array, logsnr_t: Array) -> Array:
-    """log of Eq. 2's variance, (1 - e^(logsnr_t - logsnr_s)) sigma_t^2."""
+    """Returns the log of Eq. 2's variance, (1 - e^(logsnr_t - logsnr_s)) sigma_t^2."""
     return log_one_minus_exp(logsnr_t - logsnr_s) + jax.nn.log_sigmoid(-logsnr_t)
 
 
 def _posterior_logvar(*, logsnr_s: Array, logsnr_t: Array) -> Array:
-    """log of Eq. 3's variance, (1 - e^(logsnr_t - logsnr_s)) sigma_s^2."""
+    """Returns the log of Eq. 3's variance, (1 - e^(logsnr_t - logsnr_s)) sigma_s^2."""
     return log_one_minus_exp(logsnr_t - logsnr_s) + jax.nn.log_sigmoid(-logsnr_s)
 
 
 def x_from_eps(z: Array, eps: Array, logsnr: Array) -> Array:
-    """x = (z - sigma eps) / alpha (above Eq. 5). Errors of eps grow by sigma / alpha = e^(-logsnr / 2)."""
+    """Returns x = (z - sigma eps) / alpha (above Eq. 5). Errors of eps grow by sigma / alpha = e^(-logsnr / 2)."""
     alpha, sigma = alpha_sigma(expand(logsnr, z))
     return (z - sigma * eps) / alpha
 
 
 def eps_from_x(z: Array, x: Array, logsnr: Array) -> Array:
-    """eps = (z - alpha x) / sigma."""
+    """Returns eps = (z - alpha x) / sigma."""
     alpha, sigma = alpha_sigma(expand(logsnr, z))
     return (z - alpha * x) / sigma
 
 
 def v_from_x_eps(x: Array, eps: Array, logsnr: Array) -> Array:
-    """v = alpha eps - sigma x (Salimans & Ho 2022, arXiv 2202.00512)."""
+    """Returns v = alpha eps - sigma x (Salimans & Ho 2022, arXiv 2202.00512)."""
     alpha, sigma = alpha_sigma(expand(logsnr, x))
     return alpha * eps - sigma * x
 
@@ -133,7 +133,7 @@ def from_output(output: Array, z: Array, logsnr: Array, *, prediction: str) -> P
 
 
 def target(x: Array, eps: Array, logsnr: Array, *, prediction: str) -> Array:
-    """The value that a network of this prediction type should output: eps, x or v.
+    """Returns the value that a network of this prediction type should output: eps, x or v.
 
     Raises:
       ValueError: on any other prediction type.

@@ -49,7 +49,7 @@ def classifier_guided(eps: Array, grad_log_prob: Array, w: Array, *, logsnr: Arr
 
 
 class Passes(NamedTuple):
-    """How often each network runs for one sample.
+    """Passes say how often each network runs for one sample.
 
     Attributes:
       single: evaluations of the model for one prediction.
@@ -65,7 +65,7 @@ class Passes(NamedTuple):
 
     @property
     def total(self) -> int:
-        """The network evaluations, where two predictions at once are two."""
+        """Returns the network evaluations, where two predictions at once are two."""
         return self.single + 2 * self.both + self.second + self.classifier
 
 
@@ -121,7 +121,7 @@ def against() -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Rule(options.Described):
-    """A guidance rule.
+    """A rule is a way of guidance.
 
     Subclasses say how a prediction is made; those of two predictions derive from `Pair`.
 
@@ -169,12 +169,12 @@ class Rule(options.Described):
 
     @property
     def compares_with_null(self) -> bool:
-        """Whether it compares with an unconditional prediction, which a second model may give."""
+        """Tells whether it compares with an unconditional prediction, which a second model may give."""
         return self.against == 'null'
 
     @property
     def is_constant(self) -> bool:
-        """Whether w is the same at all levels."""
+        """Tells whether w is the same at all levels."""
         return self.interval is None and self.schedule == 'constant'
 
     def strength_at(self, w: Array, logsnr: Array, *, logsnr_min: float, logsnr_max: float) -> Array:
@@ -200,7 +200,7 @@ class Rule(options.Described):
 
 
 class _PairState(NamedTuple):
-    """What a rule of two predictions carries along."""
+    """The state is what a rule of two predictions carries along."""
 
     keys: Array  # of the examples, [N]
     count: Array  # of the evaluations so far, []
@@ -209,7 +209,7 @@ class _PairState(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Pair(Rule):
-    """A rule that combines the prediction for the label with another one."""
+    """A pair is a rule that combines the prediction for the label with another one."""
 
     def needs(self, w: Array) -> tuple[Array, Array]:
         """Tells which of the two predictions are needed at w [N]: (the conditional, the other), two bool [N]."""
@@ -288,7 +288,7 @@ class Pair(Rule):
 
 @dataclass(frozen=True, kw_only=True)
 class Cfg(Pair):
-    """Classifier-free guidance: eps = (1 + w) eps_cond - w eps_other (Eq. 6).
+    """Classifier-free guidance is eps = (1 + w) eps_cond - w eps_other (Eq. 6).
 
     Two evaluations; one where every w is 0 or -1.
     """
@@ -305,7 +305,7 @@ class Cfg(Pair):
 
 @dataclass(frozen=True, kw_only=True)
 class CfgPlusPlus(Pair):
-    """CFG++ (Chung et al. 2024, arXiv 2406.08070): x from the guided eps, renoised with the unguided one.
+    """CFG++ takes x from the guided eps and renoises with the unguided one (Chung et al. 2024, arXiv 2406.08070).
 
     x comes from eps_other + lambda (eps_cond - eps_other), and the next z from x and eps_other. Our w is lambda - 1, so
     that x is that of Eq. 6. The paper has lambda in [0, 1], w in [-1, 0]: w = -1 is unconditional sampling, and no w is
@@ -328,7 +328,7 @@ class CfgPlusPlus(Pair):
 
 @dataclass(frozen=True, kw_only=True)
 class Rescale(Pair):
-    """Eq. 6, then the standard deviation of the conditional output: see `corrections.rescale` (Lin et al. 2023).
+    """Eq. 6 is rescaled to the conditional output's standard deviation: see `corrections.rescale` (Lin et al. 2023).
 
     phi = 0 is Eq. 6. `prediction` says of which output the deviation is matched: the paper's models output v, and
     common code takes whatever the network outputs. Two evaluations; one where every w is 0.
@@ -357,7 +357,7 @@ class Rescale(Pair):
 
 @dataclass(frozen=True, kw_only=True)
 class Apg(Pair):
-    """Adaptive projected guidance of the estimates of x: see `corrections.adaptive_projection` (Sadat et al. 2024).
+    """APG projects the update of x adaptively: see `corrections.adaptive_projection` (Sadat et al. 2024).
 
     `eta` is what is kept of the parallel part of the update, `norm_threshold` the paper's r (of the L2 norm of an
     image's update; None is infinity), `momentum` the paper's beta, for which it proposes negative values. The update is
@@ -399,7 +399,7 @@ def _read_step(value: Any) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Autoguidance(Pair):
-    """Eq. 6 with a worse model of the same kind in the place of the unconditional one (Karras et al. 2024).
+    """Autoguidance is Eq. 6 with a worse model of the same kind in place of the unconditional one (Karras 2024).
 
     arXiv 2406.02507. Both predictions are conditional. The worse model, smaller or less trained, is a checkpoint of
     this run (`step`) or of another one (`workdir`). Two passes, the second cheaper if the model is smaller.
@@ -422,7 +422,7 @@ class Autoguidance(Pair):
 
 @dataclass(frozen=True, kw_only=True)
 class Classifier(Rule):
-    """Classifier guidance: eps - w sigma grad_z log p(c | z), with a classifier of noisy images (Section 3.1).
+    """Classifier guidance is eps - w sigma grad_z log p(c | z), with a classifier of noisy images (Section 3.1).
 
     The paper guides a conditional model with w, or an unconditional one with w + 1, which is the same where model and
     classifier are exact: log p(c | z) = log p(z | c) - log p(z) + log p(c). A step costs one pass of the network, and
@@ -466,7 +466,7 @@ class Classifier(Rule):
 
 @dataclass(frozen=True, kw_only=True)
 class ScaledScore(Rule):
-    """(1 + w) eps, which is the score -eps / sigma times 1 + w. One pass.
+    """The scaled score is (1 + w) eps, as the score is -eps / sigma. It needs one pass.
 
     Section 3 of the paper names it as what does not work for diffusion models (its samples are blurred), as does
     lowering the noise, see `Temperature`.
@@ -486,7 +486,7 @@ class ScaledScore(Rule):
 
 @dataclass(frozen=True, kw_only=True)
 class Temperature(Rule):
-    """The noise of the steps times 1 / (1 + w): what the paper's Section 3 names as what does not work. One pass."""
+    """The steps' noise is scaled by 1 / (1 + w), which Section 3 says does not work. It needs one pass."""
 
     name: ClassVar[str] = 'temperature'
 

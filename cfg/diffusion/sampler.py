@@ -1,4 +1,4 @@
-"""How samples are drawn: a guidance rule, a solver, a grid and a number of steps, together one `Sampler`.
+"""Draws samples: a guidance rule, a solver, a grid and a number of steps are together one `Sampler`.
 
 Without options it is the paper's: Eq. 6, Alg. 2, a grid uniform in u. The texts of a config are read by `parse_rule`,
 `parse_solver` and `parse_grid`; what they read prints itself as `text`.
@@ -27,7 +27,7 @@ USUAL = {'guidance': Cfg.name, 'sampler': Ancestral.name, 'grid': Paper.name}
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """How samples are drawn.
+    """A sampler says how samples are drawn.
 
     Attributes:
       rule: the guidance.

@@ -1,4 +1,4 @@
-"""Log signal-to-noise ratios: the training distribution p(logsnr) and the sampling grids.
+"""Defines log signal-to-noise ratios: the training distribution p(logsnr) and the sampling grids.
 
 `logsnr` is the paper's lambda; large values are clean. `u` in [0, 1] is time, with u = 0 at `logsnr_max`
 (data) and u = 1 at `logsnr_min` (noise). Everything here is float32-safe for |logsnr| <= 20.
@@ -12,7 +12,7 @@ Array = jax.Array
 
 
 def alpha_sigma(logsnr: Array) -> tuple[Array, Array]:
-    """Signal and noise scales of the variance-preserving process: alpha^2 = sigmoid(logsnr) (Eq. 1).
+    """Returns signal and noise scales of the variance-preserving process: alpha^2 = sigmoid(logsnr) (Eq. 1).
 
     Each comes from its own logarithm: sigma = sqrt(1 - alpha^2) would be 0 at logsnr = 20 in float32.
 
@@ -28,7 +28,7 @@ def alpha_sigma(logsnr: Array) -> tuple[Array, Array]:
 
 
 def _angles(logsnr_min: float, logsnr_max: float) -> tuple[float, float, float]:
-    """(a, b, b'): the paper's a and b, and b' = pi/2 - a - b, each exact to float64."""
+    """Returns (a, b, b'): the paper's a and b, and b' = pi/2 - a - b, each exact to float64."""
     if not logsnr_min < logsnr_max:
         raise ValueError(f'logsnr_min={logsnr_min} must be smaller than logsnr_max={logsnr_max}')
     b = np.arctan(np.exp(-0.5 * logsnr_max))
@@ -37,7 +37,7 @@ def _angles(logsnr_min: float, logsnr_max: float) -> tuple[float, float, float]:
 
 
 def logsnr_from_u(u: Array, *, logsnr_min: float, logsnr_max: float) -> Array:
-    """The quantile function of p(logsnr): -2 log tan(a u + b) (Section 2, "hyperbolic secant").
+    """Returns the quantile function of p(logsnr): -2 log tan(a u + b) (Section 2, "hyperbolic secant").
 
     Towards pi/2 float32 cannot resolve the angle; past pi/4 the complementary one, a (1 - u) + b', takes its
     place, with tan(pi/2 - t) = 1 / tan(t).
@@ -60,7 +60,7 @@ def logsnr_from_u(u: Array, *, logsnr_min: float, logsnr_max: float) -> Array:
 
 
 def u_from_logsnr(logsnr: Array, *, logsnr_min: float, logsnr_max: float) -> Array:
-    """Inverse of `logsnr_from_u`: u = (arctan(exp(-logsnr / 2)) - b) / a, in [0, 1]."""
+    """Inverts `logsnr_from_u`: u = (arctan(exp(-logsnr / 2)) - b) / a, in [0, 1]."""
     a, b, b_end = _angles(logsnr_min, logsnr_max)
     from_data = (jnp.arctan(jnp.exp(-0.5 * logsnr)) - b) / a
     from_noise = 1.0 - (jnp.arctan(jnp.exp(0.5 * logsnr)) - b_end) / a
@@ -68,7 +68,7 @@ def u_from_logsnr(logsnr: Array, *, logsnr_min: float, logsnr_max: float) -> Arr
 
 
 def logsnr_density(logsnr: Array, *, logsnr_min: float, logsnr_max: float) -> Array:
-    """p(logsnr) = sech(logsnr / 2) / (4 a) inside the range and 0 outside (Section 2).
+    """Returns p(logsnr) = sech(logsnr / 2) / (4 a) inside the range and 0 outside (Section 2).
 
     With an unbounded range a = pi / 2 and this is the hyperbolic secant law sech(logsnr / 2) / (2 pi).
     """
@@ -92,7 +92,7 @@ def stratify(u: Array, index: Array, total: int) -> Array:
 
 
 def sampling_grid(num_steps: int, *, logsnr_min: float, logsnr_max: float) -> Array:
-    """The increasing sequence of logsnr that Alg. 2 visits: uniform in u, endpoints included.
+    """Returns the increasing sequence of logsnr that Alg. 2 visits: uniform in u, endpoints included.
 
     Args:
       num_steps: T, the number of network evaluations; at least 2.
@@ -105,13 +105,13 @@ def sampling_grid(num_steps: int, *, logsnr_min: float, logsnr_max: float) -> Ar
 
 
 def uniform_grid(num_steps: int, *, logsnr_min: float, logsnr_max: float) -> Array:
-    """As `sampling_grid`, but uniform in logsnr: the usual grid of DPM-Solver (Lu et al. 2022, arXiv 2206.00927)."""
+    """Returns a grid as `sampling_grid` does, uniform in logsnr: DPM-Solver's (Lu et al. 2022, arXiv 2206.00927)."""
     _check(num_steps, logsnr_min, logsnr_max)
     return jnp.asarray(np.linspace(logsnr_min, logsnr_max, num_steps), jnp.float32)
 
 
 def rho_grid(num_steps: int, *, logsnr_min: float, logsnr_max: float, rho: float = 7.0) -> Array:
-    """As `sampling_grid`, but uniform in sigma^(1/rho) with EDM's sigma = e^(-logsnr / 2).
+    """Returns a grid as `sampling_grid` does, uniform in sigma^(1/rho) with EDM's sigma = e^(-logsnr / 2).
 
     sigma_i = (sigma_max^(1/rho) + i / (T - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, i = 0..T-1 (Karras et al.
     2022, arXiv 2206.00364, Eq. 5). There sigma is in [0.002, 80], which is logsnr in [-8.76, 12.43].
@@ -133,10 +133,10 @@ def _check(num_steps: int, logsnr_min: float, logsnr_max: float) -> None:
 
 
 def logsnr_from_sigma(sigma: Array) -> Array:
-    """-2 log sigma, for EDM's sigma: the noise scale of z / alpha = x + sigma eps, which is our sigma / alpha."""
+    """Returns -2 log sigma of EDM's sigma: the noise of z / alpha = x + sigma eps, which is our sigma / alpha."""
     return -2.0 * jnp.log(sigma)
 
 
 def sigma_from_logsnr(logsnr: Array) -> Array:
-    """EDM's sigma, e^(-logsnr / 2); not the sigma of `alpha_sigma`, which is sigma / sqrt(1 + sigma^2)."""
+    """Returns EDM's sigma, e^(-logsnr / 2), not that of `alpha_sigma`, which is sigma / sqrt(1 + sigma^2)."""
     return jnp.exp(-0.5 * jnp.asarray(logsnr))

@@ -23,7 +23,7 @@ Array = jax.Array
 
 
 class Guided(NamedTuple):
-    """What a solver steps with: a rule with its networks, labels and strengths.
+    """A `Guided` is what a solver steps with: a rule with its networks, labels and strengths.
 
     Attributes:
       init: (keys [N], z [N, ...]) -> state.
@@ -43,7 +43,7 @@ class Guided(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A step over a grid [T], or all of them."""
+    """A `Step` is one step over a grid [T], or all of them."""
 
     index: Array  # 1..T
     logsnr_t: Array  # where the step starts
@@ -121,13 +121,13 @@ class Solver(options.Described):
 
     @property
     def adds_noise(self) -> bool:
-        """Whether steps add noise that a rule may scale."""
+        """Tells whether steps add noise that a rule may scale."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ancestral(Solver):
-    """Ancestral sampling (Alg. 2): T evaluations.
+    """Ancestral sampling (Alg. 2) takes T evaluations.
 
     At each level x is estimated from the guided prediction; the step to the next level is Eq. 4 with this estimate in
     the place of x. `logvar_interp` is the paper's v in [0, 1]; in a config it is a field of its own.
@@ -152,7 +152,7 @@ class Ancestral(Solver):
 
 @dataclass(frozen=True, kw_only=True)
 class Ddim(Solver):
-    """DDIM (Song et al. 2020, arXiv 2010.02502, Eq. 12 and 16): T evaluations, order 1.
+    """DDIM takes T evaluations and is of order 1 (Song et al. 2020, arXiv 2010.02502, Eq. 12 and 16).
 
     z_s = alpha_s x + sqrt(sigma_s^2 - eta^2 s~^2) eps + eta s~ noise, with Eq. 3's s~^2 = (1 - e^(logsnr_t - logsnr_s))
     sigma_s^2. eta = 0 is deterministic, eta = 1 is Alg. 2 with v = 0.
@@ -183,7 +183,7 @@ class Ddim(Solver):
 
 @dataclass(frozen=True, kw_only=True)
 class DpmSolver2M(Solver):
-    """DPM-Solver++ (2M) and its SDE form (Lu et al. 2022, arXiv 2211.01095): T evaluations.
+    """DPM-Solver++ (2M) and its SDE form take T evaluations (Lu et al. 2022, arXiv 2211.01095).
 
     With the estimate before, x', and the step before, h', D = x + (h / 2h') (x - x'); the first step has D = x.
       ODE, order 2: z_s = (sigma_s / sigma_t) z_t + alpha_s (1 - e^-h) D;
@@ -228,7 +228,7 @@ class DpmSolver2M(Solver):
 
 @dataclass(frozen=True, kw_only=True)
 class Heun(Solver):
-    """EDM's sampler (Karras et al. 2022, arXiv 2206.00364, Alg. 1 and 2): 2T - 1 evaluations, order 2 without churn.
+    """EDM's sampler takes 2T - 1 evaluations, of order 2 without churn (Karras et al. 2022, 2206.00364, Alg. 1 and 2).
 
     EDM's variable is y = z / alpha = x + sigma eps with EDM's sigma = e^(-logsnr / 2), and its slope dy / dsigma =
     (y - x) / sigma is eps. A step is y_s = y_t + (sigma_s - sigma_t) eps_t, then the same with the mean of eps_t and

@@ -1,4 +1,4 @@
-"""The guidance strength as a function of the noise level: limited intervals and schedules.
+"""Makes the guidance strength a function of the noise level: limited intervals and schedules.
 
 They go with every rule, and one goes around another. Where w is 0 for a whole batch the rules run one pass only.
 """

@@ -1,1 +1,1 @@
-"""A workdir as others see it: its checkpoints, a trained run, the networks beside it."""
+"""Shows a workdir as others see it: its checkpoints, a trained run, the networks beside it."""

@@ -66,7 +66,7 @@ def check_shapes(folder: Path, meta: dict[str, Any], like: Any) -> None:
 
 
 class Checkpoints:
-    """The checkpoints of a workdir.
+    """Keeps the checkpoints of a workdir.
 
     Args:
       workdir: of the run.

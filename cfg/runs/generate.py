@@ -1,4 +1,4 @@
-"""Guided samples from a network, in batches, over the devices of one process or of all.
+"""Draws guided samples from a network, in batches, over the devices of one process or of all.
 
 A sample is a function of (seed, sample index, label, w) and the parameters: its noise comes from its own key, so
 batch size, devices and processes do not change it, and the same index shows the same noise at every w.
@@ -23,7 +23,7 @@ Array = jax.Array
 
 
 class Samples(NamedTuple):
-    """A finished batch: where it starts in the sequence, and uint8 [n, H, W, C] images with int32 [n] labels."""
+    """Holds a finished batch: where it starts, and uint8 [n, H, W, C] images with int32 [n] labels."""
 
     start: int
     images: np.ndarray
@@ -46,12 +46,12 @@ def binder(network: UNet, prediction: str) -> Callable[[Any], Denoiser]:
 
 
 def sample_keys(key: Array, index: Array) -> Array:
-    """One PRNG key a sample, from the key of the seed and the sample's index."""
+    """Returns one PRNG key a sample, from the key of the seed and the sample's index."""
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
 
 class Generator:
-    """A sampler with its networks, compiled once for every w, seed, number of samples and set of parameters.
+    """Compiles a sampler with its networks once for every w, seed, number of samples and set of parameters.
 
     Args:
       networks: {field of `Models`: parameters -> what the field holds}, those that the rule needs.
@@ -129,7 +129,7 @@ class Generator:
 
 
 def draw_labels(kind: str, *, num_samples: int, num_classes: int, seed: int) -> np.ndarray:
-    """The labels of a set of samples, int32 [num_samples].
+    """Draws the labels of a set of samples, int32 [num_samples].
 
     Args:
       kind: 'balanced' repeats 0, 1, ..., num_classes - 1; 'random' draws each uniformly.

@@ -1,4 +1,4 @@
-"""What the files of a workdir tell of its run. Reading them needs neither JAX nor orbax nor TensorFlow."""
+"""Reads what a workdir's files tell of its run. It needs neither JAX nor orbax nor TensorFlow."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ DAMAGED = 'damaged_checkpoints'
 
 
 class DamagedError(UserError):
-    """A checkpoint that cannot be read, or does not hold what was saved."""
+    """Says that a checkpoint cannot be read, or does not hold what was saved."""
 
 
 def checkpoint_steps(workdir: Path) -> list[int]:

@@ -1,4 +1,4 @@
-"""What a training run carries from step to step."""
+"""Holds what a training run carries from step to step."""
 
 from typing import Any, NamedTuple
 
@@ -19,5 +19,5 @@ class TrainState(NamedTuple):
 
 
 def create(params: Params, tx: optax.GradientTransformation) -> TrainState:
-    """A state before the first step; the average starts at the initial parameters."""
+    """Returns a state before the first step; the average starts at the initial parameters."""
     return TrainState(step=np.zeros((), np.int32), params=params, ema_params=params, opt_state=tx.init(params))

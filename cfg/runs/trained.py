@@ -105,37 +105,37 @@ class TrainedRun:
 
     @property
     def kind(self) -> str:
-        """'model' or 'classifier'."""
+        """Returns 'model' or 'classifier'."""
         return self.meta['kind']
 
     @property
     def config(self) -> dict[str, Any]:
-        """The config that it was trained with."""
+        """Returns the config that it was trained with."""
         return self.meta['config']
 
     @property
     def imported(self) -> bool:
-        """Whether it came from ADM's code."""
+        """Tells whether the run came from ADM's code."""
         return bool(self.meta.get('imported'))
 
     @property
     def p_uncond(self) -> float:
-        """The share of null labels in the training of a model."""
+        """Returns the share of null labels in the training of a model."""
         return self.config['train']['p_uncond']
 
     @property
     def logsnr_max(self) -> float:
-        """The least noise that it was trained on."""
+        """Returns the least noise that it was trained on."""
         return self.config['diffusion']['logsnr_max']
 
     @property
     def sha256(self) -> str:
-        """The digest of its parameters, as they were when they were saved; `params` sees to it that they still are."""
+        """Returns the digest of the parameters as they were saved; `params` sees to it that they still are."""
         return self.meta['sha256']['ema_params' if self.ema else 'params']
 
     @property
     def flops(self) -> float:
-        """The arithmetic of one evaluation for one image, of a classifier forth and back."""
+        """Returns the arithmetic of one evaluation for one image, of a classifier forth and back."""
         return _flops(self.network, tuple(self.spec.image_shape))
 
     def params(self) -> Any:

@@ -1,1 +1,1 @@
-"""What stands below everything: files, errors, processes, devices."""
+"""Holds what stands below everything: files, errors, processes, devices."""

@@ -53,23 +53,23 @@ class Beat:
 
     @classmethod
     def of_this_process(cls, what: str, process: int, processes: int) -> 'Beat':
-        """The first beat of this process, not written yet."""
+        """Returns the first beat of this process, not written yet."""
         host, pid, now = socket.gethostname(), os.getpid(), time.time()
         return cls(what, process, processes, host, pid, birth(pid), started=now, time=now, beats=0)
 
     @property
     def runs(self) -> bool:
-        """Whether the process says that it has not ended."""
+        """Tells whether the process says that it has not ended."""
         return self.state in ('starting', 'running')
 
     @property
     def name(self) -> str:
-        """The process in words."""
+        """Names the process in words."""
         return f'process {self.process} ({self.host}, pid {self.pid})'
 
     @property
     def place(self) -> str:
-        """How far its work is, in words."""
+        """Tells how far its work is, in words."""
         work = self.work
         return f'{work["what"]} {work["done"]}/{work["total"]} {work["unit"]}s' if work else 'at the start'
 
@@ -83,7 +83,7 @@ class Beat:
         write_whole(path, json.dumps(dataclasses.asdict(self)).encode(), sync=False)
 
     def is_gone(self, silent: float, limit: float = SILENCE) -> bool:
-        """Whether a process that says it runs does not.
+        """Tells whether a process that says it runs does not.
 
         It is looked up if it was started in this system, and counts as gone after `limit` seconds of silence elsewhere.
         """
@@ -101,7 +101,7 @@ class Beat:
         return silent > limit
 
     def describe(self, now: float) -> str:
-        """One line for people: who, in what state, where, how fast, how long ago."""
+        """Returns one line for people: who, in what state, where, how fast, how long ago."""
         age = max(now - self.time, 0.0)
         state = self.state
         if self.runs and self.is_gone(age):
@@ -117,12 +117,12 @@ class Beat:
 
 
 def path_of(workdir: Path, what: str, process: int) -> Path:
-    """The heartbeat file of a process."""
+    """Returns the heartbeat file of a process."""
     return workdir / FOLDER / f'{what}.{process}.json'
 
 
 def read(path: Path) -> Beat | None:
-    """The beat of a file; None if it is not there yet, or is half-written on a file system that shows it so."""
+    """Reads the beat of a file; None if it is not there yet, or is half-written on a file system that shows it so."""
     try:
         return Beat(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
@@ -130,13 +130,13 @@ def read(path: Path) -> Beat | None:
 
 
 def read_all(workdir: Path, what: str = '*') -> list[Beat]:
-    """The newest beat of every process that ever ran in a workdir, by name; what cannot be read is left out."""
+    """Reads the newest beat of every process that ever ran in a workdir, by name; leaves out what cannot be read."""
     found = (read(path) for path in sorted((workdir / FOLDER).glob(f'{what}.*.json')))
     return [beat for beat in found if beat is not None]
 
 
 def birth(pid: int) -> str:
-    """The boot of this system, the pid namespace and the clock tick at which a process was started, as a text.
+    """Returns the boot of this system, the pid namespace and the clock tick at which a process started, as a text.
 
     A pid is used again, by another process of this boot, after a boot, or in another container; this is not.
 

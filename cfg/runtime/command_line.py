@@ -1,4 +1,4 @@
-"""What every command of the project does alike: flags, the config, and mistakes as one sentence. Imports no JAX."""
+"""Does what every command does alike: flags, the config, and mistakes as one sentence. It imports no JAX."""
 
 import re
 import sys
@@ -30,7 +30,7 @@ def define_processes() -> None:
 
 
 def read_config() -> ConfigDict:
-    """The config of --config.
+    """Returns the config of --config.
 
     Raises:
       UserError: when it is missing or cannot be loaded.
@@ -114,7 +114,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _no_such_field(argv: list[str], reason: str) -> str:
-    """Which override names no field of the config, from what ml_collections says: a name of it, and perhaps a hint."""
+    """Tells which override names no field of the config, from ml_collections' words: a name, and perhaps a hint."""
     name = (re.findall(r'lookup: (\S+)', reason) or re.findall(r'\w+', reason) or ['?'])[0]
     paths = [arg.lstrip('-').partition('=')[0] for arg in argv if re.match('--?config[.]', arg)]
     field = next((path for path in paths if f'.{name}.' in f'{path}.'), f'config.{name}')

@@ -8,7 +8,7 @@ import numpy as np
 
 
 def sha256(tree: Any) -> str:
-    """A digest of the names, types, shapes and bytes of all arrays of a tree: equal for equal parameters only."""
+    """Digests the names, types, shapes and bytes of all arrays of a tree: equal for equal parameters only."""
     digest = hashlib.sha256()
     for path, leaf in sorted(
         ((jax.tree_util.keystr(path), np.asarray(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)),

@@ -8,7 +8,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):
-    """A mistake in the input that the user can mend.
+    """Says what is wrong in the input that the user can mend.
 
     The message is one sentence that names what is wrong and the remedy; `main.py` prints it without
     a traceback and exits with status 2.
@@ -16,19 +16,19 @@ class UserError(Exception):
 
 
 def first_line(error: Exception, length: int = 300) -> str:
-    """What an exception of a library says, in short; its kind if it says nothing."""
+    """Returns what an exception of a library says, in short; its kind if it says nothing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:length] if lines else type(error).__name__
 
 
 def reason_of_write(error: Exception) -> str:
-    """Why a library could not write: the words of the system for a full disk, or else what it says in short."""
+    """Tells why a library could not write: the system's words for a full disk, or else its own in short."""
     words = (os.strerror(number) for number in NO_ROOM)
     return next((each for each in words if each in str(error)), first_line(error, 200))
 
 
 def out_of_memory(error: Exception, remedy: str) -> str | None:
-    """What to change when a device or the host ran out of memory; None for any other error.
+    """Tells what to change when a device or the host ran out of memory; None for any other error.
 
     Args:
       error: as it came; XLA's begins with RESOURCE_EXHAUSTED.
@@ -41,7 +41,7 @@ def out_of_memory(error: Exception, remedy: str) -> str | None:
 
 
 def out_of_disk(error: OSError) -> str | None:
-    """What to do when a file could not be written for lack of room; None for any other error."""
+    """Tells what to do when a file could not be written for lack of room; None for any other error."""
     if error.errno not in NO_ROOM:
         return None
     where = f' with {error.filename}' if error.filename else ''

@@ -19,7 +19,7 @@ log = logging.getLogger('cfg')
 
 
 def is_remote(path: epath.PathLike) -> bool:
-    """Whether a path is in a bucket (gs://, s3://) instead of a file system."""
+    """Tells whether a path is in a bucket (gs://, s3://) instead of a file system."""
     return '://' in os.fspath(path)
 
 
@@ -179,7 +179,7 @@ def _try_lock(file: IO[str], folder: Path) -> bool:
 
 
 def resident_bytes() -> int:
-    """What this process has in memory now; 0 where the system does not tell."""
+    """Returns what this process has in memory now; 0 where the system does not tell."""
     try:
         pages = int(Path('/proc/self/statm').read_text().split()[1])
     except (OSError, IndexError, ValueError):

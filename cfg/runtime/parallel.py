@@ -23,12 +23,12 @@ Devices = Sequence[jax.Device] | None
 
 
 def everywhere() -> list[jax.Device]:
-    """The devices of all processes; those of a process stand together, the first process's first."""
+    """Returns the devices of all processes; those of a process stand together, the first process's first."""
     return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
 
 
 def local_devices(devices: Devices = None) -> list[jax.Device]:
-    """Those of `devices` that this process drives."""
+    """Returns those of `devices` that this process drives."""
     if devices is None:
         return jax.local_devices()
     return [device for device in devices if device.process_index == jax.process_index()]
@@ -52,17 +52,17 @@ def pmap(
 
 
 def mean_over_devices(tree: Any) -> Any:
-    """The mean over all devices; only inside `pmap`."""
+    """Takes the mean over all devices; only inside `pmap`."""
     return jax.lax.pmean(tree, AXIS)
 
 
 def max_over_devices(tree: Any) -> Any:
-    """The largest over all devices; only inside `pmap`."""
+    """Takes the largest over all devices; only inside `pmap`."""
     return jax.lax.pmax(tree, AXIS)
 
 
 def replicate(tree: Any, devices: Devices = None) -> Any:
-    """One copy of every array on each device, with the device axis first."""
+    """Puts one copy of every array on each device, with the device axis first."""
     if not jax.tree.leaves(tree):  # pmap among several processes takes no function without results
         return tree
     count = len(local_devices(devices))
@@ -71,12 +71,12 @@ def replicate(tree: Any, devices: Devices = None) -> Any:
 
 
 def number_for_each(value: int, devices: Devices = None) -> np.ndarray:
-    """int32 [D], the same number for each device."""
+    """Returns int32 [D], the same number for each device."""
     return np.full(len(local_devices(devices)), value, np.int32)
 
 
 def replicate_first(tree: Any, devices: Devices = None) -> Any:
-    """`replicate` of the first process's arrays; those of the others only tell shapes and types."""
+    """Applies `replicate` to the first process's arrays; those of the others only tell shapes and types."""
     if devices is None or len(local_devices(devices)) == len(devices):
         return replicate(tree, devices)
     source = np.zeros(len(local_devices(devices)), bool)
@@ -89,7 +89,7 @@ def replicate_first(tree: Any, devices: Devices = None) -> Any:
 
 
 def unreplicate(tree: Any) -> Any:
-    """The first device's copy of every array, as numpy arrays without the device axis.
+    """Returns the first device's copy of every array, as numpy arrays without the device axis.
 
     They are copies: on the CPU a view would share memory with a buffer that the next step reuses.
     """
@@ -97,7 +97,7 @@ def unreplicate(tree: Any) -> Any:
 
 
 def per_device(batch_size: int, what: str, devices: Devices = None) -> int:
-    """The share of one of `devices` in a batch over all of them.
+    """Returns the share of one of `devices` in a batch over all of them.
 
     Raises:
       UserError: when the batch does not divide over them.
@@ -106,7 +106,7 @@ def per_device(batch_size: int, what: str, devices: Devices = None) -> int:
 
 
 def share(batch_size: int, count: int, what: str) -> int:
-    """The share of one of `count` devices.
+    """Returns the share of one of `count` devices.
 
     Raises:
       UserError: when the batch does not divide over the devices.
@@ -120,13 +120,13 @@ def share(batch_size: int, count: int, what: str) -> int:
 
 
 def shard(tree: Any, devices: Devices = None) -> Any:
-    """[N, ...] of this process -> [D, N / D, ...] for every array of the tree."""
+    """Turns [N, ...] of this process into [D, N / D, ...] for every array of the tree."""
     count = len(local_devices(devices))
     return jax.tree.map(lambda x: np.asarray(x).reshape((count, -1, *x.shape[1:])), tree)
 
 
 def unshard(tree: Any) -> Any:
-    """[D, n, ...] -> [D * n, ...] numpy, for every array of the tree."""
+    """Turns [D, n, ...] into [D * n, ...] numpy, for every array of the tree."""
     return jax.tree.map(lambda x: np.asarray(x).reshape((-1, *x.shape[2:])), tree)
 
 
@@ -157,7 +157,7 @@ class Prefetched:
         return self
 
     def __next__(self) -> Any:
-        """The next batch.
+        """Returns the next batch.
 
         Raises:
           StopIteration: at the end.
@@ -180,14 +180,14 @@ class Prefetched:
 
 
 def on_this_process(tree: Any) -> Any:
-    """Arrays that are replicated over the devices of all processes, replicated over those of this one alone."""
+    """Replicates over this process's devices alone what is replicated over those of all processes."""
     if all(leaf.is_fully_addressable for leaf in jax.tree.leaves(tree)):
         return tree
     return replicate(unreplicate(tree))
 
 
 def memory() -> dict[str, int]:
-    """Bytes in use now and at most so far, of the fullest device of this process; {} where none tells, as on a CPU."""
+    """Returns the bytes in use now and at most so far, of this process's fullest device; {} where none tells (CPU)."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     names = {'device_memory_bytes': 'bytes_in_use', 'device_memory_peak_bytes': 'peak_bytes_in_use'}
     return {ours: max(s[key] for s in stats) for ours, key in names.items() if stats and all(key in s for s in stats)}

@@ -32,7 +32,7 @@ _MARKS = ('JAX_COORDINATOR_ADDRESS', 'SLURM_STEP_NODELIST', 'OMPI_MCA_orte_hnp_u
 
 
 def announced(num_processes: int | None, process_id: int | None) -> tuple[int | None, int | None]:
-    """(the number of this process, how many there are), from flags or the launcher; None where only JAX will know."""
+    """Returns (this process's number, how many there are) by flags or the launcher; None where only JAX will know."""
     if num_processes is not None:
         return process_id or 0, num_processes
     for index, count in _LAUNCHERS:
@@ -44,7 +44,7 @@ def announced(num_processes: int | None, process_id: int | None) -> tuple[int | 
 
 
 def check_flags(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Whether the three flags go together.
+    """Checks that the three flags go together.
 
     Raises:
       UserError: when one is missing or out of range.
@@ -110,7 +110,7 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
 
 
 def _may_be_several() -> bool:
-    """Whether it is worth asking JAX: it takes seconds on some machines, and warns on others."""
+    """Tells whether it is worth asking JAX: that takes seconds on some machines, and warns on others."""
     return (
         any(mark in os.environ for mark in _MARKS) or any(name.startswith('TPU_') for name in os.environ) or _has_tpu()
     )
@@ -123,34 +123,34 @@ def _has_tpu() -> bool:
 
 
 def index() -> int:
-    """The number of this process."""
+    """Returns the number of this process."""
     return jax.process_index()
 
 
 def count() -> int:
-    """How many processes there are."""
+    """Counts the processes."""
     return jax.process_count()
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes logs, checkpoints and results."""
+    """Tells whether this is the process that writes logs, checkpoints and results."""
     return index() == 0
 
 
 def gather(tree: Any) -> Any:
-    """Arrays [n, ...] of each process, as numpy [count() * n, ...] on every process, in the order of the processes."""
+    """Returns arrays [n, ...] of each process as numpy [count() * n, ...] on all, in the order of the processes."""
     if count() == 1:
         return jax.tree.map(np.asarray, tree)
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def largest(number: int) -> int:
-    """The largest of the processes' numbers."""
+    """Returns the largest of the processes' numbers."""
     return number if count() == 1 else int(gather(np.array([number], np.int32)).max())
 
 
 def from_first(value: Any) -> Any:
-    """The first process's value on every process; a JSON value."""
+    """Returns the first process's value, a JSON value, on every process."""
     if count() == 1:
         return value
     content = np.frombuffer(json.dumps(value).encode(), np.uint8) if is_first() else np.zeros(0, np.uint8)
@@ -208,7 +208,7 @@ def held_by_first(open_it: Callable[[], AbstractContextManager[T]]) -> Iterator[
 
 
 def told_to_stop(step: int) -> bool:
-    """Whether JAX's preemption service has picked this step for all processes to save and stop at.
+    """Tells whether JAX's preemption service has picked this step for all processes to save and stop at.
 
     It catches a SIGTERM of any process, unless a handler of ours is in its place (`cfg/runtime/stopping.py`).
 

@@ -8,7 +8,7 @@ from typing import NamedTuple, TextIO
 
 
 class Standing(NamedTuple):
-    """How far a piece of work is.
+    """A standing says how far a piece of work is.
 
     Attributes:
       what: is going on, 'train', say.
@@ -39,13 +39,13 @@ def listening(listener: Callable[[Standing], None]) -> Iterator[None]:
 
 
 def silence() -> None:
-    """No lines from this process from now on: of several processes only one speaks. Listeners still hear."""
+    """Prints no lines from this process from now on: of several processes only one speaks. Listeners still hear."""
     global _silenced
     _silenced = True
 
 
 def format_seconds(seconds: float) -> str:
-    """1:02:03 or 2:03."""
+    """Formats seconds as 1:02:03 or 2:03."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f'{hours}:{minutes:02d}:{seconds:02d}' if hours else f'{minutes}:{seconds:02d}'

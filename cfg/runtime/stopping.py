@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a wish to stop at the next good moment."""
+"""Takes SIGTERM and Ctrl-C as a wish to stop at the next good moment."""
 
 import logging
 import signal
@@ -10,7 +10,7 @@ log = logging.getLogger('cfg')
 
 
 class StopSignal:
-    """While entered, remembers the first SIGTERM or Ctrl-C instead of ending the process; a second one ends it.
+    """Remembers, while entered, the first SIGTERM or Ctrl-C instead of ending; a second one ends the process.
 
     Attributes:
       received: the signal, or None. Handlers are only set in the main thread, and put back at the end.

@@ -1,4 +1,4 @@
-"""An eye on the other processes of a run, so that all fail together.
+"""Keeps an eye on the other processes of a run, so that all fail together.
 
 Each process writes its heartbeat (`cfg/runtime/beats.py`) and reads that of the first one; the first one reads all.
 What it finds wrong with one it writes into its own, where the others read it. So n processes read 2 (n - 1) files a
@@ -29,7 +29,7 @@ STATUS_START_AGAIN = 75
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """How long a watch waits, in seconds.
+    """Limits say how long a watch waits, in seconds.
 
     Attributes:
       start: for all processes to start.
@@ -99,7 +99,7 @@ class Watch:
             self._end('failed', 0, _reason(error))
 
     def joined(self, index: int, count: int, run: str) -> None:
-        """All processes of the run are there: who this one is, and the name of the run."""
+        """Says that all processes of the run are there: who this one is, and the name of the run."""
         with self._lock:
             if self._index is None and index != self._own.process:
                 self._path(self._own.process).unlink(missing_ok=True)
@@ -114,7 +114,7 @@ class Watch:
         self.beat()
 
     def sees_first(self, timeout: float = 30.0) -> bool:
-        """Whether the first process's file is seen here, that is, whether both were given the same folder."""
+        """Tells whether the first process's file is seen here, that is, whether both were given the same folder."""
         deadline = time.monotonic() + timeout
         while True:
             beat = beats.read(self._path(0))
@@ -159,7 +159,7 @@ class Watch:
         return beats.path_of(self._workdir, self._own.what, process)
 
     def _trouble(self) -> tuple[int, str] | None:
-        """What is wrong with another process, as (exit status, sentence)."""
+        """Tells what is wrong with another process, as (exit status, sentence)."""
         if self._own.run is None:
             return self._not_all_there()
         limits, first = self._limits, self._index == 0
@@ -202,7 +202,7 @@ class Watch:
         )
 
     def _beat_of(self, index: int) -> tuple[Beat, float]:
-        """The newest beat of another process of this run, and for how long it has been the newest."""
+        """Returns the newest beat of another process of this run, and for how long it has been the newest."""
         beat = beats.read(self._path(index))
         if beat is None or beat.run != self._own.run:
             beat = Beat(self._own.what, index, self._own.processes)

@@ -1,4 +1,4 @@
-"""XLA settings for speed that must be made before JAX starts."""
+"""Makes XLA's settings for speed, which must come before JAX starts."""
 
 import importlib.metadata
 import importlib.util
@@ -34,7 +34,7 @@ def _runs_on_cpu(environ: dict[str, str]) -> bool:
 
 
 def jaxlib_knows(flag: str) -> bool:
-    """Whether the installed jaxlib has an XLA flag of this name, found by its name in the library."""
+    """Tells whether the installed jaxlib has an XLA flag of this name, found by its name in the library."""
     spec = importlib.util.find_spec('jaxlib')
     if spec is None or spec.origin is None:
         return False

@@ -1,1 +1,1 @@
-"""From a config to checked values, and to what is built from them."""
+"""Turns a config into checked values, and into what is built from them."""

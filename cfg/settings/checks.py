@@ -1,4 +1,4 @@
-"""The checks of a config: a wrong value ends here, in one sentence that names the field, before any long work.
+"""Checks a config: a wrong value ends here, in one sentence that names the field, before any long work.
 
 `TABLE` says what each field must be by itself, its type included; `RELATIONS` what fields must be to each other.
 """
@@ -28,7 +28,7 @@ TABLES = ('table1_imagenet64', 'table2_imagenet128')  # of the paper, see cfg/re
 
 
 class Check(NamedTuple):
-    """What a field must be.
+    """A check says what a field must be.
 
     Attributes:
       holds: value -> whether it is that.

@@ -1,4 +1,4 @@
-"""From the config to its data set."""
+"""Opens the data set of a config."""
 
 from ml_collections import ConfigDict
 

@@ -1,4 +1,4 @@
-"""From the config to its networks and their parameters."""
+"""Builds a config's networks and their parameters."""
 
 import functools
 from typing import Any

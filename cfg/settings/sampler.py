@@ -1,4 +1,4 @@
-"""The sampler that a config names, and the checks of its texts."""
+"""Reads the sampler that a config names, and checks its texts."""
 
 import dataclasses
 import itertools

@@ -1,4 +1,4 @@
-"""A config as plain values, and the refusal of one of them."""
+"""Gives a config as plain values, and refuses one of them."""
 
 import json
 from typing import Any
