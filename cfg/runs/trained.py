@@ -168,10 +168,10 @@ class TrainedRun:
         """
         ours, theirs = ((it['logsnr_min'], it['logsnr_max']) for it in (config.diffusion, self.config['diffusion']))
         if ours[0] < theirs[0] or ours[1] > theirs[1]:
-            other = f', or give another {self.kind}' if '=' in self.name else ''
             raise UserError(
                 f'{self.name} was trained on logsnr from {theirs[0]:g} to {theirs[1]:g}, and the model is sampled from '
-                f'{ours[0]:g} to {ours[1]:g}: set config.diffusion.logsnr_min and logsnr_max within its range{other}.'
+                f'{ours[0]:g} to {ours[1]:g}: set config.diffusion.logsnr_min and logsnr_max within its range, or '
+                f'give another {self.kind}.'
             )
 
     def check_images(

@@ -12,7 +12,7 @@ from cfg.report import beside_paper, latex, plots, sweep_report
 from cfg.report.paper import names, paper_table
 from cfg.report.results import group_curves
 from cfg.runtime.errors import UserError
-from cfg.settings.checks import TABLES
+from cfg.settings.table import TABLES
 
 
 def row(w, **changes):

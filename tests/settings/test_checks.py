@@ -3,7 +3,8 @@
 import pytest
 
 from cfg.runtime.errors import UserError
-from cfg.settings.checks import TABLE, check_config
+from cfg.settings.checks import check_config
+from cfg.settings.table import TABLE
 from configs import default
 from tests.conftest import small_config
 

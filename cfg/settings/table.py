@@ -1,0 +1,205 @@
+"""The table of what each field of a config must be by itself, its type included."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from cfg.data.crop import CROPS
+from cfg.data.images import ROUNDINGS
+from cfg.data.prepared import is_preparable
+from cfg.diffusion.options import is_finite
+from cfg.diffusion.process import PREDICTIONS
+from cfg.models.time import TIMES
+from cfg.models.unet import LABEL_IN
+from cfg.settings.data import BUILT_IN
+
+DTYPES = ('float32', 'bfloat16')
+FEATURES = ('inception', 'small_classifier')
+TABLES = ('table1_imagenet64', 'table2_imagenet128')  # of the paper, see cfg/report/paper.py
+
+
+class Check(NamedTuple):
+    """A check says what a field must be.
+
+    Attributes:
+      holds: value -> whether it is that.
+      words: the same, for the user.
+    """
+
+    holds: Callable[[Any], bool]
+    words: str
+
+
+def _whole(low: int, *, bits: int = 31, words: str = '') -> Check:
+    """Returns the check for whole numbers from `low` on that fit the integers of the devices."""
+
+    def holds(value):
+        return isinstance(value, int) and not isinstance(value, bool) and low <= value < 2**bits
+
+    return Check(holds, words or f'a whole number of at least {low} and below 2^{bits}')
+
+
+def _number(low: float, high: float = math.inf, words: str = '', *, above: bool = False, below: bool = False) -> Check:
+    """Returns the check for finite numbers in [low, high], without `low` or `high` itself if `above` or `below`."""
+
+    def holds(value):
+        return is_finite(value) and low <= value <= high and not ((above and value == low) or (below and value == high))
+
+    return Check(holds, words or f'a finite number of at least {low:g}')
+
+
+def _one_of(*values: str) -> Check:
+    return Check(lambda value: value in values, f'one of {", ".join(values)}')
+
+
+def _either(*values: str) -> Check:
+    return Check(lambda value: value in values, ' or '.join(map(repr, values)))
+
+
+def _several(one: Check, words: str, *, least: int = 0, most: float = math.inf) -> Check:
+    """Returns the check for a tuple each of whose values passes `one`."""
+
+    def holds(values):
+        return isinstance(values, tuple | list) and least <= len(values) <= most and all(map(one.holds, values))
+
+    return Check(holds, words)
+
+
+_FLAG = Check(lambda value: isinstance(value, bool), 'True or False')
+_TEXT = Check(lambda value: isinstance(value, str), 'a text')
+_FOLDER = Check(lambda value: _TEXT.holds(value) and value != '', 'a folder')
+SEED = _whole(0, bits=32)
+_SHARE = _number(0, 1, 'in [0, 1)', below=True)
+_POSITIVE = _number(0, words='positive', above=True)
+_STRENGTHS = _several(_number(-math.inf), 'one or more finite numbers', least=1)
+_STEPS = _several(_whole(2), 'whole numbers of at least 2')
+_LOGSNR = _number(-20, 20, 'within -20 and 20 for float32')
+_NAME = Check(
+    lambda name: _TEXT.holds(name) and (name in BUILT_IN or is_preparable(name)),
+    f'one of {", ".join(BUILT_IN)}, imagenet, tfds:NAME, folder:PATH',
+)
+
+
+def _texts(*examples: str) -> Check:
+    return _several(_TEXT, f'a tuple of texts, such as {examples!r}')
+
+
+_NETWORK = {
+    'channels': _whole(1),
+    'channel_mult': _several(_POSITIVE, 'positive factors that give whole numbers of channels', least=1),
+    'num_res_blocks': _whole(1),
+    'attention_resolutions': _several(_whole(1), 'whole numbers'),
+    'norm_groups': _whole(1),
+    'dropout': _SHARE,
+}
+
+# By the names of parts and fields in configs/default.py.
+TABLE: dict[str, dict[str, Check]] = {
+    '': {'seed': SEED},
+    'data': {
+        'name': _NAME,
+        'dir': _TEXT,
+        'image_size': _whole(1),
+        'crop': _one_of(*CROPS),
+        'split': _TEXT,
+        'random_flip': _FLAG,
+        'workers': _whole(0),
+    },
+    'prepare': {
+        'workers': _whole(0),
+        'on_error': _either('stop', 'skip'),
+        'tfds_dir': _TEXT,
+        'manual_dir': _TEXT,
+    },
+    'model': _NETWORK
+    | {
+        'num_heads': _whole(0),
+        'head_channels': _whole(0),
+        'time': _one_of(*TIMES),
+        'label_in': _one_of(*LABEL_IN),
+        'learned_variance': _FLAG,
+        'dtype': _one_of(*DTYPES),
+    },
+    'classifier': _NETWORK | {'head_channels': _whole(1)},
+    'diffusion': {
+        'prediction': Check(lambda value: value in PREDICTIONS, f'one of {PREDICTIONS}'),
+        'logsnr_min': _LOGSNR,
+        'logsnr_max': _LOGSNR,
+    },
+    'train': dict.fromkeys(
+        ('num_steps', 'batch_size', 'grad_accum', 'log_every', 'checkpoint_every', 'keep_last'), _whole(1)
+    )
+    | dict.fromkeys(('warmup_steps', 'decay_steps', 'max_skipped', 'sample_every', 'keep_every'), _whole(0))
+    | dict.fromkeys(('remat', 'stratified'), _FLAG)
+    | dict.fromkeys(('beta1', 'beta2', 'ema_decay'), _SHARE)
+    | dict.fromkeys(('weight_decay', 'grad_clip'), _number(0))
+    | {
+        'kind': _either('model', 'classifier'),
+        'p_uncond': _number(0, 1, 'a probability in [0, 1]'),
+        'learning_rate': _POSITIVE,
+    },
+    'sampling': {
+        'guidance': _TEXT,
+        'sampler': _TEXT,
+        'grid': _TEXT,
+        'num_steps': _whole(2),
+        'logvar_interp': _number(0, 1, 'in [0, 1]'),
+        'clip_x': _FLAG,
+        'seed': SEED,
+        'batch_size': _whole(1),
+        'ema': _FLAG,
+        'rounding': _one_of(*ROUNDINGS),
+        'step': _whole(-1, words='a step, or -1 for the newest'),
+        'uncond_workdir': _TEXT,
+        'w': _STRENGTHS,
+        'labels': _several(_whole(0), 'whole numbers of at least 0'),
+        'num_samples': _whole(1),
+    },
+    'eval': {
+        'w': _STRENGTHS,
+        'num_samples': _whole(2),
+        'guidance': _texts('cfg', 'apg'),
+        'sampler': _texts('ancestral', 'ddim'),
+        'grid': _texts('paper', 'uniform'),
+        'steps': _several(_whole(-1), 'whole numbers'),
+        'ema': _several(_FLAG, 'made of True and False'),
+        'num_steps': _STEPS,
+        'logvar_interp': _several(_number(0, 1), 'numbers in [0, 1]'),
+        'seeds': _several(SEED, 'whole numbers of at least 0 and below 2^32'),
+        'job': _TEXT,
+        'labels': _either('random', 'balanced'),
+        'features': _one_of(*FEATURES),
+        'neighbours_dtype': _either('float32', 'float16'),
+        'kid_subset_size': _whole(2),
+        'keep_samples': _whole(0),
+        'save_seconds': _number(0),
+    }
+    | dict.fromkeys(('is_split_size', 'batch_size', 'kid_subsets'), _whole(1))
+    | dict.fromkeys(('weights', 'cache_dir', 'reference', 'samples', 'classifier_workdir'), _TEXT),
+    'stats': {'path': _TEXT, 'num_images': _whole(0)},
+    'report': {
+        'title': _TEXT,
+        'w': _STRENGTHS,
+        'grid_shape': _several(_whole(1), '(rows, columns), whole numbers of at least 1', least=2, most=2),
+        'one_class': _whole(0),
+        'workdirs': _several(_FOLDER, "a tuple of folders, such as ('runs/p02',)"),
+        'paper': Check(lambda value: value in ('', *TABLES), f"'' or one of {', '.join(TABLES)}"),
+    },
+    'processes': {'start_seconds': _number(1), 'hang_seconds': _number(1)},
+    'adm': {'checkpoint': _TEXT, 'kind': _either('model', 'classifier'), 'new_attention_order': _FLAG},
+    'mixture': {
+        'means': _several(_several(_number(-math.inf), '', least=2, most=2), 'up to 6 points (x, y)', least=1, most=6),
+        'w': _STRENGTHS,
+        'num_samples': _whole(1),
+        'guidance': _texts('cfg', 'apg'),
+        'rule_samplers': _texts('ancestral', 'ddim'),
+        'num_steps': _whole(2),
+        'samplers': _texts('ancestral', 'ddim'),
+        'steps': _STEPS,
+        'steps_w': _STRENGTHS,
+        'grid': _TEXT,
+        'seed_samples': _whole(1),
+        'num_seeds': _whole(1),
+    }
+    | dict.fromkeys(('stddev', 'extent', 'weaker_stddev'), _POSITIVE),
+}
