@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from cfg.models.classifier import EncoderUNet
-from cfg.models.convert import classifier_params, unet_params
+from cfg.models.convert import adm_params
 from cfg.models.torch_file import read_state_dict
 from cfg.models.unet import UNet
 
@@ -147,10 +147,7 @@ def compare(script_util, released: Released) -> dict[str, float]:
         state = read_state_dict(path)
     ours = our_network(released)
     shape = images.shape[1:]
-    if released.classifier:
-        params = classifier_params(state, ours, shape)
-    else:
-        params = unet_params(state, ours, shape, new_attention_order=released.new_order)
+    params = adm_params(state, ours, shape, new_attention_order=released.new_order)
     del state
     variables = {'params': jax.device_put(params)}
     del params

@@ -52,10 +52,10 @@ def photographs(folder: str | None, count: int) -> list[bytes]:
     import io
 
     if folder:
-        from cfg.data.inputs import scan_folder
+        from cfg.data.prepare.folders import scan_folder
 
         source = scan_folder(epath.Path(folder))
-        return [record.content for record in source.section('train', 0, count)]
+        return [record.content for record in source.section('train', 0, count)()]
     contents = []
     for seed in range(count):
         buffer = io.BytesIO()
@@ -96,8 +96,10 @@ def prepare_rates(contents: list[bytes], config: ConfigDict, seconds: float) -> 
 @contextlib.contextmanager
 def open_data(config: ConfigDict) -> Iterator[tuple]:
     """Returns (the data set of the config or a stand-in for it, what it is)."""
-    from cfg.data.prepare import prepare
-    from cfg.data.prepared import default_dir, folder_of, is_preparable, open_prepared, read_manifest
+    from cfg.data.disk import open_prepared
+    from cfg.data.manifest import default_dir, folder_of, is_preparable, read_manifest
+    from cfg.data.prepare.parts import Options
+    from cfg.data.prepare.run import Folders, prepare
     from cfg.settings.data import open_source
 
     data = config.data
@@ -115,9 +117,9 @@ def open_data(config: ConfigDict) -> Iterator[tuple]:
             photograph(i).resize((2 * size, 2 * size)).save(images / f'{i % 10}_{i}.png')
         for i in range(64, STAND_INS):
             (images / f'{i % 10}_{i}.png').symlink_to(images / f'{i % 64 % 10}_{i % 64}.png')
-        options = {'data_dir': epath.Path(folder), 'size': size, 'crop': 'area'}
-        prepare(f'folder:{images}', **options, tfds_dir=here, manual_dir='', skip=False, workers=0)
-        source = open_prepared(f'folder:{images}', **options, split='train')
+        name, data_dir = f'folder:{images}', epath.Path(folder)
+        prepare(name, Options(size, 'area'), Folders(data_dir, here), workers=0)
+        source = open_prepared(name, data_dir=data_dir, size=size, crop='area', split='train')
         yield source, f'{STAND_INS} stand-ins (the data set of the config is not prepared here)'
 
 
@@ -170,7 +172,7 @@ def worker_counts(text: str) -> list[int]:
     Raises:
       UserError: when it is no such list.
     """
-    from cfg.data.parts import cores
+    from cfg.data.workers import cores
 
     if not text:
         return [0, *(2**i for i in range(cores().bit_length()))]
@@ -187,7 +189,7 @@ def describe(
     config: ConfigDict, *, counts: list[int], batches: int, seconds: float, images: str | None, training: Training
 ) -> str:
     """Returns everything that is measured, a line a number."""
-    from cfg.data.parts import cores
+    from cfg.data.workers import cores
 
     what = images or f'made of noise, {PHOTO[0]}x{PHOTO[1]}'
     lines = [f'{cores()} cores', '', f'preparation, images/s of one core (JPEG photographs: {what}):']

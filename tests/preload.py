@@ -6,7 +6,7 @@ from importlib import import_module
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'
 
 for _name in (
-    'cfg.data.prepare',
+    'cfg.data.prepare.run',
     'cfg.report.sweep_report',
     'cfg.modes.sample',
     'cfg.evaluation.sweep',

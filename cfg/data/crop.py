@@ -1,4 +1,4 @@
-"""From an encoded image of any kind to a square of pixels: the two ways in which published models were fed."""
+"""An encoded image of any kind becomes a square of pixels, in the two ways in which published models were fed."""
 
 import contextlib
 import functools
@@ -47,7 +47,7 @@ def decode(content: bytes, channels: int) -> tuple[Image.Image, str]:
 
 
 def square(image: Image.Image, size: int, crop: str) -> np.ndarray:
-    """The image as uint8 [size, size, C], C = 3 or 1.
+    """Makes an image square: uint8 [size, size, C], C = 3 or 1.
 
     Args:
       image: of mode RGB or L.
@@ -66,7 +66,7 @@ def square(image: Image.Image, size: int, crop: str) -> np.ndarray:
 
 
 def area(image: np.ndarray, size: int) -> np.ndarray:
-    """The largest centred square, then the mean over the area of each new pixel (the paper's "area downsampling").
+    """Takes the largest centred square, and the mean over the area of each new pixel (the paper's "area downsampling").
 
     A new pixel is the integral of the old ones over its box, with fractions of pixels at its border; Pillow's BOX
     filter takes whole pixels only, which differs wherever the ratio is no integer.
@@ -89,7 +89,7 @@ def area(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def adm(image: Image.Image, size: int) -> np.ndarray:
-    """ADM's crop: halved by boxes while it is at least twice too large, resized by bicubics, centre cropped.
+    """Crops as ADM does: halves by boxes while at least twice too large, resizes by bicubics, takes the centre.
 
     Source: the data loader of openai/guided-diffusion, which also made its public reference statistics.
 
@@ -112,21 +112,21 @@ def adm(image: Image.Image, size: int) -> np.ndarray:
 
 
 def to_png(image: np.ndarray) -> bytes:
-    """uint8 [H, W, C], C = 3 or 1, as PNG, which loses nothing."""
+    """Encodes uint8 [H, W, C], C = 3 or 1, as PNG, which loses nothing."""
     buffer = io.BytesIO()
     Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, 'PNG')
     return buffer.getvalue()
 
 
 def from_png(content: bytes) -> np.ndarray:
-    """The inverse of `to_png`."""
+    """Decodes what `to_png` encoded."""
     pixels = np.asarray(Image.open(io.BytesIO(content)))
     return pixels.reshape(*pixels.shape[:2], -1)
 
 
 @functools.cache
 def _tensorflow() -> Any:
-    """TensorFlow, for its area resize; not to be imported before it is needed."""
+    """Imports TensorFlow for its area resize; it is not to be imported before it is needed."""
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
     import tensorflow as tf

@@ -11,7 +11,7 @@ SPLITS = ('all', 'train', 'test')
 
 
 def _in_train(labels: np.ndarray) -> np.ndarray:
-    """A fixed random half of each class (the larger one where the count is odd), as a boolean mask."""
+    """Draws a fixed random half of each class (the larger one where the count is odd), as a boolean mask."""
     mask = np.zeros(len(labels), bool)
     rng = np.random.default_rng(0)
     for label in np.unique(labels):
@@ -21,7 +21,7 @@ def _in_train(labels: np.ndarray) -> np.ndarray:
 
 
 def digits(split: str) -> ArraySource:
-    """The digits as uint8 images, their 0..16 grey levels spread over 0..255.
+    """Loads the digits as uint8 images, their 0..16 grey levels spread over 0..255.
 
     Args:
       split: 'all' (1797), 'train' (a fixed random half of each class) or 'test' (the other half).

@@ -1,4 +1,4 @@
-"""Sample grids as one picture."""
+"""A grid of samples as one picture."""
 
 import numpy as np
 

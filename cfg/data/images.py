@@ -1,4 +1,4 @@
-"""The one place where pixels change scale: uint8 0..255 <-> float32 [-1, 1]."""
+"""The scales of pixels, uint8 0..255 and float32 [-1, 1], which change here and nowhere else."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ Array = jax.Array
 
 
 def to_float(images: Array) -> Array:
-    """uint8 0..255 -> float32 [-1, 1], any shape."""
+    """Converts uint8 0..255 to float32 [-1, 1], in any shape."""
     return images.astype(jnp.float32) / 127.5 - 1.0
 
 
@@ -16,7 +16,7 @@ ROUNDINGS = {'round': jnp.round, 'truncate': jnp.floor}
 
 
 def to_uint8(images: Array, rounding: str = 'round') -> Array:
-    """float [-1, 1] -> uint8 0..255, any shape: to a whole grey level, then clipped.
+    """Converts float [-1, 1] to uint8 0..255, in any shape: to a whole grey level, then clipped.
 
     Args:
       rounding: 'round' to the nearest (EDM, DiT, SiT), or 'truncate' to the one below (ADM): half a grey level darker.

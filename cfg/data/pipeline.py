@@ -1,4 +1,4 @@
-"""The order in which training reads a data set, and grain to read it: in threads or processes, ahead of the device."""
+"""The order in which training reads a data set, and grain to read it, in threads or processes ahead of the device."""
 
 import contextlib
 import functools
@@ -9,8 +9,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from cfg.data.parts import begin_worker
 from cfg.data.source import Source
+from cfg.data.workers import begin_worker
 from cfg.runtime.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -18,7 +18,7 @@ Batch = dict[str, np.ndarray]
 
 @functools.lru_cache(maxsize=8)
 def epoch_order(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
-    """The order of one epoch: a permutation of 0..num_examples-1 that depends on (seed, epoch) alone."""
+    """Returns the order of one epoch: a permutation of 0..num_examples-1 that depends on (seed, epoch) alone."""
     order = np.random.default_rng((seed, epoch)).permutation(num_examples)
     order.flags.writeable = False  # it is shared by all who ask again
     return order
@@ -26,14 +26,14 @@ def epoch_order(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)
 def epoch_flips(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
-    """Which places of an epoch show their example mirrored: bool [num_examples], a function of (seed, epoch) alone."""
+    """Tells which places of an epoch show their example mirrored: bool [num_examples], from (seed, epoch) alone."""
     flips = np.random.default_rng((seed, epoch, 1)).random(num_examples) < 0.5
     flips.flags.writeable = False
     return flips
 
 
 class Order(NamedTuple):
-    """What training reads at each position of its endless sequence: epochs laid end to end.
+    """The order in which training reads its endless sequence, which is epochs laid end to end.
 
     Attributes:
       num_examples: of the data set.
@@ -46,7 +46,7 @@ class Order(NamedTuple):
     flip: bool
 
     def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(index of the example int64 [k], whether it is mirrored bool [k]) at `positions` int [k]."""
+        """Returns (index of the example int64 [k], whether it is mirrored bool [k]) at `positions` int [k]."""
         epochs, places = np.divmod(np.asarray(positions, np.int64), self.num_examples)
         indices, flips = np.zeros(len(epochs), np.int64), np.zeros(len(epochs), bool)
         for epoch in np.unique(epochs).tolist():
@@ -69,7 +69,7 @@ class Share(NamedTuple):
     count: int
 
     def places(self, batch_size: int) -> np.ndarray:
-        """Its places in the global batch, int32 [batch_size / count]: those of the devices that it drives."""
+        """Returns its places in the global batch, int32 [batch_size / count]: those of the devices that it drives."""
         if batch_size % self.count:
             raise ValueError(f'a batch of {batch_size} does not divide over {self.count} processes')
         size = batch_size // self.count
@@ -77,7 +77,7 @@ class Share(NamedTuple):
 
 
 class _Read(grain.transforms.Map):
-    """From the number of a step to this process's share of its batch."""
+    """The transformation of the number of a step to this process's share of its batch."""
 
     def __init__(self, source: Source, order: Order, batch_size: int, share: Share):
         self._source, self._order, self._batch_size = source, order, batch_size
@@ -102,7 +102,7 @@ def train_batches(
     share: Share | None = None,
     workers: int = 0,
 ) -> Iterator[Batch]:
-    """Endless training batches, from the one of step `start_step` on.
+    """Reads endless training batches, from the one of step `start_step` on.
 
     Epochs follow each other without a gap: a batch may end one and begin the next, so each example is seen
     exactly once an epoch, whatever the sizes. What is at a place of the batch of a step is a function of

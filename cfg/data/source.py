@@ -27,15 +27,15 @@ class Source(Protocol):
     fingerprint: str
 
     def __len__(self) -> int:
-        """The number of examples."""
+        """Returns the number of examples."""
 
     def fetch(self, indices: Iterable[int]) -> dict[str, np.ndarray]:
-        """{'image': uint8 [k, H, W, C], 'label': int32 [k]} of the k examples at `indices`."""
+        """Reads the k examples at `indices`: {'image': uint8 [k, H, W, C], 'label': int32 [k]}."""
 
 
 @dataclass(frozen=True)
 class ArraySource:
-    """A data set held in memory; see `Source`.
+    """A data set held in memory.
 
     Attributes:
       name: what the user calls it, with its split, as it appears in results.
@@ -64,20 +64,20 @@ class ArraySource:
 
     @property
     def num_classes(self) -> int:
-        """See `Source`."""
+        """The number of classes."""
         return len(self.class_names)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C)."""
+        """The shape (H, W, C)."""
         return tuple(self.images.shape[1:])
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """See `Source`."""
+        """The digest of pixels and labels."""
         return hashlib.sha256(self.images.tobytes() + self.labels.tobytes()).hexdigest()
 
     def fetch(self, indices: Iterable[int]) -> dict[str, np.ndarray]:
-        """See `Source`."""
+        """Reads examples, see `Source`."""
         indices = np.asarray(indices)
         return {'image': self.images[indices], 'label': self.labels[indices]}

@@ -1,8 +1,8 @@
-"""What a network must know of a data set: no pixel is read for it."""
+"""Shapes and classes of a data set, which is all that a network must know of it. No pixel is read here."""
 
 from dataclasses import dataclass
 
-from cfg.data.prepared import ALIASES, default_dir, find_manifest, is_preparable
+from cfg.data.manifest import ALIASES, default_dir, find_manifest, is_preparable
 from cfg.runtime.errors import UserError
 
 
@@ -22,7 +22,9 @@ class DataSpec:
 
 
 def data_spec(name: str, image_size: int, *, data_dir: str, crop: str) -> DataSpec:
-    """The data set of a config. That of ImageNet is known; that of others is read from what was prepared.
+    """Returns the shapes and classes of the data set of a config.
+
+    Those of ImageNet are known, those of others are read from their manifests.
 
     Args:
       name: `config.data.name`.

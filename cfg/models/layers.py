@@ -28,7 +28,7 @@ def _bias_init(fan_in: int) -> Callable:
 
 
 def position_sums(x: Array) -> Array:
-    """The sum over positions, [N, M, C] -> [N, C]."""
+    """Sums over positions, [N, M, C] -> [N, C]."""
     return jax.lax.platform_dependent(x, cpu=_sums_by_additions, default=lambda x: jnp.sum(x, axis=1))
 
 
@@ -49,7 +49,7 @@ def _sums_by_additions(x: Array) -> Array:
 
 @jax.custom_vjp
 def add_bias(x: Array, bias: Array) -> Array:
-    """x + bias for x [..., C] and bias [C]."""
+    """Returns x + bias for x [..., C] and bias [C]."""
     return x + bias.astype(x.dtype)
 
 
@@ -66,7 +66,7 @@ add_bias.defvjp(_add_bias_fwd, _add_bias_bwd)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def normalize(x: Array, scale: Array, shift: Array, groups: int, silu: bool, dtype: Any) -> Array:
-    """Group normalisation with one scale and one shift an example and channel, and SiLU after it if wanted.
+    """Normalises groups, with one scale and one shift an example and channel, and SiLU after it if wanted.
 
     y = scale (x - mean) / sqrt(var + 1e-5) + shift, with mean and variance over the positions and channels of a group;
     all in float32. The backward pass keeps x and the statistics, and computes everything else again.
@@ -82,30 +82,44 @@ def normalize(x: Array, scale: Array, shift: Array, groups: int, silu: bool, dty
 
 
 def _group_means(sums: Array, groups: int, positions: int) -> Array:
-    """Sums over positions [N, C] -> the mean of each group, at each of its channels [N, C]."""
+    """Turns sums over positions [N, C] into the mean of each group, at each of its channels [N, C]."""
     n, c = sums.shape
     means = sums.reshape(n, groups, c // groups).sum(axis=-1, keepdims=True) / (positions * (c // groups))
     return jnp.broadcast_to(means, (n, groups, c // groups)).reshape(n, c)
 
 
-def _normalize_fwd(x, scale, shift, groups, silu, dtype):
-    h = x.astype(jnp.float32).reshape(len(x), -1, x.shape[-1])
+def _moments(h: Array, groups: int) -> tuple[Array, Array]:
+    """Returns the mean and the variance of each group of h [N, M, C], at each of its channels: both [N, C]."""
     means = functools.partial(_group_means, groups=groups, positions=h.shape[1])
     mean = means(position_sums(h))
-    var = jnp.maximum(means(position_sums(jnp.square(h))) - jnp.square(mean), 0.0)
+    return mean, jnp.maximum(means(position_sums(jnp.square(h))) - jnp.square(mean), 0.0)
+
+
+def _positions(x: Array) -> Array:
+    """Flattens [N, H, W, C] to [N, H W, C], in float32."""
+    return x.astype(jnp.float32).reshape(len(x), -1, x.shape[-1])
+
+
+def _scaled(h: Array, scale: Array, shift: Array, mean: Array, rstd: Array) -> Array:
+    """Returns scale (h - mean) rstd + shift for h [N, M, C], the others being [N, C]."""
+    return h * (scale * rstd)[:, None] + (shift - scale * rstd * mean)[:, None]
+
+
+def _normalize_fwd(x, scale, shift, groups, silu, dtype):
+    h = _positions(x)
+    mean, var = _moments(h, groups)
     rstd = jax.lax.rsqrt(var + 1e-5)
-    y = h * (scale * rstd)[:, None] + (shift - scale * rstd * mean)[:, None]
+    y = _scaled(h, scale, shift, mean, rstd)
     y = nn.silu(y) if silu else y
     return y.reshape(x.shape).astype(dtype), (x, scale, shift, mean, rstd)
 
 
 def _normalize_bwd(groups, silu, dtype, residuals, dy):
     x, scale, shift, mean, rstd = residuals
-    h = x.astype(jnp.float32).reshape(len(x), -1, x.shape[-1])
-    dy = dy.astype(jnp.float32).reshape(h.shape)
+    h, dy = _positions(x), _positions(dy)
     means = functools.partial(_group_means, groups=groups, positions=h.shape[1])
     if silu:
-        y = h * (scale * rstd)[:, None] + (shift - scale * rstd * mean)[:, None]
+        y = _scaled(h, scale, shift, mean, rstd)
         gate = jax.nn.sigmoid(y)
         dy = dy * (gate * (1.0 + y * (1.0 - gate)))
     dshift = position_sums(dy)
@@ -121,7 +135,7 @@ normalize.defvjp(_normalize_fwd, _normalize_bwd)
 
 
 class GroupNorm(nn.Module):
-    """GroupNorm, then SiLU if wanted; statistics in float32, the result in `dtype`."""
+    """A group norm with SiLU after it if wanted; statistics are float32, the result is of `dtype`."""
 
     num_groups: int
     silu: bool
@@ -129,7 +143,7 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, scale: Array | None = None, shift: Array | None = None) -> Array:
-        """With scale and shift [N, C]: norm(x) (1 + scale) + shift before the SiLU."""
+        """Normalises x [N, H, W, C]; with scale and shift [N, C] it is norm(x) (1 + scale) + shift before the SiLU."""
         c = x.shape[-1]
         gamma = jnp.broadcast_to(self.param('scale', nn.initializers.ones, (c,)), (len(x), c))
         beta = jnp.broadcast_to(self.param('bias', nn.initializers.zeros, (c,)), (len(x), c))
@@ -147,11 +161,8 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        fan_in = x.shape[-1]
-        kernel_init, bias_init = _initializers(fan_in, self.zero)
-        kernel = self.param('kernel', kernel_init, (fan_in, self.features)).astype(self.dtype)
-        bias = self.param('bias', bias_init, (self.features,))
-        return add_bias(x.astype(self.dtype) @ kernel, bias)
+        """Maps [..., C] to [..., features]."""
+        return _affine(self, x, (), jnp.matmul)
 
 
 class Conv(nn.Module):
@@ -164,23 +175,31 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        fan_in = x.shape[-1]
-        kernel_init, bias_init = _initializers(fan_in * self.width**2, self.zero)
-        kernel = self.param('kernel', kernel_init, (self.width, self.width, fan_in, self.features)).astype(self.dtype)
-        bias = self.param('bias', bias_init, (self.features,))
-        x = x.astype(self.dtype)
-        if self.width == 1:
-            return add_bias(x @ kernel[0, 0], bias)
-        fast = self.width == 3 and jax.default_backend() == 'cpu' and winograd.applies(x, self.features)
-        return add_bias((winograd.conv if fast else winograd.direct)(x, kernel), bias)
+        """Maps [N, H, W, C] to [N, H, W, features]."""
+        return _affine(self, x, (self.width, self.width), _convolve)
 
 
-def _initializers(fan_in: int, zero: bool) -> tuple[Callable, Callable]:
-    return (nn.initializers.zeros, nn.initializers.zeros) if zero else (_kernel_init, _bias_init(fan_in))
+def _affine(layer: Dense | Conv, x: Array, widths: tuple[int, ...], product: Callable[[Array, Array], Array]) -> Array:
+    """Returns product(x, kernel [*widths, C, features]) + bias, computed in the layer's type."""
+    shape = (*widths, x.shape[-1], layer.features)
+    zeros = nn.initializers.zeros
+    kernel_init, bias_init = (zeros, zeros) if layer.zero else (_kernel_init, _bias_init(math.prod(shape[:-1])))
+    kernel = layer.param('kernel', kernel_init, shape).astype(layer.dtype)
+    bias = layer.param('bias', bias_init, shape[-1:])
+    return add_bias(product(x.astype(layer.dtype), kernel), bias)
+
+
+def _convolve(x: Array, kernel: Array) -> Array:
+    """Convolves by whatever is fastest here."""
+    width, _, _, features = kernel.shape
+    if width == 1:
+        return x @ kernel[0, 0]
+    fast = width == 3 and jax.default_backend() == 'cpu' and winograd.applies(x, features)
+    return (winograd.conv if fast else winograd.direct)(x, kernel)
 
 
 def attention(q: Array, k: Array, v: Array) -> Array:
-    """softmax(q k^T / sqrt(C)) v over the second axis, each [N, M, heads, C]; the softmax in float32.
+    """Returns softmax(q k^T / sqrt(C)) v over the second axis, each [N, M, heads, C]; the softmax is float32.
 
     On CUDA devices cuDNN's flash attention runs where it takes the type and the size of the heads. XLA's CPU backend
     multiplies the heads' matrices in half the time where each is contiguous.
@@ -210,19 +229,19 @@ def _flash_applies(q: Array) -> bool:
 
 @jax.custom_vjp
 def downsample(x: Array) -> Array:
-    """The mean of each 2x2 block, [N, H, W, C] -> [N, H/2, W/2, C]."""
+    """Takes the mean of each 2x2 block, [N, H, W, C] -> [N, H/2, W/2, C]."""
     return _block_sums(x) * 0.25
 
 
 @jax.custom_vjp
 def upsample(x: Array) -> Array:
-    """Each pixel twice along both axes, [N, H, W, C] -> [N, 2H, 2W, C]."""
+    """Repeats each pixel along both axes, [N, H, W, C] -> [N, 2H, 2W, C]."""
     n, h, w, c = x.shape
     return jnp.broadcast_to(x[:, :, None, :, None, :], (n, h, 2, w, 2, c)).reshape(n, 2 * h, 2 * w, c)
 
 
 def _block_sums(x: Array) -> Array:
-    """The sum of each 2x2 block, by additions for the same reason as in `position_sums`."""
+    """Sums each 2x2 block, by additions for the same reason as in `position_sums`."""
     n, h, w, c = x.shape
     blocks = x.reshape(n, h // 2, 2, w // 2, 2, c)
     return (blocks[:, :, 0, :, 0] + blocks[:, :, 0, :, 1]) + (blocks[:, :, 1, :, 0] + blocks[:, :, 1, :, 1])

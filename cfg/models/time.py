@@ -1,10 +1,11 @@
-"""What the network is told of the noise level: logsnr -> a number in [0, 1000] -> a sinusoidal embedding.
+"""What a network is told of the noise level: logsnr -> a number in [0, 1000] -> a sinusoidal embedding.
 
 Networks of this project see the continuous time of the paper's schedule. Networks that were trained elsewhere on 1000
 discrete steps see the step whose noise level it is, with a fraction between two steps, so that any sampler runs them on
 a grid of logsnr.
 """
 
+import functools
 import math
 
 import jax
@@ -13,12 +14,11 @@ import numpy as np
 
 Array = jax.Array
 
-TIMES = ('continuous', 'adm_cosine', 'adm_linear')
 NUM_STEPS = 1000
 
 
 def logsnr_to_time(logsnr: Array) -> Array:
-    """The network's time input, arctan(exp(-logsnr / 2)) * 2 / pi * 1000, in [0, 1000].
+    """Returns the network's time input, arctan(exp(-logsnr / 2)) * 2 / pi * 1000, in [0, 1000].
 
     The sinusoidal embedding needs a bounded number: this is the time u of the untruncated schedule (0 is
     data), on the scale of the step numbers that ADM's embedding was designed for.
@@ -27,7 +27,7 @@ def logsnr_to_time(logsnr: Array) -> Array:
 
 
 def adm_logsnrs(kind: str) -> np.ndarray:
-    """logsnr after each of ADM's 1000 steps, float64 [1000], decreasing.
+    """Returns logsnr after each of ADM's 1000 steps, float64 [1000], decreasing.
 
     With beta_t the variance added in step t, alpha^2 = prod(1 - beta) and logsnr = log(alpha^2 / (1 - alpha^2)).
 
@@ -50,26 +50,23 @@ def adm_logsnrs(kind: str) -> np.ndarray:
 
 
 def adm_step(logsnr: Array, *, kind: str) -> Array:
-    """ADM's step number for a logsnr, fractional between steps and held at 0 and 999 outside their levels."""
+    """Returns ADM's step number for a logsnr, fractional between steps and held at 0 and 999 outside their levels."""
     levels = adm_logsnrs(kind)[::-1]
     return jnp.interp(logsnr, jnp.asarray(levels, jnp.float32), jnp.arange(NUM_STEPS - 1, -1, -1, dtype=jnp.float32))
 
 
-def cosine_step(logsnr: Array) -> Array:
-    """`adm_step` of the cosine schedule (the released 64x64 networks)."""
-    return adm_step(logsnr, kind='adm_cosine')
-
-
-def linear_step(logsnr: Array) -> Array:
-    """`adm_step` of the linear schedule (the released networks of all other sizes)."""
-    return adm_step(logsnr, kind='adm_linear')
-
-
-TIME_FNS = dict(zip(TIMES, (logsnr_to_time, cosine_step, linear_step), strict=True))
+# config.model.time: how a network is told of logsnr. The released 64x64 networks of ADM have the cosine schedule, those
+# of all other sizes the linear one.
+TIME_FNS = {
+    'continuous': logsnr_to_time,
+    'adm_cosine': functools.partial(adm_step, kind='adm_cosine'),
+    'adm_linear': functools.partial(adm_step, kind='adm_linear'),
+}
+TIMES = tuple(TIME_FNS)
 
 
 def sinusoidal_embedding(time: Array, dim: int, max_period: float = 10000.0) -> Array:
-    """[cos(t f_i), sin(t f_i)] with f_i = max_period^(-i / (dim / 2)); time [N] -> [N, dim]."""
+    """Returns [cos(t f_i), sin(t f_i)] with f_i = max_period^(-i / (dim / 2)); time [N] -> [N, dim]."""
     half = dim // 2
     frequencies = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
     angles = time.astype(jnp.float32)[:, None] * frequencies[None]

@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cfg.data.spec import DataSpec
-from cfg.models.convert import classifier_params, unet_params
+from cfg.models.convert import adm_params
 from cfg.models.torch_file import read_state_dict
 from cfg.runs.checkpoints import Checkpoints
 from cfg.runs.run_files import CHECKPOINTS
@@ -47,11 +47,10 @@ def run(config: ConfigDict, workdir: Path) -> Path:
         state = read_state_dict(config.adm.checkpoint)
         meta: dict[str, Any] = {'kind': config.adm.kind, 'config': config_dict(config)}
         network = BUILDERS[config.adm.kind](config, spec)
-        if config.adm.kind == 'classifier':
-            params = classifier_params(state, network, spec.image_shape)
-        else:
-            order = config.adm.new_attention_order
-            params = unet_params(state, network, spec.image_shape, new_attention_order=order)
+        of_model = config.adm.kind == 'model'
+        order = of_model and config.adm.new_attention_order
+        params = adm_params(state, network, spec.image_shape, new_attention_order=order)
+        if of_model:
             meta['config']['train']['p_uncond'] = _p_uncond(config, spec, state)
         # Opened last: what does not fit must not leave a half-started writer behind.
         with Checkpoints(workdir) as checkpoints:

@@ -5,8 +5,9 @@ import os
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
-from cfg.data.prepare import prepare
-from cfg.data.prepared import default_dir, is_preparable
+from cfg.data.manifest import default_dir, is_preparable
+from cfg.data.prepare.parts import Options
+from cfg.data.prepare.run import Folders, prepare
 from cfg.runtime.errors import UserError
 
 
@@ -23,13 +24,6 @@ def run(config: ConfigDict, workdir: None = None) -> str:
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
     absl_logging.set_verbosity(absl_logging.ERROR)
-    return prepare(
-        data.name,
-        data_dir=default_dir(data.dir),
-        tfds_dir=default_dir(options.tfds_dir or data.dir),
-        manual_dir=options.manual_dir,
-        size=data.image_size,
-        crop=data.crop,
-        skip=options.on_error == 'skip',
-        workers=options.workers,
-    )
+    folders = Folders(default_dir(data.dir), default_dir(options.tfds_dir or data.dir), options.manual_dir)
+    wanted = Options(data.image_size, data.crop, skip=options.on_error == 'skip')
+    return prepare(data.name, wanted, folders, workers=options.workers)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cfg.data.prepared import short_name
+from cfg.data.manifest import short_name
 from cfg.data.spec import DataSpec, data_spec
 from cfg.models.classifier import EncoderUNet
 from cfg.models.flops import forward_flops, gradient_flops

@@ -117,10 +117,13 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
             raise
 
 
-def sha256_of_file(path: Path) -> str:
+def sha256_of_file(path: epath.PathLike) -> str:
     """Returns the SHA-256 of a file's content, as hexadecimal digits."""
-    with Path(path).open('rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
+    digest = hashlib.sha256()
+    with epath.Path(path).open('rb') as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

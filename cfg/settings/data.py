@@ -3,7 +3,8 @@
 from ml_collections import ConfigDict
 
 from cfg.data.digits import digits
-from cfg.data.prepared import default_dir, find_manifest, open_prepared
+from cfg.data.disk import open_prepared
+from cfg.data.manifest import default_dir, find_manifest
 from cfg.data.source import Source
 from cfg.data.spec import DataSpec, data_spec
 

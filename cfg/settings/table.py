@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from cfg.data.crop import CROPS
 from cfg.data.images import ROUNDINGS
-from cfg.data.prepared import is_preparable
+from cfg.data.manifest import is_preparable
 from cfg.diffusion.options import is_finite
 from cfg.diffusion.process import PREDICTIONS
 from cfg.models.time import TIMES

@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cfg.data.prepared import short_name
+from cfg.data.manifest import short_name
 from cfg.data.source import Source
 from cfg.runs.checkpoints import Checkpoints
 from cfg.runs.run_files import DamagedError

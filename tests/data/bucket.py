@@ -6,10 +6,12 @@ import fsspec
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 
-from cfg.data import parts, prepared
-from cfg.data.inputs import scan_folder
+from cfg.data import manifest as manifests
+from cfg.data.prepare import job as jobs
+from cfg.data.prepare.folders import scan_folder
+from cfg.data.prepare.parts import Options, read_part
 from cfg.runtime.errors import UserError
-from cfg.runtime.files import is_remote, write_whole
+from cfg.runtime.files import is_remote, sha256_of_file, write_whole
 from tests.miniature import encoded, picture
 
 BUCKET = epath.Path('gs://bucket')
@@ -30,32 +32,32 @@ def a_folder_of_images():
         write_whole(BUCKET / 'pets' / name, encoded(picture(0)))
     source = scan_folder(BUCKET / 'pets')
     assert (source.class_names, source.splits) == (('cat', 'dog'), {'train': 2})
-    job = parts.Job('folder:gs://bucket/pets', source, BUCKET / 'work', 16, 'area', False, 1000)
-    parts.make_parts(job, workers=1)
-    images, tally = parts.read_part(BUCKET / 'work' / 'train-00000.npz')
-    assert [image.name for image in images] == ['cat/2.jpg', 'dog/1.jpg']
-    assert tally.kinds == {'JPEG RGB': 2}
+    job = jobs.Job('folder:gs://bucket/pets', source, BUCKET / 'work', Options(16, 'area'), 1000)
+    jobs.make_parts(job, workers=1)
+    part = read_part(BUCKET / 'work' / 'train-00000.npz')
+    assert [image.name for image in part.images] == ['cat/2.jpg', 'dog/1.jpg']
+    assert part.kinds == {'JPEG RGB': 2}
     (BUCKET / 'pets' / 'cat' / '2.jpg').unlink()
-    parts.make_parts(job, workers=1)  # reads nothing again
+    jobs.make_parts(job, workers=1)  # reads nothing again
 
 
 def a_manifest():
     """A manifest is found, and files that broke off or changed are named."""
-    folder = prepared.folder_of(prepared.default_dir('gs://bucket/data'), 'imagenet', 64, 'area')
+    folder = manifests.folder_of(manifests.default_dir('gs://bucket/data'), 'imagenet', 64, 'area')
     assert str(folder) == 'gs://bucket/data/prepared_images/imagenet2012_64_area/1.0.0'
     assert is_remote(folder)
     wanted = {'data_dir': epath.Path('gs://bucket/data'), 'size': 64, 'crop': 'area'}
-    assert f'{folder} has no manifest.json' in refusal(prepared.find_manifest, 'imagenet', **wanted)
+    assert f'{folder} has no manifest.json' in refusal(manifests.find_manifest, 'imagenet', **wanted)
     write_whole(folder / 'shard', b'1234')
     manifest = dict.fromkeys(('splits', 'class_names', 'image_shape', 'crop'), 0) | {'source': 'tfds:imagenet2012'}
-    manifest['files'] = {'shard': {'bytes': 4, 'sha256': prepared.file_sha256(folder / 'shard')}}
+    manifest['files'] = {'shard': {'bytes': 4, 'sha256': sha256_of_file(folder / 'shard')}}
     write_whole(folder / 'manifest.json', json.dumps(manifest).encode())
-    assert prepared.find_manifest('imagenet', **wanted) == manifest
-    prepared.check_sums(folder, manifest, lambda done: None)
+    assert manifests.find_manifest('imagenet', **wanted) == manifest
+    manifests.check_sums(folder, manifest, lambda done: None)
     write_whole(folder / 'shard', b'1235')
-    assert 'shard is damaged' in refusal(prepared.check_sums, folder, manifest, lambda done: None)
+    assert 'shard is damaged' in refusal(manifests.check_sums, folder, manifest, lambda done: None)
     write_whole(folder / 'shard', b'123')
-    assert 'has 3 bytes, not 4' in refusal(prepared.check_sizes, folder, manifest)
+    assert 'has 3 bytes, not 4' in refusal(manifests.check_sizes, folder, manifest)
 
 
 if __name__ == '__main__':

@@ -5,9 +5,12 @@ import pytest
 import tensorflow_datasets as tfds
 from etils import epath
 
-from cfg.data import parts
 from cfg.data.crop import from_png
-from cfg.data.inputs import TfdsInput, open_input, scan_folder
+from cfg.data.prepare.folders import scan_folder
+from cfg.data.prepare.job import Job, make_parts
+from cfg.data.prepare.parts import Options, read_part
+from cfg.data.prepare.run import Folders, open_input
+from cfg.data.prepare.tfds_sets import read_tfds
 from cfg.runtime.errors import UserError
 from tests.miniature import encoded, picture
 
@@ -28,23 +31,23 @@ def test_a_folder_of_class_folders(tmp_path):
     source = scan_folder(fill(tmp_path, 'dog/b.jpg', 'dog/more/a.PNG', 'cat/1.jpeg', 'cat/notes.txt', '.git/x.png'))
     assert source.class_names == ('cat', 'dog')
     assert source.splits == {'train': 3}
-    records = list(source.section('train', 0, 3))
+    records = list(source.section('train', 0, 3)())
     assert [(r.name, r.label) for r in records] == [('cat/1.jpeg', 0), ('dog/b.jpg', 1), ('dog/more/a.PNG', 1)]
     assert records[0].content == encoded(picture(0))
-    assert [r.name for r in source.section('train', 1, 2)] == ['dog/b.jpg']
+    assert [r.name for r in source.section('train', 1, 2)()] == ['dog/b.jpg']
 
 
 def test_a_flat_folder_as_adm_has_it(tmp_path):
     source = scan_folder(fill(tmp_path, 'dog_1.png', 'cat_with_hat.png', '10_a.png', '2_a.png'))
     assert source.class_names == ('10', '2', 'cat', 'dog')  # as text, like ADM
-    assert [r.label for r in source.section('train', 0, 4)] == [0, 1, 2, 3]
+    assert [r.label for r in source.section('train', 0, 4)()] == [0, 1, 2, 3]
 
 
 def test_train_and_validation_folders(tmp_path):
     source = scan_folder(fill(tmp_path, 'train/a/1.png', 'train/b/2.png', 'val/b/3.png'))
     assert source.splits == {'train': 2, 'validation': 1}
     assert source.class_names == ('a', 'b')
-    assert [(r.name, r.label) for r in source.section('validation', 0, 1)] == [('val/b/3.png', 1)]
+    assert [(r.name, r.label) for r in source.section('validation', 0, 1)()] == [('val/b/3.png', 1)]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +72,7 @@ def test_empty_classes_are_told(tmp_path):
 def test_a_file_that_vanishes_is_told(tmp_path):
     source = scan_folder(fill(tmp_path, 'a/1.png', 'a/2.png'))
     (tmp_path / 'a' / '1.png').unlink()
-    first, second = source.section('train', 0, 2)
+    first, second = source.section('train', 0, 2)()
     assert first.error
     assert not second.error
 
@@ -79,7 +82,7 @@ def test_linked_folders_are_followed(tmp_path):
     (tmp_path / 'root').mkdir()
     (tmp_path / 'root' / 'a').symlink_to(tmp_path / 'elsewhere')
     source = scan_folder(epath.Path(tmp_path / 'root'))
-    assert [record.name for record in source.section('train', 0, 1)] == ['a/1.png']
+    assert [record.name for record in source.section('train', 0, 1)()] == ['a/1.png']
 
 
 def test_a_class_that_cannot_be_written_down(tmp_path):
@@ -131,7 +134,7 @@ def test_a_folder_laid_out_otherwise_is_refused(tmp_path, names, message):
 
 def test_a_missing_folder(tmp_path):
     with pytest.raises(UserError, match='is not a folder'):
-        open_input(f'folder:{tmp_path}/nothing', tfds_dir=epath.Path(tmp_path), manual_dir='')
+        open_input(f'folder:{tmp_path}/nothing', Folders(epath.Path(tmp_path), epath.Path(tmp_path)))
 
 
 class Shapes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -158,21 +161,21 @@ class Shapes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 def test_any_data_set_of_tfds_in_any_format(tmp_path, file_format):
     builder = Shapes(data_dir=tmp_path, file_format=file_format)
     builder.download_and_prepare()
-    source = TfdsInput(builder.data_dir)
+    source = read_tfds(builder.data_dir)
     assert source.splits == {'train': 23, 'test': 7}
     assert (source.class_names, source.channels) == (('circle', 'square'), 1)
     assert source.version.startswith('shapes/2.1.0, files ')
-    records = list(source.section('train', 0, 23))
+    records = list(source.section('train', 0, 23)())
     grey = [int(from_png(record.content)[0, 0, 0]) for record in records]
     assert sorted(grey) == list(range(23))
     assert [value % 2 for value in grey] == [r.label for r in records]
-    assert list(source.section('train', 5, 9)) == records[5:9]  # the same order, from anywhere
+    assert list(source.section('train', 5, 9)()) == records[5:9]  # the same order, from anywhere
     for workers in (1, 2):
         folder = epath.Path(tmp_path / f'parts{workers}')
-        job = parts.Job('tfds:shapes', source, folder, 4, 'area', False, 12)
-        parts.make_parts(job, workers=workers)
-        images, _ = parts.read_part(job.path('train', 1))
-        assert [image.name for image in images] == [f'train/{i}' for i in range(12, 23)]
+        job = Job('tfds:shapes', source, folder, Options(4, 'area'), 12)
+        make_parts(job, workers=workers)
+        _, second, *_ = job.places()
+        assert [image.name for image in read_part(second.path).images] == [f'train/{i}' for i in range(12, 23)]
 
 
 def test_the_features_that_a_data_set_is_meant_for(tmp_path):
@@ -196,9 +199,9 @@ def test_the_features_that_a_data_set_is_meant_for(tmp_path):
 
     builder = Masked(data_dir=tmp_path, file_format='array_record')
     builder.download_and_prepare()
-    source = TfdsInput(builder.data_dir)
+    source = read_tfds(builder.data_dir)
     assert source.class_names == ('circle', 'square')
-    assert sorted(from_png(record.content)[0, 0, 0] for record in source.section('train', 0, 23)) == list(range(23))
+    assert sorted(from_png(record.content)[0, 0, 0] for record in source.section('train', 0, 23)()) == list(range(23))
 
 
 def test_a_data_set_without_classes_is_refused(tmp_path):
@@ -214,12 +217,12 @@ def test_a_data_set_without_classes_is_refused(tmp_path):
     builder = Unlabelled(data_dir=tmp_path, file_format='array_record')
     builder.download_and_prepare()
     with pytest.raises(UserError, match='0 features of kind ClassLabel'):
-        TfdsInput(builder.data_dir)
+        read_tfds(builder.data_dir)
 
 
 def test_an_unknown_data_set_of_tfds(tmp_path):
     with pytest.raises(UserError, match="TFDS has no data set 'imagenet2021'"):
-        open_input('tfds:imagenet2021', tfds_dir=epath.Path(tmp_path), manual_dir='')
+        open_input('tfds:imagenet2021', Folders(epath.Path(tmp_path), epath.Path(tmp_path)))
 
 
 def test_missing_archives_are_named(tmp_path):
@@ -227,4 +230,4 @@ def test_missing_archives_are_named(tmp_path):
     manual.mkdir(parents=True)
     (manual / 'ILSVRC2012_img_val.tar').write_bytes(b'')
     with pytest.raises(UserError, match=r'downloads/manual lacks ILSVRC2012_img_train\.tar: register at'):
-        open_input('tfds:imagenet2012', tfds_dir=epath.Path(tmp_path), manual_dir='')
+        open_input('tfds:imagenet2012', Folders(epath.Path(tmp_path), epath.Path(tmp_path)))

@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import shutil
+from collections import Counter
 from unittest.mock import Mock
 
 import numpy as np
@@ -10,9 +11,12 @@ from etils import epath
 from PIL import Image
 from tensorflow_datasets.core import shuffle
 
-from cfg.data import parts, prepare, prepared
+from cfg.data import disk
 from cfg.data.crop import area, decode
-from cfg.data.prepared import folder_of, open_prepared, short_name
+from cfg.data.disk import open_prepared
+from cfg.data.manifest import folder_of, short_name
+from cfg.data.prepare import parts
+from cfg.data.prepare import run as prepare
 from cfg.runtime.errors import UserError
 from cfg.runtime.files import lock
 from tests.miniature import encoded, picture
@@ -38,12 +42,8 @@ def small_parts(monkeypatch):
 def run(images, data_dir, *, size=16, crop='area', skip=False, workers=1):
     return prepare.prepare(
         f'folder:{images}',
-        data_dir=epath.Path(data_dir),
-        tfds_dir=epath.Path(data_dir),
-        manual_dir='',
-        size=size,
-        crop=crop,
-        skip=skip,
+        parts.Options(size, crop, skip=skip),
+        prepare.Folders(epath.Path(data_dir), epath.Path(data_dir)),
         workers=workers,
     )
 
@@ -97,7 +97,7 @@ def test_a_second_start_does_only_what_is_missing(images, tmp_path, monkeypatch)
     with pytest.raises(UserError, match=r'train/dog/2\.jpg \(train\) cannot be read \(image file is truncated'):
         run(images, tmp_path / 'data')
     made, make_part = [], parts.make_part
-    monkeypatch.setattr(parts, 'make_part', lambda task: (made.append(task.path.name), make_part(task)))
+    monkeypatch.setattr(parts, 'make_part', lambda path, *how: (made.append(path.name), make_part(path, *how)))
     report = run(images, tmp_path / 'data', skip=True)
     assert made == ['train-00001.npz', 'train-00002.npz', 'validation-00000.npz']  # the first was there
     assert 'skipped: train/dog/2.jpg (train): image file is truncated' in report
@@ -110,7 +110,7 @@ def test_a_second_start_does_only_what_is_missing(images, tmp_path, monkeypatch)
 def stop_before_writing(images, data_dir, **options):
     """Leaves all parts behind, as a preparation that is stopped between its halves."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(prepare, '_assemble', Mock(side_effect=KeyboardInterrupt))
+        patch.setattr(prepare, 'write_data_set', Mock(side_effect=KeyboardInterrupt))
         run(images, data_dir, **options)
 
 
@@ -226,10 +226,10 @@ def test_parts_that_were_left_behind_go(images, tmp_path):
 
 def test_a_read_that_fails_once_is_tried_again(images, tmp_path, monkeypatch):
     run(images, tmp_path / 'data')
-    monkeypatch.setattr(prepared, 'RETRY_AFTER', (0.0, 0.0))
+    monkeypatch.setattr(disk, 'RETRY_AFTER', (0.0, 0.0))
     source = opened(images, tmp_path / 'data')
     expected = source.fetch([4])
-    calls, from_png = [], prepared.from_png
+    calls, from_png = [], disk.from_png
 
     def hiccup(content):
         calls.append(content)
@@ -237,10 +237,10 @@ def test_a_read_that_fails_once_is_tried_again(images, tmp_path, monkeypatch):
             raise RuntimeError('the network is away')
         return from_png(content)
 
-    monkeypatch.setattr(prepared, 'from_png', hiccup)
+    monkeypatch.setattr(disk, 'from_png', hiccup)
     assert np.array_equal(source.fetch([4])['image'], expected['image'])
     calls.clear()
-    monkeypatch.setattr(prepared, 'RETRY_AFTER', (0.0,))
+    monkeypatch.setattr(disk, 'RETRY_AFTER', (0.0,))
     with pytest.raises(UserError, match='the network is away'):
         source.fetch([4])
 
@@ -337,12 +337,10 @@ def test_a_damaged_part(images, tmp_path):
 
 def test_parts_keep_everything(tmp_path):
     images = [parts.Prepared(f'ü{i}', i, bytes([i] * i), bytes([i] * 32)) for i in range(1, 4)]
-    tally = parts.Tally(skipped=[{'split': 'train', 'file': 'x', 'reason': 'y'}], enlarged=2)
-    tally.kinds['JPEG RGB'] += 3
-    tally.classes[7] += 3
     for kept in (images, []):
-        parts.write_part(epath.Path(tmp_path / 'part.npz'), kept, tally)
-        assert parts.read_part(epath.Path(tmp_path / 'part.npz')) == (kept, tally)
+        part = parts.Part(kept, Counter({'JPEG RGB': 3}), 2, [{'split': 'train', 'file': 'x', 'reason': 'y'}])
+        parts.write_part(epath.Path(tmp_path / 'part.npz'), part)
+        assert parts.read_part(epath.Path(tmp_path / 'part.npz')) == part
 
 
 def test_a_missing_split_and_an_unprepared_size(images, tmp_path):

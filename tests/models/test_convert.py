@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cfg.models.classifier import EncoderUNet
-from cfg.models.convert import classifier_params, unet_params
+from cfg.models.convert import adm_params
 from cfg.models.torch_file import read_state_dict
 from cfg.models.unet import UNet
 from cfg.runtime.errors import UserError
@@ -108,21 +108,21 @@ def test_a_converted_unet_computes_what_the_reference_does(name, tmp_path):
     adm = CASES[name]
     state, network = random_state(adm), unet(adm)
     read = through_file(state, tmp_path)
-    params = unet_params(read, network, SHAPE, new_attention_order=adm.new_order)
+    params = adm_params(read, network, SHAPE, new_attention_order=adm.new_order)
     assert_params_of(network, params, jnp.zeros((1, *SHAPE)), jnp.zeros(1), jnp.zeros(1, jnp.int32))
     expected = theirs(unet_forward, state, adm, LABELS)
     assert difference(ours(network, params, LABELS), expected) < 1e-4
     assert not any(np.shares_memory(a, b) for a in jax.tree.leaves(params) for b in read.values())
 
     # The comparison can fail: the other order of attention is another function, where there is more than one head.
-    other = unet_params(arrays(state), network, SHAPE, new_attention_order=not adm.new_order)
+    other = adm_params(arrays(state), network, SHAPE, new_attention_order=not adm.new_order)
     assert difference(ours(network, other, LABELS), expected) > 1e-2
 
 
 def test_a_label_in_the_decoder_alone_is_what_the_reference_computes():
     adm = CASES['new order, by channels']
     state, network = random_state(adm), unet(adm, label_in='decoder')
-    params = unet_params(arrays(state), network, SHAPE, new_attention_order=True)
+    params = adm_params(arrays(state), network, SHAPE, new_attention_order=True)
     got = ours(network, params, LABELS)
     assert difference(got, theirs(functools.partial(unet_forward, label_in='decoder'), state, adm, LABELS)) < 1e-4
     assert difference(got, theirs(unet_forward, state, adm, LABELS)) > 1e-2
@@ -132,13 +132,13 @@ def test_the_null_label(tmp_path):
     """No row in the file: zeros are added. One row more than classes: it is the null label."""
     adm = CASES['new order, by channels']
     network, state = unet(adm), random_state(adm)
-    params = unet_params(arrays(state), network, SHAPE, new_attention_order=True)
+    params = adm_params(arrays(state), network, SHAPE, new_attention_order=True)
     np.testing.assert_array_equal(params['classes']['embedding'][:3], state['label_emb.weight'])
     assert not params['classes']['embedding'][3].any()
 
     adm = CASES['new order, by number']
     network, state = unet(adm), random_state(adm)
-    params = unet_params(arrays(state), network, SHAPE, new_attention_order=True)
+    params = adm_params(arrays(state), network, SHAPE, new_attention_order=True)
     np.testing.assert_array_equal(params['classes']['embedding'], state['label_emb.weight'])
     null = np.full(3, 3)
     assert difference(ours(network, params, null), theirs(unet_forward, state, adm, null)) < 1e-4
@@ -147,14 +147,14 @@ def test_the_null_label(tmp_path):
 def test_labels_change_nothing_in_an_unconditional_network():
     adm = CASES['old order, by channels, no labels']
     network = unet(adm)
-    params = unet_params(arrays(random_state(adm)), network, SHAPE, new_attention_order=False)
+    params = adm_params(arrays(random_state(adm)), network, SHAPE, new_attention_order=False)
     output = ours(network, params, LABELS)
     np.testing.assert_array_equal(output, ours(network, params, np.full(3, 3)))
 
 
 def test_a_converted_classifier_computes_what_the_reference_does(tmp_path):
     state, network = random_state(CLASSIFIER, encoder=True), encoder(CLASSIFIER)
-    params = classifier_params(through_file(state, tmp_path), network, SHAPE)
+    params = adm_params(through_file(state, tmp_path), network, SHAPE)
     assert_params_of(network, params, jnp.zeros((1, *SHAPE)), jnp.zeros(1))
     expected = theirs(classifier_forward, state, CLASSIFIER)
     got = ours(network, params)
@@ -168,7 +168,7 @@ def test_a_converted_classifier_computes_what_the_reference_does(tmp_path):
 
 def test_the_classifiers_dropout_follows_its_keys():
     network = encoder(CLASSIFIER)
-    params = {'params': classifier_params(arrays(random_state(CLASSIFIER, encoder=True)), network, SHAPE)}
+    params = {'params': adm_params(arrays(random_state(CLASSIFIER, encoder=True)), network, SHAPE)}
     keys, order, level = jax.random.split(jax.random.key(0), 3), np.array([2, 0, 1]), jnp.array(7.0)
     dropped = jitted(network)(params, images(), level, keys)
     reordered = jitted(network)(params, images()[order], level, keys[order])
@@ -179,7 +179,7 @@ def test_the_classifiers_dropout_follows_its_keys():
 
 def refusal(state, network):
     with pytest.raises(UserError) as error:
-        unet_params(state, network, SHAPE, new_attention_order=True)
+        adm_params(state, network, SHAPE, new_attention_order=True)
     message = str(error.value)
     assert message.endswith("config.model must be the checkpoint's architecture.")
     return message
@@ -219,4 +219,4 @@ def test_missing_and_left_over_names_are_told():
 
 def test_a_unet_is_no_classifier():
     with pytest.raises(UserError, match=r'lacks .*left over are .*the classifier must be built'):
-        classifier_params(arrays(random_state(CASES['new order, by channels'])), encoder(CLASSIFIER), SHAPE)
+        adm_params(arrays(random_state(CASES['new order, by channels'])), encoder(CLASSIFIER), SHAPE)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from scipy.signal import correlate2d
 
-from cfg.models import unet
-from cfg.models.unet import AttentionBlock, ResBlock, UNet
+from cfg.models import layers, time
+from cfg.models.blocks import AttentionBlock, ResBlock, dropout
+from cfg.models.unet import UNet
 
 ADM64 = {
     'num_classes': 1000,
@@ -188,7 +189,7 @@ def test_where_the_label_goes_changes_no_parameter(small):
 
 def test_dropout_keeps_the_mean_and_the_rate():
     x = jnp.ones((4, 64, 64))
-    y = unet.dropout(x, jax.random.split(jax.random.key(0), 4), 0.25)
+    y = dropout(x, jax.random.split(jax.random.key(0), 4), 0.25)
     assert set(np.unique(y)) == {np.float32(0.0), np.float32(1 / 0.75)}
     # Five standard errors of 16 384 draws.
     assert abs(float((y == 0).mean()) - 0.25) < 5 * math.sqrt(0.25 * 0.75 / y.size)
@@ -204,28 +205,28 @@ def test_bfloat16_is_close_to_float32(small):
 
 
 def test_time_is_the_time_of_the_schedule():
-    assert unet.logsnr_to_time(jnp.array(0.0)) == pytest.approx(500.0)
+    assert time.logsnr_to_time(jnp.array(0.0)) == pytest.approx(500.0)
     logsnr = np.linspace(-20, 20, 41)
     expected = np.arctan(np.exp(-logsnr / 2)) * 2 / np.pi * 1000
-    np.testing.assert_allclose(unet.logsnr_to_time(jnp.array(logsnr)), expected, rtol=2e-5)
+    np.testing.assert_allclose(time.logsnr_to_time(jnp.array(logsnr)), expected, rtol=2e-5)
 
 
 @pytest.mark.parametrize('dim', [6, 7])
 def test_sinusoidal_embedding(dim):
-    time = np.array([0.0, 1.5, 1000.0])
-    got = unet.sinusoidal_embedding(jnp.array(time), dim)
+    times = np.array([0.0, 1.5, 1000.0])
+    got = time.sinusoidal_embedding(jnp.array(times), dim)
     frequencies = 10000.0 ** (-np.arange(3) / 3)
-    expected = np.concatenate([np.cos(time[:, None] * frequencies), np.sin(time[:, None] * frequencies)], axis=1)
+    expected = np.concatenate([np.cos(times[:, None] * frequencies), np.sin(times[:, None] * frequencies)], axis=1)
     np.testing.assert_allclose(got[:, :6], expected, atol=1e-4)
     assert got.shape == (3, dim)
 
 
 def test_resampling():
     x = np.random.default_rng(0).normal(size=(2, 4, 6, 3)).astype(np.float32)
-    up = np.asarray(unet.upsample(x))
+    up = np.asarray(layers.upsample(x))
     assert np.array_equal(up, np.kron(x.transpose(0, 3, 1, 2), np.ones((2, 2))).transpose(0, 2, 3, 1))
-    np.testing.assert_allclose(unet.downsample(up), x, rtol=1e-6)
-    down = np.asarray(unet.downsample(x))
+    np.testing.assert_allclose(layers.downsample(up), x, rtol=1e-6)
+    down = np.asarray(layers.downsample(x))
     np.testing.assert_allclose(down[1, 0, 2], x[1, 0:2, 4:6].mean(axis=(0, 1)), rtol=1e-5)
 
 
@@ -316,7 +317,7 @@ def test_rematerialisation_changes_no_gradient(small):
 
 def test_the_time_function_is_what_the_network_is_told(small):
     params, apply, (z, logsnr, labels) = small
-    shifted = SMALL.clone(time_fn=lambda logsnr: unet.logsnr_to_time(logsnr + 1))
+    shifted = SMALL.clone(time_fn=lambda logsnr: time.logsnr_to_time(logsnr + 1))
     np.testing.assert_allclose(
         jax.jit(shifted.apply)(params, z, logsnr - 1, labels), apply(params, z, logsnr, labels), atol=1e-4
     )

@@ -5,11 +5,11 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from cfg.data.parts import Prepared
+from cfg.data.prepare.parts import Prepared
 
 
 class PreparedImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Square images of one size with their classes.
+    """A builder of square images of one size with their classes.
 
     Args:
       name: of the configuration, which names its folder.

@@ -1,0 +1,96 @@
+"""A prepared data set on disk as a `Source`."""
+
+import functools
+import hashlib
+import json
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from cfg.data.crop import from_png
+from cfg.data.manifest import check_sizes, config_name, find_manifest, folder_of
+from cfg.runtime.errors import UserError, first_line
+
+RETRY_AFTER = (0.5, 4.0)  # seconds before a read that failed is tried again
+
+
+class PreparedSource:
+    """A split of a prepared data set, with random access; it may be sent to other processes.
+
+    Its fingerprint is a digest of pixels and labels in their order, and of the names of the classes.
+
+    Args:
+      folder: of the data set.
+      manifest: its own.
+      split: one of the manifest's.
+      name: what the user calls the data set.
+
+    Attributes: see `cfg.data.source.Source`.
+    """
+
+    def __init__(self, folder: epath.Path, manifest: dict[str, Any], split: str, name: str):
+        if split not in manifest['splits']:
+            raise UserError(
+                f'config.data.split={split!r} must be one of {", ".join(manifest["splits"])}: {folder} has no other.'
+            )
+        self._folder, self._split = folder, split
+        height, _, _ = manifest['image_shape']
+        self.name = f'{config_name(name, height, manifest["crop"])}/{split}'
+        self.class_names = tuple(manifest['class_names'])
+        self.num_classes = len(self.class_names)
+        self.image_shape = tuple(manifest['image_shape'])
+        held = [manifest['splits'][split]['content_sha256'], list(self.class_names)]
+        self.fingerprint = hashlib.sha256(json.dumps(held).encode()).hexdigest()
+        self._count = manifest['splits'][split]['images']
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getstate__(self):
+        return {name: value for name, value in self.__dict__.items() if name != '_records'}
+
+    @functools.cached_property
+    def _records(self) -> Any:
+        import tensorflow_datasets as tfds
+
+        builder = tfds.builder_from_directory(self._folder)
+        return builder.as_data_source(self._split, decoders={'image': tfds.decode.SkipDecoding()})
+
+    def fetch(self, indices: Iterable[int]) -> dict[str, np.ndarray]:
+        """Reads examples, see `cfg.data.source.Source`.
+
+        Raises:
+          UserError: when the files cannot be read.
+        """
+        indices = [int(i) for i in indices]
+        for delay in (*RETRY_AFTER, None):
+            try:
+                records = self._records.__getitems__(indices)
+                images = np.stack([from_png(record['image']) for record in records])
+                break
+            except MemoryError:
+                raise
+            except Exception as error:  # array_record, protobuf and Pillow each raise their own kinds
+                if delay is None:
+                    raise UserError(
+                        f'{self._folder} cannot be read ({type(error).__name__}: {first_line(error)}): see whether it '
+                        'can be reached, and whether --mode=prepare_data with the same config finds a damaged file.'
+                    ) from error
+                time.sleep(delay)  # a network may have hiccups
+                self.__dict__.pop('_records', None)
+        return {'image': images, 'label': np.array([record['label'] for record in records], np.int32)}
+
+
+def open_prepared(name: str, *, data_dir: epath.Path, size: int, crop: str, split: str) -> PreparedSource:
+    """Opens a split of a prepared data set.
+
+    Raises:
+      UserError: when it is not prepared, files are missing or cut off, or it has no such split.
+    """
+    manifest = find_manifest(name, data_dir=data_dir, size=size, crop=crop)
+    folder = folder_of(data_dir, name, size, crop)
+    check_sizes(folder, manifest)
+    return PreparedSource(folder, manifest, split, name)

@@ -1,0 +1,179 @@
+"""A folder of images as an input."""
+
+import functools
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+
+from etils import epath
+
+from cfg.data.prepare.inputs import Input, Record, Records, digest
+from cfg.runtime.errors import UserError
+from cfg.runtime.files import is_remote, reaching
+
+EXTENSIONS = ('.jpg', '.jpeg', '.jfif', '.png', '.gif', '.webp', '.bmp', '.tif', '.tiff', '.avif')
+SPLIT_FOLDERS = {
+    'train': 'train',
+    'training': 'train',
+    'val': 'validation',
+    'valid': 'validation',
+    'validation': 'validation',
+    'test': 'test',
+}
+
+
+def folder_path(name: str) -> epath.Path | None:
+    """Returns the path in a `config.data.name` of the form 'folder:PATH'; None for other names."""
+    kind, _, rest = name.partition(':')
+    return epath.Path(rest).expanduser() if kind == 'folder' and rest else None
+
+
+def scan_folder(root: epath.Path) -> Input:
+    """Finds the images of a folder.
+
+    It may hold `train` and `val` (or `validation`), `test`, or else everything is the train split. Within a split,
+    either each subfolder is a class with its images anywhere below, or all images lie flat and their class is what
+    comes before the first `_` of their names (ADM's layout). Classes are numbered in the order of their names as
+    text. Files that are not images by their ending, and names that begin with a dot, are passed over.
+
+    Raises:
+      UserError: when there is no such folder, it is laid out in neither way, or classes of the splits differ.
+    """
+    with reaching(root):
+        if not root.is_dir():
+            raise UserError(f'{root} is not a folder: give the folder of the images, --config.data.name=folder:PATH.')
+        folders, images, passed_over = _walk(root)
+    found = {split: _by_class(root, prefix, folders, images) for split, prefix in _splits(root, folders).items()}
+    classes = tuple(sorted(name for name, members in found['train'].items() if members))
+    named = sorted({name for members in found.values() for name in members})
+    odd = next((name for name in named if not name.isprintable() or printable(name) != name), None)
+    if odd is not None:
+        raise UserError(f'{root} has a class whose name is not readable text, {printable(odd)!r}: rename it.')
+    if not classes:
+        raise UserError(f'{root} holds no images to train on ({", ".join(EXTENSIONS)}).')
+    for split, members in found.items():
+        unknown = sorted(name for name, paths in members.items() if paths and name not in classes)
+        if unknown:
+            raise UserError(
+                f'The {split} split of {root} has the class {unknown[0]!r}, which has no image to train on: put images '
+                'of it among those for training, or take it away.'
+            )
+    files = {
+        split: [(*file, label) for label, name in enumerate(classes) for file in sorted(members.get(name, ()))]
+        for split, members in found.items()
+        if any(members.values())
+    }
+    splits = {split: len(members) for split, members in files.items()}
+
+    def section(split: str, start: int, stop: int) -> Records:
+        return functools.partial(_read, root, [(name, label) for name, _, label in files[split][start:stop]])
+
+    return Input(
+        version=f'{sum(splits.values())} files, listing {digest([classes, files])}',
+        class_names=classes,
+        channels=3,
+        splits=splits,
+        section=section,
+        empty_classes=tuple(name for name in named if name not in classes),
+        passed_over=passed_over,
+    )
+
+
+def _read(root: epath.Path, files: Sequence[tuple[str, int]]) -> Iterator[Record]:
+    for name, label in files:
+        try:
+            yield Record(name, label, (root / name).read_bytes())
+        except (FileNotFoundError, PermissionError) as error:  # others are not the file's fault
+            yield Record(name, label, b'', error.strerror or str(error))
+
+
+def printable(name: str) -> str:
+    """Makes a file name text that can be written anywhere: bytes that are not UTF-8 become escapes."""
+    return name.encode('utf-8', 'backslashreplace').decode()
+
+
+def _walk(root: epath.Path) -> tuple[list[str], list[tuple[str, int]], Counter]:
+    """Lists what is below a folder, as paths relative to it.
+
+    Returns:
+      (folders, [(image, size in bytes; -1 in a bucket)], number of other files by ending).
+    """
+    local = not is_remote(root)
+    folders, files, others = [], [], Counter()
+    # One listing a folder; links to folders are followed.
+    for where, names, members in os.walk(root, followlinks=True) if local else root.walk():
+        names[:] = [name for name in names if not name.startswith('.') and not (local and _is_loop(where, name))]
+        place = '' if str(where) == str(root) else f'{PurePosixPath(str(where)).relative_to(str(root))}/'
+        folders += [f'{place}{name.rstrip("/")}' for name in names]
+        for name in members:
+            ending = PurePosixPath(name).suffix.lower()
+            if name.startswith('.'):
+                continue
+            if ending not in EXTENSIONS:
+                others[printable(ending) or 'none'] += 1
+            else:
+                files.append((f'{place}{name}', _size(os.path.join(where, name)) if local else -1))  # noqa: PTH118
+    return folders, files, others
+
+
+def _is_loop(where: str, name: str) -> bool:
+    """Tells whether a folder is a link to itself or to one above it."""
+    path = os.path.realpath(os.path.join(where, name))  # noqa: PTH118
+    return f'{os.path.realpath(where)}/'.startswith(f'{path}/')
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size  # noqa: PTH116  a million times; pathlib takes several times as long
+    except OSError:  # a link to nothing; reading it will say so
+        return -1
+
+
+def _splits(root: epath.Path, folders: Sequence[str]) -> dict[str, str]:
+    """Returns {split: its folder relative to the root, '' for all of it}."""
+    top = sorted(name for name in folders if '/' not in name)
+    split_of = {name: SPLIT_FOLDERS.get(name.lower()) for name in top}
+    training = [name for name in top if split_of[name] == 'train']
+    # A class may be called "train"; then it holds images, and not classes.
+    if not training or (None in split_of.values() and not any(name.startswith(f'{training[0]}/') for name in folders)):
+        return {'train': ''}
+    odd = [name for name in top if split_of[name] is None]
+    if odd or len(set(split_of.values())) < len(top):
+        raise UserError(
+            f'{root} holds {", ".join(top)}: beside {training[0]} there may be one folder val (or validation) and one '
+            'folder test, and no others; rename or move them.'
+        )
+    return {split: name for name, split in split_of.items()}
+
+
+def _by_class(
+    root: epath.Path, prefix: str, folders: Sequence[str], images: Sequence[tuple[str, int]]
+) -> dict[str, list[tuple[str, int]]]:
+    """Returns {class name: [(image, size)]} of the split below `prefix`; empty class folders too."""
+    below = f'{prefix}/' if prefix else ''
+    inside = [(name.removeprefix(below), name, size) for name, size in images if name.startswith(below)]
+    classes = [
+        name.removeprefix(below) for name in folders if name.startswith(below) and name.count('/') == below.count('/')
+    ]
+    members: dict[str, list[tuple[str, int]]] = {name: [] for name in classes}
+    for short, name, size in inside:
+        class_name, slash, _ = short.partition('/')
+        if not slash:
+            if classes:
+                raise UserError(
+                    f'{root / prefix} holds both subfolders ({classes[0]}) and images ({short}): either every class '
+                    'has a subfolder, or all images lie flat as label_name.png.'
+                )
+            class_name, underscore, _ = short.partition('_')
+            if not underscore or not class_name:
+                raise UserError(
+                    f'{root / name} has no class in its name: images that lie flat are called label_name.png.'
+                )
+        members.setdefault(class_name, []).append((name, size))
+    if inside and all(short.count('/') > 1 for short, *_ in inside):
+        raise UserError(
+            f'{root / prefix} holds folders of folders ({", ".join(classes[:5])}): give the folder whose subfolders '
+            'are the classes, or name those above train and val.'
+        )
+    return members

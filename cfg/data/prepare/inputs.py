@@ -1,0 +1,54 @@
+"""The interface of what `--mode=prepare_data` reads."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+
+class Record(NamedTuple):
+    """One image of an input.
+
+    Attributes:
+      name: of the file, for people.
+      label: its class.
+      content: the encoded image; empty when it could not be read.
+      error: why not.
+    """
+
+    name: str
+    label: int
+    content: bytes
+    error: str = ''
+
+
+Records = Callable[[], Iterator[Record]]  # may be sent to a worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """A labelled image data set in whatever form it came. Nothing of it is decoded yet.
+
+    Attributes:
+      version: of the data set, for the manifest; changes when the data set does.
+      class_names: one a label.
+      channels: 3, or 1 where all images are grey.
+      splits: {name: number of images}.
+      section: (split, start, stop) -> what reads the images number `start` to `stop` - 1, always in the same order.
+      empty_classes: names that were found without any image and are not among the classes.
+      passed_over: number of files that are no images by their ending, by that.
+    """
+
+    version: str
+    class_names: Sequence[str]
+    channels: int
+    splits: Mapping[str, int]
+    section: Callable[[str, int, int], Records]
+    empty_classes: Sequence[str] = ()
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+
+
+def digest(facts: Any) -> str:
+    """Returns a short digest of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,162 @@
+"""A part: some hundred images, decoded, resized, and kept in one npz that is written whole or not at all."""
+
+import contextlib
+import hashlib
+import io
+import json
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from cfg.data.crop import decode, square, to_png
+from cfg.data.prepare.folders import printable
+from cfg.data.prepare.inputs import Records
+from cfg.runtime.errors import UserError
+from cfg.runtime.files import write_whole
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is to become of images.
+
+    Attributes:
+      size: height and width of the results.
+      crop: 'area' or 'adm', see `cfg.data.crop`.
+      skip: whether an image that cannot be read, or a class without images, is left out; else it ends the preparation.
+    """
+
+    size: int
+    crop: str
+    skip: bool = False
+
+
+class Prepared(NamedTuple):
+    """One finished image.
+
+    Attributes:
+      name: of the file that it comes from.
+      label: its class.
+      png: uint8 [size, size, C] as PNG.
+      sha256: of label and pixels, 32 bytes.
+    """
+
+    name: str
+    label: int
+    png: bytes
+    sha256: bytes
+
+
+@dataclass
+class Part:
+    """The finished images of a part, and what the manifest says of them.
+
+    Attributes:
+      images: in the order of the input.
+      kinds: number of images by how they came, 'JPEG CMYK', say.
+      enlarged: number of images that were smaller than what they became.
+      skipped: {'split', 'file', 'reason'} of each image that could not be read.
+    """
+
+    images: list[Prepared] = field(default_factory=list)
+    kinds: Counter = field(default_factory=Counter)
+    enlarged: int = 0
+    skipped: list[dict[str, str]] = field(default_factory=list)
+
+
+def make_part(path: epath.Path, split: str, records: Records, channels: int, options: Options) -> None:
+    """Reads, decodes, resizes and writes one part.
+
+    Args:
+      path: of its file.
+      split: that it belongs to.
+      records: gives the encoded images.
+      channels: 3, or 1 for grey.
+      options: for all images.
+
+    Raises:
+      UserError: names an image that cannot be read, unless those are skipped.
+    """
+    part = Part()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # Pillow's, of odd metadata
+        for record in records():
+            name = printable(record.name)
+            try:
+                if record.error:
+                    raise ValueError(record.error)
+                image, kind = decode(record.content, channels)
+            except ValueError as error:
+                if not options.skip:
+                    raise UserError(
+                        f'{name} ({split}) cannot be read ({error}): mend or remove it, or leave such images '
+                        'out with --config.prepare.on_error=skip; what is prepared is kept.'
+                    ) from error
+                part.skipped.append({'split': split, 'file': name, 'reason': str(error)})
+                continue
+            part.kinds[kind] += 1
+            part.enlarged += min(image.size) < options.size
+            pixels = square(image, options.size, options.crop)
+            digest = hashlib.sha256(np.int32(record.label).tobytes() + pixels.tobytes()).digest()
+            part.images.append(Prepared(name, record.label, to_png(pixels), digest))
+    write_part(path, part)
+
+
+def write_part(path: epath.Path, part: Part) -> None:
+    """Writes a part, whole or not at all."""
+    names, labels, pngs, digests = zip(*part.images, strict=True) if part.images else ((), (), (), ())
+    facts = {'names': names, 'kinds': part.kinds, 'enlarged': part.enlarged, 'skipped': part.skipped}
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        pngs=np.frombuffer(b''.join(pngs), np.uint8),
+        ends=np.cumsum([len(png) for png in pngs], dtype=np.int64),
+        labels=np.array(labels, np.int32),
+        sha256=np.frombuffer(b''.join(digests), np.uint8).reshape(-1, 32),
+        facts=np.frombuffer(json.dumps(facts).encode(), np.uint8),
+    )
+    write_whole(path, buffer.getvalue())
+
+
+def read_part(path: epath.Path) -> Part:
+    """Reads what `write_part` wrote.
+
+    Raises:
+      UserError: when the file is damaged.
+    """
+    facts = read_facts(path)
+    with _damage(path):
+        with path.open('rb') as content, np.load(content, allow_pickle=False) as file:
+            pngs, ends, labels = file['pngs'].tobytes(), file['ends'].tolist(), file['labels'].tolist()
+            digests = [row.tobytes() for row in file['sha256'].reshape(-1, 32)]
+        starts = [0, *ends][: len(ends)]
+        columns = zip(facts['names'], labels, starts, ends, digests, strict=True)
+        images = [Prepared(name, label, pngs[start:end], digest) for name, label, start, end, digest in columns]
+        return Part(images, Counter(facts['kinds']), facts['enlarged'], facts['skipped'])
+
+
+def read_facts(path: epath.Path) -> dict[str, Any]:
+    """Reads what a part says of its images, without the images.
+
+    Raises:
+      UserError: when the file is damaged.
+    """
+    with _damage(path), path.open('rb') as content, np.load(content, allow_pickle=False) as file:
+        return json.loads(file['facts'].tobytes())
+
+
+@contextlib.contextmanager
+def _damage(path: epath.Path) -> Iterator[None]:
+    """Turns what a damaged part raises into a sentence."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # zipfile, zlib, json and numpy each raise their own kinds on a damaged file
+        raise UserError(
+            f'{path} cannot be read ({type(error).__name__}): delete it, and the same command makes it again.'
+        ) from error

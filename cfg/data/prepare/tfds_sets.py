@@ -1,0 +1,144 @@
+"""A data set of TFDS, in any of its file formats, as an input."""
+
+import functools
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from cfg.data.prepare.inputs import Input, Record, Records, digest
+from cfg.runtime.errors import UserError, first_line
+
+AT_ONCE = 100  # encoded images that a worker holds in memory; 11 MB of ImageNet
+# The archives of ILSVRC2012 that TFDS reads.
+IMAGENET_TARS = ('ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar')
+
+
+def open_tfds(name: str, *, tfds_dir: epath.Path, manual_dir: epath.Path) -> Input:
+    """Opens a data set of TFDS; TFDS prepares it first if it is not yet.
+
+    Args:
+      name: as TFDS has it.
+      tfds_dir: where TFDS keeps its data sets.
+      manual_dir: where TFDS looks for files that the user must fetch.
+
+    Raises:
+      UserError: when it cannot be found or prepared, or is no image classification data set.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=tfds_dir)
+    except Exception as error:  # not found, no such config, no such version: TFDS has a kind for each
+        raise UserError(f'TFDS has no data set {name!r}: {first_line(error)}') from error
+    if builder.is_prepared():
+        return read_tfds(builder.data_dir)
+    others = sorted(builder.data_path.parent.glob('*/dataset_info.json'))
+    if others and ':' not in name:  # a copy of another version is as good, and the manifest says which it was
+        return read_tfds(others[-1].parent)
+    if builder.name == 'imagenet2012':
+        check_imagenet_tars(manual_dir)
+    try:
+        builder = tfds.builder(name, data_dir=tfds_dir, file_format='array_record')
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual_dir))
+    except MemoryError:
+        raise
+    except Exception as error:  # what can go wrong is as wide as the data sets
+        raise UserError(f'TFDS could not prepare {name!r} ({type(error).__name__}): {first_line(error)}') from error
+    return read_tfds(builder.data_dir)
+
+
+def check_imagenet_tars(manual_dir: epath.Path) -> None:
+    """Checks that the user has put ILSVRC2012's archives where TFDS looks for them.
+
+    Raises:
+      UserError: says which files to put where.
+    """
+    missing = [name for name in IMAGENET_TARS if not (manual_dir / name).exists()]
+    if missing:
+        raise UserError(
+            f'{manual_dir} lacks {" and ".join(missing)}: register at https://image-net.org/download-images, download '
+            f'the ILSVRC2012 training and validation images (Task 1 & 2), and put both tar files there, or name '
+            'their folder with --config.prepare.manual_dir (or, with --config.prepare.tfds_dir, the folder that '
+            'contains an imagenet2012 of TFDS).'
+        )
+
+
+def read_tfds(folder: epath.PathLike) -> Input:
+    """Opens a data set that TFDS has prepared, from the folder of its version.
+
+    Raises:
+      UserError: when it has no train split, or not one image and one class an example.
+    """
+    folder = os.fspath(folder)
+    info = _builder(folder).info
+    image, label = _image_and_label(info, folder)
+    counts = {name: split.num_examples for name, split in info.splits.items()}
+    # TFDS's test splits often have no labels; they serve where there is no validation split.
+    wanted = ('train', 'validation') if 'validation' in counts else ('train', 'test')
+    splits = {name: counts[name] for name in wanted if counts.get(name)}
+    if 'train' not in splits:
+        raise UserError(f'{info.full_name} has no train split, but {", ".join(counts) or "none"}.')
+
+    def section(split: str, start: int, stop: int) -> Records:
+        return functools.partial(_read, folder, image, label, split, start, stop)
+
+    files = {name: [split.num_bytes, *split.shard_lengths] for name, split in info.splits.items()}
+    return Input(
+        version=f'{info.full_name}, files {digest(files)}',
+        class_names=tuple(info.features[label].names),
+        channels=1 if info.features[image].shape[-1] == 1 else 3,
+        splits=splits,
+        section=section,
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _builder(folder: str) -> Any:
+    """Opens TFDS's reader of a folder; a worker does so once for all its sections."""
+    import tensorflow_datasets as tfds
+
+    return tfds.builder_from_directory(folder)
+
+
+def _image_and_label(info: Any, folder: epath.PathLike) -> tuple[str, str]:
+    """Names the image and the label: those that the data set is meant for, or else the only ones of their kind."""
+    kinds = {name: type(feature).__name__ for name, feature in (info.features or {}).items()}
+    meant = info.supervised_keys or ()
+    if [kinds.get(name) for name in meant] == ['Image', 'ClassLabel']:
+        return tuple(meant)
+    found = []
+    for kind in ('Image', 'ClassLabel'):
+        names = [name for name in kinds if kinds[name] == kind]
+        if len(names) != 1:
+            raise UserError(
+                f'{folder} has {len(names)} features of kind {kind}: only data sets with one image and one class an '
+                'example can be prepared.'
+            )
+        found += names
+    return tuple(found)
+
+
+def _read(folder: str, image: str, label: str, split: str, start: int, stop: int) -> Iterator[Record]:
+    for i, example in enumerate(_examples(folder, image, split, start, stop), start=start):
+        name = example['file_name'].decode() if 'file_name' in example else f'{split}/{i}'
+        yield Record(name, int(example[label]), example[image])
+
+
+def _examples(folder: str, image: str, split: str, start: int, stop: int) -> Iterator[dict[str, Any]]:
+    import tensorflow_datasets as tfds
+
+    builder = _builder(folder)
+    encoded = {image: tfds.decode.SkipDecoding()}
+    if builder.info.file_format in tfds.core.FileFormat.with_random_access():
+        source = builder.as_data_source(split, decoders=encoded)
+        for begin in range(start, stop, AT_ONCE):
+            yield from source.__getitems__(list(range(begin, min(begin + AT_ONCE, stop))))
+        return
+    # One file after the other, so that the order is that of the files.
+    in_order = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
+    examples = builder.as_dataset(
+        split=f'{split}[{start}:{stop}]', decoders=encoded, shuffle_files=False, read_config=in_order
+    )
+    yield from tfds.as_numpy(examples)
