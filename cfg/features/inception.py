@@ -27,7 +27,7 @@ SPATIAL_WIDTH = SPATIAL_CHANNELS * 17 * 17
 
 
 class InceptionOutput(NamedTuple):
-    """What published metrics need of N images, float32.
+    """The outputs of Inception that published metrics need, of N images, float32.
 
     Attributes:
       pool: [N, 2048], `pool_3` of the graph (FID, KID, precision, recall).
@@ -41,7 +41,7 @@ class InceptionOutput(NamedTuple):
 
 
 def resize_tf1(images: Array, size: tuple[int, int]) -> Array:
-    """TensorFlow 1's bilinear resize: corners not aligned, no half-pixel centres, no antialiasing.
+    """Resizes bilinearly as TensorFlow 1 does: corners not aligned, no half-pixel centres, no antialiasing.
 
     Output pixel i reads input position i * (input size / output size), as a float32, between its two neighbours.
 
@@ -60,7 +60,7 @@ def resize_tf1(images: Array, size: tuple[int, int]) -> Array:
 
 
 def _interpolation(given: int, wanted: int) -> np.ndarray:
-    """[wanted, given] float32: the weights of the input pixels for each output pixel."""
+    """Returns the weights of the input pixels for each output pixel, [wanted, given] float32."""
     position = np.arange(wanted, dtype=np.float32) * np.float32(given / wanted)
     low = np.minimum(np.floor(position).astype(int), given - 1)
     high = np.minimum(low + 1, given - 1)
@@ -72,7 +72,7 @@ def _interpolation(given: int, wanted: int) -> np.ndarray:
 
 
 def max_pool(x: Array, stride: int) -> Array:
-    """3x3; stride 2 without padding, or stride 1 with."""
+    """Takes maxima of 3x3 pixels, with stride 2 and no padding or with stride 1 and padding."""
     if stride == 1:
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
     # One axis after the other as maxima of shifted views: many times faster than a window reduction on a CPU.
@@ -83,7 +83,7 @@ def max_pool(x: Array, stride: int) -> Array:
 
 
 def mean_pool(x: Array) -> Array:
-    """3x3, stride 1, the mean of the pixels that are there: the padding counts for nothing."""
+    """Takes means of 3x3 pixels with stride 1, of those that are there: the padding counts for nothing."""
     for axis in (1, 2):
         size = x.shape[axis]
         padding = [(0, 0)] * 4
@@ -97,7 +97,7 @@ def mean_pool(x: Array) -> Array:
 
 
 class Conv(nn.Module):
-    """Convolution, bias, ReLU.
+    """A convolution with its bias, and a ReLU.
 
     Attributes:
       features: channels of the output.
@@ -113,7 +113,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """[N, H, W, C] -> [N, H', W', features]."""
+        """Maps [N, H, W, C] to [N, H', W', features]."""
         kernel, bias = _kernel_and_bias(self, (*self.kernel_size, x.shape[-1], self.features))
         x = jax.lax.conv_general_dilated(
             x, kernel, (self.stride, self.stride), self.padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
@@ -132,7 +132,7 @@ class Point(nn.Module):
 
     @nn.compact
     def __call__(self, channels: int) -> tuple[Array, Array]:
-        """(kernel [1, 1, channels, features], bias [features])."""
+        """Returns (kernel [1, 1, channels, features], bias [features])."""
         return _kernel_and_bias(self, (1, 1, channels, self.features))
 
 
@@ -142,10 +142,10 @@ def _kernel_and_bias(module: nn.Module, shape: tuple[int, int, int, int]) -> tup
 
 
 class Block(nn.Module):
-    """What the blocks share: the 1x1 convolutions that all branches begin with."""
+    """A block, whose branches all begin with 1x1 convolutions."""
 
     def begin(self, x: Array, widths: Mapping[str, int], *, pooled: str = '') -> dict[str, Array]:
-        """1x1 convolutions of one input, as one product.
+        """Applies the 1x1 convolutions of one input, as one product.
 
         Args:
           x: [N, H, W, C].
@@ -164,7 +164,7 @@ class Block(nn.Module):
 
 
 class BlockA(Block):
-    """35x35 positions.
+    """A block of 35x35 positions.
 
     Attributes:
       pool_features: channels of the pool branch.
@@ -174,7 +174,7 @@ class BlockA(Block):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """[N, 35, 35, C] -> [N, 35, 35, 224 + pool_features]."""
+        """Maps [N, 35, 35, C] to [N, 35, 35, 224 + pool_features]."""
         widths = {'branch1x1': 64, 'branch5x5_1': 48, 'branch3x3dbl_1': 64, 'branch_pool': self.pool_features}
         h = self.begin(x, widths, pooled='branch_pool')
         five = Conv(64, (5, 5), name='branch5x5_2')(h['branch5x5_1'])
@@ -184,11 +184,11 @@ class BlockA(Block):
 
 
 class BlockB(Block):
-    """35x35 to 17x17 positions."""
+    """A block from 35x35 to 17x17 positions."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """[N, 35, 35, 288] -> [N, 17, 17, 768]."""
+        """Maps [N, 35, 35, 288] to [N, 17, 17, 768]."""
         single = Conv(384, (3, 3), 2, 'VALID', name='branch3x3')(x)
         double = self.begin(x, {'branch3x3dbl_1': 64})['branch3x3dbl_1']
         double = Conv(96, (3, 3), name='branch3x3dbl_2')(double)
@@ -197,7 +197,7 @@ class BlockB(Block):
 
 
 class BlockC(Block):
-    """17x17 positions.
+    """A block of 17x17 positions.
 
     Attributes:
       channels: between the factors of the 7x7 convolutions.
@@ -207,7 +207,7 @@ class BlockC(Block):
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Array]:
-        """[N, 17, 17, 768] -> (the same shape, the 1x1 branch [N, 17, 17, 192])."""
+        """Maps [N, 17, 17, 768] to (the same shape, the 1x1 branch [N, 17, 17, 192])."""
         c = self.channels
         widths = {'branch1x1': 192, 'branch7x7_1': c, 'branch7x7dbl_1': c, 'branch_pool': 192}
         h = self.begin(x, widths, pooled='branch_pool')
@@ -221,11 +221,11 @@ class BlockC(Block):
 
 
 class BlockD(Block):
-    """17x17 to 8x8 positions."""
+    """A block from 17x17 to 8x8 positions."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """[N, 17, 17, 768] -> [N, 8, 8, 1280]."""
+        """Maps [N, 17, 17, 768] to [N, 8, 8, 1280]."""
         h = self.begin(x, {'branch3x3_1': 192, 'branch7x7x3_1': 192})
         three = Conv(320, (3, 3), 2, 'VALID', name='branch3x3_2')(h['branch3x3_1'])
         seven = Conv(192, (1, 7), name='branch7x7x3_2')(h['branch7x7x3_1'])
@@ -235,7 +235,7 @@ class BlockD(Block):
 
 
 class BlockE(Block):
-    """8x8 positions.
+    """A block of 8x8 positions.
 
     Attributes:
       pools_with_max: in the pool branch, instead of the mean.
@@ -245,7 +245,7 @@ class BlockE(Block):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """[N, 8, 8, C] -> [N, 8, 8, 2048]."""
+        """Maps [N, 8, 8, C] to [N, 8, 8, 2048]."""
         widths = {'branch1x1': 320, 'branch3x3_1': 384, 'branch3x3dbl_1': 448}
         if self.pools_with_max:
             h = self.begin(x, widths) | self.begin(max_pool(x, 1), {'branch_pool': 192})
@@ -263,7 +263,7 @@ class Inception(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array) -> InceptionOutput:
-        """[N, H, W, 3] with grey levels 0..255, uint8 or float, of any size."""
+        """Takes [N, H, W, 3] with grey levels 0..255, uint8 or float, of any size."""
         x = (resize_tf1(images, (SIZE, SIZE)) - 128.0) / 128.0
         x = Conv(32, (3, 3), 2, 'VALID', name='Conv2d_1a_3x3')(x)
         x = Conv(32, (3, 3), 1, 'VALID', name='Conv2d_2a_3x3')(x)

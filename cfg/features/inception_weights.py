@@ -1,12 +1,14 @@
-"""From the public files of the FID Inception to the parameters of `cfg.features.inception.Inception`.
+"""Turns the public files of the FID Inception into parameters of `cfg.features.inception.Inception`.
 
 The PyTorch files call a convolution `Mixed_5b.branch1x1.conv.weight` and its batch norm `Mixed_5b.branch1x1.bn.*`; the
 TensorFlow graph calls them `mixed/conv/conv2d_params` and `mixed/conv/batchnorm/*`. The same numbers give the same
 parameters, bit for bit, from either.
 """
 
+import functools
+import itertools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -34,18 +36,8 @@ _TOWERS = {
 _KINDS = dict(zip(_BLOCKS, 'AAABCCCCDEE', strict=True))
 
 
-class _Layer(NamedTuple):
-    """The tensors of a convolution and its batch norm, as a file has them, with the kernel as [H, W, in, out]."""
-
-    kernel: Array
-    gamma: Array
-    beta: Array
-    mean: Array
-    variance: Array
-
-
 def params_from_torch(state: Mapping[str, Array]) -> Params:
-    """The parameters from a state dict of pytorch-fid's or torch-fidelity's file.
+    """Converts a state dict of pytorch-fid's or torch-fidelity's file.
 
     Args:
       state: {name: tensor}; numbers of batches are ignored.
@@ -53,20 +45,25 @@ def params_from_torch(state: Mapping[str, Array]) -> Params:
     Raises:
       UserError: names a tensor that is missing, surplus, of another shape or not finite.
     """
-    state = {name: value for name, value in state.items() if not name.endswith('.num_batches_tracked')}
-    names, layers = {'fc.weight', 'fc.bias'}, {}
-    for name in _shapes():
-        keys = [f'{name}.conv.weight', *(f'{name}.bn.{x}' for x in ('weight', 'bias', 'running_mean', 'running_var'))]
-        names |= set(keys)
-        kernel, *rest = (_tensor(state, key) for key in keys)
-        layers[name] = _Layer(kernel.transpose(2, 3, 1, 0) if kernel.ndim == 4 else kernel, *rest), keys
-    logits = _tensor(state, 'fc.weight')
-    _refuse_surplus(state, names)
-    return _params(layers, logits.T, 'fc.weight')
+    parts = ('conv.weight', 'bn.weight', 'bn.bias', 'bn.running_mean', 'bn.running_var')
+    keys = {name: [f'{name}.{part}' for part in parts] for name in _shapes()}
+    params = _params(
+        {name: value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T for name, value in state.items()},
+        keys,
+        'fc.weight',
+    )
+    known = {'fc.weight', 'fc.bias', *itertools.chain(*keys.values())}
+    surplus = sorted(name for name in state.keys() - known if not name.endswith('.num_batches_tracked'))
+    if surplus:
+        raise UserError(
+            f'The Inception weights hold {surplus[0]}, which the FID Inception has not: give one of the three public '
+            'files.'
+        )
+    return params
 
 
 def params_from_graph(constants: Mapping[str, Array]) -> Params:
-    """The parameters from the constants of TensorFlow's graph.
+    """Converts the constants of TensorFlow's graph.
 
     Args:
       constants: {name: value}; those that are no weights of the network are ignored.
@@ -74,17 +71,14 @@ def params_from_graph(constants: Mapping[str, Array]) -> Params:
     Raises:
       UserError: as in `params_from_torch`.
     """
-    layers = {}
-    for name in _shapes():
-        scope = graph_name(name)
-        keys = [f'{scope}/conv2d_params']
-        keys += [f'{scope}/batchnorm/{x}' for x in ('gamma', 'beta', 'moving_mean', 'moving_variance')]
-        layers[name] = _Layer(*(_tensor(constants, key) for key in keys)), keys
-    return _params(layers, _tensor(constants, 'softmax/weights'), 'softmax/weights')
+    norm = ('gamma', 'beta', 'moving_mean', 'moving_variance')
+    parts = ('conv2d_params', *(f'batchnorm/{part}' for part in norm))
+    keys = {name: [f'{graph_name(name)}/{part}' for part in parts] for name in _shapes()}
+    return _params(constants, keys, 'softmax/weights')
 
 
 def graph_name(name: str) -> str:
-    """'Mixed_5b.branch3x3dbl_2' -> 'mixed/tower_1/conv_1'."""
+    """Names a convolution as the graph does: 'Mixed_5b.branch3x3dbl_2' is 'mixed/tower_1/conv_1'."""
     if name in _STEM:
         return _numbered('conv', _STEM.index(name))
     block, branch = name.removeprefix('Mixed_').split('.')
@@ -101,54 +95,54 @@ def _numbered(name: str, number: int) -> str:
     return f'{name}_{number}' if number else name
 
 
+@functools.cache
 def _shapes() -> dict[str, tuple[int, ...]]:
-    """{name of a convolution: shape of its kernel [H, W, in, out]}, read off the network."""
+    """Reads {name of a convolution: shape of its kernel [H, W, in, out]} off the network."""
     image = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), np.float32)
     params = jax.eval_shape(lambda x: Inception().init(jax.random.key(0), x), image)['params']
     flat = traverse_util.flatten_dict(params, sep='.')
     return {key.removesuffix('.kernel'): value.shape for key, value in flat.items() if key.endswith('.kernel')}
 
 
-def _params(layers: Mapping[str, tuple[_Layer, list[str]]], logits: Array, logits_key: str) -> Params:
+def _params(tensors: Mapping[str, Array], keys: Mapping[str, list[str]], logits_key: str) -> Params:
+    """Folds batch norm into the convolutions.
+
+    Args:
+      tensors: by their names in the file, in our order of axes.
+      keys: the names of kernel, gamma, beta, mean and variance of each of our convolutions.
+      logits_key: the name of the softmax weights.
+    """
     flat = {}
     for name, shape in _shapes().items():
-        layer, keys = layers[name]
-        expected = (shape, *[shape[-1:]] * 4)
-        for key, value, wanted in zip(keys, layer, expected, strict=True):
-            _check(key, value, wanted)
+        shapes = (shape, *[shape[-1:]] * 4)
         # The same products from either file, rounded once.
-        values = [np.asarray(value, np.float64) for value in layer]
+        values = [np.asarray(_tensor(tensors, *wanted), np.float64) for wanted in zip(keys[name], shapes, strict=True)]
         kernel, gamma, beta, mean, variance = values
         if (variance < 0).any():
-            raise UserError(f'{keys[-1]} of the Inception weights is a variance below 0: download the file again.')
+            raise UserError(
+                f'{keys[name][-1]} of the Inception weights is a variance below 0: download the file again.'
+            )
         scale = gamma / np.sqrt(variance + EPSILON)
         flat[f'{name}.kernel'] = np.ascontiguousarray(kernel * scale, np.float32)
         flat[f'{name}.bias'] = (beta - mean * scale).astype(np.float32)
-    _check(logits_key, logits, (WIDTH, NUM_CLASSES))
-    flat['logits'] = np.ascontiguousarray(logits, np.float32)
-    return traverse_util.unflatten_dict({tuple(key.split('.')): value for key, value in flat.items()})
+    flat['logits'] = np.ascontiguousarray(_tensor(tensors, logits_key, (WIDTH, NUM_CLASSES)), np.float32)
+    return traverse_util.unflatten_dict(flat, sep='.')
 
 
-def _tensor(tensors: Mapping[str, Array], name: str) -> Array:
+def _tensor(tensors: Mapping[str, Array], name: str, shape: tuple[int, ...]) -> Array:
+    """Returns a tensor of the file.
+
+    Raises:
+      UserError: when it is missing, of another shape or not finite.
+    """
     if name not in tensors:
         raise UserError(f'The Inception weights lack {name}: give one of the three public files.')
-    return np.asarray(tensors[name])
-
-
-def _check(name: str, value: Array, shape: tuple[int, ...]) -> None:
-    if value.shape != tuple(shape):
+    value = np.asarray(tensors[name])
+    if value.shape != shape:
         raise UserError(
-            f'{name} of the Inception weights has shape {value.shape} in our order of axes, not {tuple(shape)}: give '
-            'one of the three public files.'
+            f'{name} of the Inception weights has shape {value.shape} in our order of axes, not {shape}: give one of '
+            'the three public files.'
         )
     if not np.isfinite(value).all():
         raise UserError(f'{name} of the Inception weights is not finite: download the file again.')
-
-
-def _refuse_surplus(tensors: Mapping[str, Array], names: set[str]) -> None:
-    surplus = sorted(tensors.keys() - names)
-    if surplus:
-        raise UserError(
-            f'The Inception weights hold {surplus[0]}, which the FID Inception has not: give one of the three public '
-            'files.'
-        )
+    return value

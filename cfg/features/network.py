@@ -21,7 +21,7 @@ INCEPTION_IMAGES = (None, None, 3)
 
 
 class Features(NamedTuple):
-    """What a feature network says of N images, float32.
+    """The features of N images, float32.
 
     Attributes:
       pool: [N, D], for FID, KID, precision and recall.
@@ -38,7 +38,7 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """What an evaluation needs to know of a feature network.
+    """A feature network, and all that an evaluation needs to know of it.
 
     Attributes:
       name: for results and figures; says what the features are.
@@ -78,7 +78,7 @@ class FeatureNetwork:
 
 
 def check_images(expected: tuple[int | None, ...], image_shape: tuple[int, ...], what: str, name: str) -> None:
-    """Whether a network takes images.
+    """Checks that a network takes images.
 
     Args:
       expected: (H, W, C), None where any will do.
@@ -98,7 +98,7 @@ def check_images(expected: tuple[int | None, ...], image_shape: tuple[int, ...],
 
 
 def default_cache(folder: str) -> Path:
-    """`config.eval.cache_dir` as a path; '' is a folder in the user's cache."""
+    """Returns `config.eval.cache_dir` as a path; '' is a folder in the user's cache."""
     if folder:
         return Path(folder).expanduser()
     root = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
@@ -130,7 +130,7 @@ def on_devices(fn: Callable[[Any, Array], Any], params: Any, *, batch_size: int)
 
 
 def shared(network: FeatureNetwork) -> FeatureNetwork:
-    """The network for images that all processes hold: each sees its share of them, and all get the features of all."""
+    """Divides images that all processes hold: each sees its share of them, and all get the features of all."""
     if processes.count() == 1:
         return network
 
@@ -144,14 +144,14 @@ def shared(network: FeatureNetwork) -> FeatureNetwork:
 
 
 def inception_features(params: Any, images: jax.Array) -> Features:
-    """Of uint8 images [N, H, W, 3], in float32 throughout, as published numbers are."""
+    """Computes the features of uint8 images [N, H, W, 3], in float32 throughout, as published numbers are."""
     with jax.default_matmul_precision('highest'):
         output = Inception().apply({'params': params}, images)
     return Features(output.pool, output.spatial, jax.nn.log_softmax(output.logits), None)
 
 
 def inception(weights: str, cache: Path, *, batch_size: int) -> FeatureNetwork:
-    """The Inception network of published FIDs.
+    """Opens the Inception network of published FIDs.
 
     Args:
       weights: path of one of its public files; '' = the one in `cache`.

@@ -1,4 +1,4 @@
-"""The weight file of Inception: recognised, converted once, downloaded where there is a network."""
+"""The weight file of Inception, which is recognised, converted once, and downloaded where there is a network."""
 
 import http.client
 import logging
@@ -52,7 +52,7 @@ class InceptionWeights:
 
 
 def load_inception(path: str, cache: Path) -> InceptionWeights:
-    """The weights from any of the three public files, which is told apart by its content.
+    """Loads the weights from any of the three public files, which is told apart by its content.
 
     A file is converted once; what comes of it is kept in `cache` under the hash of the file.
 
@@ -97,7 +97,7 @@ def _remedy(cache: Path) -> str:
 
 
 def _read(path: Path, digest: str) -> Any | None:
-    """The parameters that were converted before; None if they were not, or the file is damaged."""
+    """Reads the parameters that were converted before; None if they were not, or the file is damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
             flat = {name: file[name] for name in file.files}
@@ -122,7 +122,7 @@ def _convert(path: Path) -> Any:
 
 
 def _constants(path: Path) -> dict[str, np.ndarray]:
-    """The constants of a TensorFlow graph."""
+    """Reads the constants of a TensorFlow graph."""
     import tensorflow as tf
     from google.protobuf.message import DecodeError
 

@@ -1,1 +1,1 @@
-"""Distances between sets of features, from arrays to numbers."""
+"""Distances between sets of features: NumPy arrays in, numbers out. Nothing else of the project is imported here."""

@@ -12,13 +12,13 @@ Array = np.ndarray
 
 
 def _symmetric_sqrt(matrix: Array) -> Array:
-    """The square root of a symmetric positive semi-definite matrix; rounding below 0 counts as 0."""
+    """Computes the square root of a symmetric positive semi-definite matrix; rounding below 0 counts as 0."""
     values, vectors = np.linalg.eigh(matrix)
     return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
 
 
 def frechet_distance(mean_a: Array, cov_a: Array, mean_b: Array, cov_b: Array) -> float:
-    """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) (Heusel et al. 2017, arXiv 1706.08500).
+    """Computes |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) (Heusel et al. 2017, arXiv 1706.08500).
 
     The trace of the root is that of (S_a^(1/2) S_b S_a^(1/2))^(1/2), a symmetric matrix with the same
     eigenvalues: no complex rounding, and singular covariances are no special case.
@@ -35,12 +35,12 @@ def frechet_distance(mean_a: Array, cov_a: Array, mean_b: Array, cov_b: Array) -
 
 
 def fid(samples: Moments, reference: Moments) -> float:
-    """The Frechet distance of two sets of features; its name says nothing of whose features they are."""
+    """Computes the Frechet distance of two sets of features, of whatever network they are."""
     return frechet_distance(samples.mean, samples.covariance(), reference.mean, reference.covariance())
 
 
 def inception_score(splits: Sequence[ScoreSums]) -> tuple[float, float]:
-    """exp of the mean KL(p(y | sample) || p(y)) of each split (Salimans et al. 2016, arXiv 1606.03498).
+    """Computes exp of the mean KL(p(y | sample) || p(y)) of each split (Salimans et al. 2016, arXiv 1606.03498).
 
     Returns:
       (mean over splits, standard deviation over splits); 1 <= score <= number of classes.
@@ -54,7 +54,7 @@ def inception_score(splits: Sequence[ScoreSums]) -> tuple[float, float]:
 
 
 def expected_fid_of_finite_sample(mean: Array, cov: Array, num_samples: int, *, seed: int) -> float:
-    """The FID that `num_samples` draws of N(mean, cov) score against N(mean, cov) itself.
+    """Simulates the FID that `num_samples` draws of N(mean, cov) score against N(mean, cov) itself.
 
     It is the floor that the number of samples alone sets: FID is biased upwards by about 1/N. One simulation, as its
     spread is small beside it for thousands of features.
@@ -95,7 +95,8 @@ class KID(NamedTuple):
 
 
 def kid(samples: Array, reference: Array, *, num_subsets: int, subset_size: int, seed: int) -> KID:
-    """Squared MMD with the kernel (x.y / D + 1)^3, unbiased, over random subsets (Binkowski et al. 2018, 1801.01401).
+    """Estimates squared MMD with the kernel (x.y / D + 1)^3, unbiased, over random subsets (Binkowski et al. 2018,
+    arXiv 1801.01401).
 
     The subsets are those of torch-fidelity for the same seed. They overlap, so the spread over subsets is not the error
     of the value: for subsets of m of n vectors, drawn without replacement, a statistic that is close to a mean of
@@ -125,7 +126,7 @@ def kid(samples: Array, reference: Array, *, num_subsets: int, subset_size: int,
 
 
 def _unbiased_mmd2(x: Array, y: Array) -> float:
-    """Both [m, D]; the pairs of a vector with itself are left out of the means within a set."""
+    """Computes it for two sets [m, D]; pairs of a vector with itself are left out of the means within a set."""
     m = len(x)
 
     def kernel(a: Array, b: Array) -> Array:

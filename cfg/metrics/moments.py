@@ -26,19 +26,19 @@ class Moments:
 
     @classmethod
     def empty(cls, width: int) -> 'Moments':
-        """Of no vectors of a given width."""
+        """Returns the moments of no vectors of a given width."""
         return cls(0, np.zeros(width), np.zeros((width, width)))
 
     @classmethod
     def of(cls, features: Array) -> 'Moments':
-        """Of a batch [N, D], N >= 1."""
+        """Computes the moments of a batch [N, D], N >= 1."""
         features = np.asarray(features, np.float64)
         mean = features.mean(axis=0)
         centred = features - mean
         return cls(len(features), mean, centred.T @ centred)
 
     def merge(self, other: 'Moments') -> 'Moments':
-        """Of both sets together (Chan, Golub & LeVeque 1979)."""
+        """Returns the moments of both sets together (Chan, Golub & LeVeque 1979)."""
         count = self.count + other.count
         if count == 0:
             return self
@@ -51,7 +51,7 @@ class Moments:
         return Moments(count, mean, scatter)
 
     def covariance(self) -> Array:
-        """[D, D], divided by count - 1.
+        """Returns the covariance [D, D], divided by count - 1.
 
         Raises:
           ValueError: for fewer than two vectors.
@@ -61,12 +61,12 @@ class Moments:
         return self.scatter / (self.count - 1)
 
     def state(self) -> dict[str, Array]:
-        """Everything as arrays, for a file; `from_state` gives the same numbers bit for bit."""
+        """Returns everything as arrays, for a file; `from_state` gives the same numbers bit for bit."""
         return {'count': np.int64(self.count), 'mean': self.mean, 'scatter': self.scatter}
 
     @classmethod
     def from_state(cls, state: dict[str, Array]) -> 'Moments':
-        """The inverse of `state`."""
+        """Restores what `state` returned."""
         return cls(int(state['count']), state['mean'], state['scatter'])
 
 
@@ -86,20 +86,20 @@ class ScoreSums:
 
     @classmethod
     def of(cls, log_probabilities: Array) -> 'ScoreSums':
-        """Of a batch of log p(y | sample), [N, C]; -inf where p is 0."""
+        """Sums over a batch of log p(y | sample), [N, C]; -inf where p is 0."""
         log_p = np.asarray(log_probabilities, np.float64)
         p = np.exp(log_p)
         return cls(len(p), p.sum(axis=0), float(np.where(p > 0, p * np.where(p > 0, log_p, 0.0), 0.0).sum()))
 
     def merge(self, other: 'ScoreSums') -> 'ScoreSums':
-        """Of both sets together."""
+        """Returns the sums over both sets together."""
         return ScoreSums(
             self.count + other.count, self.probabilities + other.probabilities, self.negentropy + other.negentropy
         )
 
 
 class Splits:
-    """Cuts a stream of samples into consecutive splits of a fixed size for the inception score.
+    """A stream of samples, cut into consecutive splits of a fixed size for the inception score.
 
     Args:
       size: samples a split; the last one may be smaller.
@@ -123,7 +123,7 @@ class Splits:
             start += take
 
     def state(self) -> dict[str, Array]:
-        """Everything as arrays, for a file; `from_state` gives the same numbers bit for bit."""
+        """Returns everything as arrays, for a file; `from_state` gives the same numbers bit for bit."""
         return {
             'size': np.int64(self._size),
             'counts': np.array([split.count for split in self.sums], np.int64),
@@ -133,7 +133,7 @@ class Splits:
 
     @classmethod
     def from_state(cls, state: dict[str, Array]) -> 'Splits':
-        """The inverse of `state`."""
+        """Restores what `state` returned."""
         splits = cls(int(state['size']))
         columns = zip(state['counts'], state['probabilities'], state['negentropies'], strict=True)
         splits.sums = [ScoreSums(int(count), p, float(negentropy)) for count, p, negentropy in columns]

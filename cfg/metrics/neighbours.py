@@ -17,7 +17,7 @@ BLOCKS = {'float32': (2048, 8192), 'float16': (10_000, 10_000)}
 def precision_recall(
     reference: Array, samples: Array, *, k: int = 3, dtype: str = 'float32', block: tuple[int, int] | None = None
 ) -> tuple[float, float]:
-    """(the share of samples inside the manifold of the reference, the share of the reference inside that of samples).
+    """Computes the shares of samples in the manifold of the reference, and of the reference in the manifold of samples.
 
     The manifold of a set is the union of a ball around each of its points that reaches, borders included, to the k-th
     nearest other point of the set.
@@ -54,7 +54,7 @@ def precision_recall(
 
 
 def _radii(points: Array, k: int, dtype: str, block: tuple[int, int]) -> Array:
-    """Squared distance of each point to the k-th nearest other, [N] float32.
+    """Computes the squared distance of each point to the k-th nearest other, [N] float32.
 
     The point itself is the nearest, at distance 0, so it is the k-th after that.
     """
@@ -68,7 +68,7 @@ def _radii(points: Array, k: int, dtype: str, block: tuple[int, int]) -> Array:
 
 
 def _blocks(points: Array, size: int) -> Iterator[tuple[slice, jax.Array]]:
-    """(which points, the points as [size, D] on the device, filled up with zeros)."""
+    """Yields (which points, the points as [size, D] on the device, filled up with zeros)."""
     for start in range(0, len(points), size):
         stop = min(start + size, len(points))
         yield slice(start, stop), jnp.asarray(_padded(np.asarray(points[start:stop], np.float32), size, 0.0))
@@ -80,7 +80,7 @@ def _padded(x: Array, size: int, value: float) -> Array:
 
 
 def _distances(x: jax.Array, y: jax.Array, dtype: str) -> jax.Array:
-    """Squared distances [n, m] float32 of [n, D] and [m, D]."""
+    """Computes squared distances [n, m] float32 of [n, D] and [m, D]."""
 
     def of(x: jax.Array, y: jax.Array) -> jax.Array:
         product = jnp.matmul(x, y.T, precision='highest')
@@ -94,7 +94,7 @@ def _distances(x: jax.Array, y: jax.Array, dtype: str) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames='dtype')
 def _nearest(x: jax.Array, y: jax.Array, there: jax.Array, best: jax.Array, *, dtype: str) -> jax.Array:
-    """The smallest distances of `best` [n, k + 1] and those to the y that are there, ascending."""
+    """Returns the smallest distances of `best` [n, k + 1] and those to the y that are there, ascending."""
     distances = jnp.where(there, _distances(x, y, dtype), jnp.inf)
     return -jax.lax.top_k(-jnp.concatenate([best, distances], axis=1), best.shape[1])[0]
 
@@ -103,6 +103,6 @@ def _nearest(x: jax.Array, y: jax.Array, there: jax.Array, best: jax.Array, *, d
 def _members(
     x: jax.Array, y: jax.Array, x_radii: jax.Array, y_radii: jax.Array, *, dtype: str
 ) -> tuple[jax.Array, jax.Array]:
-    """(which x are inside a ball of a y [n], which y are inside a ball of an x [m]); a negative radius is no ball."""
+    """Tells which x are inside a ball of a y [n], which y inside a ball of an x [m]; a negative radius is no ball."""
     distances = _distances(x, y, dtype)
     return jnp.any(distances <= y_radii, axis=1), jnp.any(distances <= x_radii[:, None], axis=0)

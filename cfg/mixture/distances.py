@@ -5,27 +5,30 @@ cells of Fig. 2, and along each of several directions, on grids turned into them
 """
 
 import functools
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cfg.diffusion import mixture
-from cfg.mixture import fig2
-from cfg.mixture.fig2 import NUM_BINS, SUBCELLS
 
+# The panels of Fig. 2 have NUM_BINS x NUM_BINS cells of SUBCELLS x SUBCELLS points of the fine grid.
+NUM_BINS = 40
+SUBCELLS = 5
+# Points of the fine grid along a side, which is twice the panel.
+FINE = 2 * NUM_BINS * SUBCELLS
 NUM_DIRECTIONS = 16
 FLOOR_DRAWS = 8
+# The two logarithms that every guided density of a mixture is made of, log p(z | c) and log p(c | z) of every class:
+# both [K, rows, FINE], the last axis along the first direction of a square grid, turned or not.
+Terms = tuple[np.ndarray, np.ndarray]
 METRICS = ('sliced_w2', 'kl', 'total_variation')
-# Points of the fine grid along a side, which is twice the panel of Fig. 2.
-FINE = 2 * NUM_BINS * SUBCELLS
 # Strata of the quantile functions that a search over w compares.
 STRATA = 500
 
 
 def wasserstein_2(values: np.ndarray, edges: np.ndarray, cdf: np.ndarray) -> float:
-    """W_2 on the line: (int_0^1 (F_values^-1(u) - F^-1(u))^2 du)^(1/2), by the midpoint rule over the M quantiles.
+    """Computes W_2 on the line, (int_0^1 (F_values^-1(u) - F^-1(u))^2 du)^(1/2), by the midpoint rule over M quantiles.
 
     Args:
       values: draws, [M].
@@ -36,13 +39,13 @@ def wasserstein_2(values: np.ndarray, edges: np.ndarray, cdf: np.ndarray) -> flo
 
 
 def directions(count: int) -> np.ndarray:
-    """Unit vectors at equal angles over half a circle: [count, 2]."""
+    """Returns unit vectors at equal angles over half a circle: [count, 2]."""
     angles = np.pi * np.arange(count) / count
     return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
 def kl_divergence(drawn: np.ndarray, log_exact: np.ndarray) -> float:
-    """sum drawn (log drawn - log exact), in nats, over cells; at most the KL divergence of the distributions.
+    """Computes sum drawn (log drawn - log exact), in nats, over cells: at most the KL divergence of the distributions.
 
     Args:
       drawn: fractions of sum 1, [cells]. Of M samples they are noisy, which adds about (occupied cells - 1) / 2M; it is
@@ -53,52 +56,53 @@ def kl_divergence(drawn: np.ndarray, log_exact: np.ndarray) -> float:
     return float(np.sum(drawn[seen] * (np.log(drawn[seen]) - log_exact[seen])))
 
 
-@dataclass(frozen=True, eq=False)
-class Terms:
-    """The two logarithms that every guided density of a mixture is made of, on a square grid, turned or not.
-
-    Attributes:
-      log_cond: log p(z | c) of every class, [K, rows, FINE], the last axis along the grid's first direction.
-      log_posterior: log p(c | z), as `log_cond`.
-    """
-
-    log_cond: np.ndarray
-    log_posterior: np.ndarray
-
-    def log_masses(self, label: int, w: float) -> np.ndarray:
-        """log of p(z | c) p(c | z)^w at the points, normalised to sum 1: [rows, FINE]."""
-        values = self.log_cond[label].astype(np.float64) + w * self.log_posterior[label]
-        return values - _log_sum_exp(values)
+def histogram(x: np.ndarray, *, extent: float) -> np.ndarray:
+    """Counts x [M, 2] in the cells of [-extent, extent]^2 as fractions [NUM_BINS, NUM_BINS], with rows along x_2."""
+    edges = np.linspace(-extent, extent, NUM_BINS + 1)
+    counts, _, _ = np.histogram2d(x[:, 1], x[:, 0], bins=(edges, edges))
+    return counts / len(x)
 
 
-@dataclass(frozen=True, eq=False)
+def total_variation(drawn: np.ndarray, exact: np.ndarray) -> float:
+    """Sums |drawn - exact| / 2 over the cells and the outside, where `exact` (of sum 1) has no mass: in [0, 1]."""
+    return float(0.5 * (np.abs(drawn - exact).sum() + (1.0 - drawn.sum())))
+
+
 class Target:
     """One guided density, p(z | c) p(c | z)^w normalised.
 
-    Attributes:
-      extent: half the width of the panels.
-      log_masses: on the fine grid, rows along z_2, [FINE, FINE].
-      cdfs: distribution functions of z along the `directions` at `edges`, [NUM_DIRECTIONS, FINE + 1].
+    Args:
+      densities: of the mixture.
+      label: c.
+      w: the strength.
     """
 
-    extent: float
-    log_masses: np.ndarray
-    cdfs: np.ndarray
+    def __init__(self, densities: 'GuidedDensities', label: int, w: float):
+        self._densities, self._label, self._w = densities, label, w
+        self.extent, self.edges = densities.extent, densities.edges
+
+    @functools.cached_property
+    def log_masses(self) -> np.ndarray:
+        """The logarithms of the masses on the fine grid, rows along z_2: [FINE, FINE]."""
+        return _log_masses(self._densities.flat, self._label, self._w)
+
+    @functools.cached_property
+    def cdfs(self) -> np.ndarray:
+        """The distribution functions of z along the `directions` at `edges`: [NUM_DIRECTIONS, FINE + 1]."""
+        return self._densities.cdfs(self._label, self._w)
 
     @property
-    def edges(self) -> np.ndarray:
-        """The edges of the fine grid along a side, [FINE + 1]."""
-        return fine_edges(self.extent)
+    def log_fine(self) -> np.ndarray:
+        """The logarithms of the masses at the points of the panel: [NUM_BINS SUBCELLS, NUM_BINS SUBCELLS]."""
+        return self.log_masses[FINE // 4 : -FINE // 4, FINE // 4 : -FINE // 4]
 
     @functools.cached_property
     def log_cells(self) -> np.ndarray:
-        """log masses of the NUM_BINS x NUM_BINS cells of the panel, and of all that is outside: [NUM_BINS^2 + 1]."""
-        margin = FINE // 4
-        inside = np.zeros((FINE, FINE), bool)
-        inside[margin:-margin, margin:-margin] = True
-        panel = self.log_masses[margin:-margin, margin:-margin]
-        cells = _log_sum_exp(panel.reshape(NUM_BINS, SUBCELLS, NUM_BINS, SUBCELLS), axis=(1, 3))
-        return np.append(cells.ravel(), _log_sum_exp(self.log_masses[~inside]))
+        """The log masses of the NUM_BINS x NUM_BINS cells of the panel, and of all outside: [NUM_BINS^2 + 1]."""
+        outside = np.ones((FINE, FINE), bool)
+        outside[FINE // 4 : -FINE // 4, FINE // 4 : -FINE // 4] = False
+        cells = _log_sum_exp(self.log_fine.reshape(NUM_BINS, SUBCELLS, NUM_BINS, SUBCELLS), axis=(1, 3))
+        return np.append(cells.ravel(), _log_sum_exp(self.log_masses[outside]))
 
     @property
     def panel(self) -> np.ndarray:
@@ -110,13 +114,13 @@ class Target:
         return np.cumsum(np.exp(self.log_masses).ravel())
 
     def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Exact draws [count, 2], up to the grid: a cell by its mass, uniform inside the cell."""
+        """Draws exactly, up to the grid: a cell by its mass, uniform inside the cell. Returns [count, 2]."""
         cell = np.searchsorted(self._cumulative, rng.random(count) * self._cumulative[-1])
         place = np.stack([cell % FINE, cell // FINE], axis=1) + rng.random((count, 2))
         return self.edges[0] + place * (self.edges[1] - self.edges[0])
 
     def distances(self, x: np.ndarray) -> dict[str, float]:
-        """The distances of samples x [M, 2] to this density.
+        """Computes the distances of samples x [M, 2] to this density.
 
         Returns:
           sliced_w2: (the mean of W_2^2 over the directions)^(1/2), in the units of x.
@@ -125,21 +129,16 @@ class Target:
         """
         projected = x @ directions(NUM_DIRECTIONS).T
         each = [wasserstein_2(values, self.edges, cdf) for values, cdf in zip(projected.T, self.cdfs, strict=True)]
-        drawn = fig2.histogram(x, extent=self.extent)
+        drawn = histogram(x, extent=self.extent)
         return {
             'sliced_w2': float(np.sqrt(np.mean(np.square(each)))),
             'kl': kl_divergence(np.append(drawn.ravel(), max(1.0 - drawn.sum(), 0.0)), self.log_cells),
-            'total_variation': fig2.total_variation(drawn, self.panel / self.panel.sum()),
+            'total_variation': total_variation(drawn, self.panel / self.panel.sum()),
         }
 
     def floor(self, count: int, rng: np.random.Generator) -> list[dict[str, float]]:
-        """The distances of as many exact draws, FLOOR_DRAWS times."""
+        """Computes the distances of as many exact draws, FLOOR_DRAWS times."""
         return [self.distances(self.draw(count, rng)) for _ in range(FLOOR_DRAWS)]
-
-
-def fine_edges(extent: float) -> np.ndarray:
-    """The edges of the fine grid along a side: [FINE + 1] from -2 extent to 2 extent."""
-    return np.linspace(-2.0 * extent, 2.0 * extent, FINE + 1)
 
 
 class GuidedDensities:
@@ -151,51 +150,64 @@ class GuidedDensities:
       gaussians: in two dimensions.
       logsnr: of the level.
       extent: half the width of the panels; twice of it must contain the densities.
+
+    Attributes:
+      extent: as given.
+      num_classes: K.
+      edges: of the fine grid along a side, [FINE + 1] from -2 extent to 2 extent.
     """
 
     def __init__(self, gaussians: mixture.GaussianMixture, *, logsnr: float, extent: float):
-        self.extent = extent
-        self.num_classes = gaussians.null_label
-        centres = fine_edges(extent)[:-1] + 2.0 * extent / FINE
-        self._flat = _terms(gaussians, np.stack(np.meshgrid(centres, centres), axis=-1), logsnr)
+        self.extent, self.num_classes = extent, gaussians.null_label
+        self.edges = np.linspace(-2.0 * extent, 2.0 * extent, FINE + 1)
+        self._centres = self.edges[:-1] + 2.0 * extent / FINE
+        self._terms = functools.partial(_terms, gaussians, logsnr=logsnr)
+
+    def target(self, label: int, w: float) -> Target:
+        """Returns the density of a class at strength w."""
+        return Target(self, label, w)
+
+    @functools.cached_property
+    def flat(self) -> Terms:
+        """The terms on the fine grid."""
+        return self._terms(np.stack(np.meshgrid(self._centres, self._centres), axis=-1))
+
+    @functools.cached_property
+    def _turned(self) -> list[Terms]:
         # For the integral across a direction half of the points are plenty: the midpoint rule is good for smooth tails.
-        along, across = np.meshgrid(centres, 0.5 * (centres[::2] + centres[1::2]))
-        self._turned = [
-            _terms(gaussians, along[..., None] * one + across[..., None] * np.array([-one[1], one[0]]), logsnr)
+        along, across = np.meshgrid(self._centres, 0.5 * (self._centres[::2] + self._centres[1::2]))
+        return [
+            self._terms(along[..., None] * one + across[..., None] * np.array([-one[1], one[0]]))
             for one in directions(NUM_DIRECTIONS)
         ]
 
-    def target(self, label: int, w: float) -> Target:
-        """The density of a class at strength w."""
-        return Target(self.extent, self._flat.log_masses(label, w), self._cdfs(label, w))
-
-    def _cdfs(self, label: int, w: float) -> np.ndarray:
-        marginals = [np.exp(terms.log_masses(label, w)).sum(axis=0) for terms in self._turned]
+    def cdfs(self, label: int, w: float) -> np.ndarray:
+        """Returns the distribution functions along the `directions` at `edges`: [NUM_DIRECTIONS, FINE + 1]."""
+        marginals = [np.exp(_log_masses(terms, label, w)).sum(axis=0) for terms in self._turned]
         cdfs = np.cumsum(np.pad(marginals, ((0, 0), (1, 0))), axis=1)
         return cdfs / cdfs[:, -1:]
 
     def quantiles(self, w: float) -> np.ndarray:
-        """Quantile functions of all classes along all directions, in STRATA strata: [K, NUM_DIRECTIONS, STRATA]."""
+        """Returns quantiles of all classes along all directions in STRATA strata: [K, NUM_DIRECTIONS, STRATA]."""
         u = (np.arange(STRATA) + 0.5) / STRATA
-        edges = fine_edges(self.extent)
         return np.array(
-            [[np.interp(u, cdf, edges) for cdf in self._cdfs(label, w)] for label in range(self.num_classes)]
+            [[np.interp(u, cdf, self.edges) for cdf in self.cdfs(label, w)] for label in range(self.num_classes)]
         )
 
 
 def sample_quantiles(x: np.ndarray) -> np.ndarray:
-    """As `GuidedDensities.quantiles`, of samples [K, M, 2]: the mean of each stratum of the sorted projections."""
+    """Returns what `GuidedDensities.quantiles` does, of samples [K, M, 2]: means of strata of sorted projections."""
     projected = np.sort(np.swapaxes(x @ directions(NUM_DIRECTIONS).T, 1, 2), axis=-1)
     count = projected.shape[-1]
-    if count < STRATA:
-        return projected[..., (np.arange(STRATA) * count) // STRATA]
     starts = (np.arange(STRATA) * count) // STRATA
+    if count < STRATA:
+        return projected[..., starts]
     sizes = np.diff(np.append(starts, count))
     return np.add.reduceat(projected, starts, axis=-1) / sizes
 
 
 def nearest(x: np.ndarray, tables: np.ndarray) -> int:
-    """The place of the guided densities that samples [K, M, 2] are nearest to, in the mean of W_2^2 over classes.
+    """Finds the guided densities that samples [K, M, 2] are nearest to, in the mean of W_2^2 over classes.
 
     Args:
       tables: of `GuidedDensities.quantiles`, one for each w, [number of w, K, NUM_DIRECTIONS, STRATA].
@@ -204,20 +216,28 @@ def nearest(x: np.ndarray, tables: np.ndarray) -> int:
 
 
 def _log_sum_exp(values: np.ndarray, axis: tuple[int, ...] | None = None) -> np.ndarray:
-    """log sum exp, of masses that would underflow."""
+    """Computes log sum exp of masses that would underflow."""
     top = values.max(axis=axis, keepdims=True)
     return np.log(np.exp(values - top).sum(axis=axis)) + np.squeeze(top, axis=axis)
 
 
+def _log_masses(terms: Terms, label: int, w: float) -> np.ndarray:
+    """Computes log of p(z | c) p(c | z)^w at the points, normalised to sum 1: [rows, FINE]."""
+    log_cond, log_posterior = terms
+    values = log_cond[label].astype(np.float64) + w * log_posterior[label]
+    return values - _log_sum_exp(values)
+
+
 def _terms(gaussians: mixture.GaussianMixture, points: np.ndarray, logsnr: float) -> Terms:
+    """Computes log p(z | c) and log p(c | z) of every class at points [rows, FINE, 2], each [K, rows, FINE]."""
     log_cond, log_posterior = _logarithms(gaussians, jnp.asarray(points.reshape(-1, 2), jnp.float32), logsnr)
     shape = (gaussians.null_label, *points.shape[:-1])
-    return Terms(np.asarray(log_cond).reshape(shape), np.asarray(log_posterior).reshape(shape))
+    return np.asarray(log_cond).reshape(shape), np.asarray(log_posterior).reshape(shape)
 
 
 @jax.jit
 def _logarithms(gaussians, z, logsnr):
-    """log p(z | c) and log p(c | z) of every class, each [K, points]."""
+    """Computes log p(z | c) and log p(c | z) of every class, each [K, points]."""
     log_cond = [
         mixture.log_density(gaussians, z, logsnr, jnp.full(len(z), label)) for label in range(gaussians.null_label)
     ]

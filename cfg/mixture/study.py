@@ -5,14 +5,9 @@ aims at, p(z | c) p(c | z)^w. Two tables: the rules at every w, with samplers th
 with Eq. 6 at every number of steps.
 """
 
-import csv
-import dataclasses
 import functools
-import io
-import json
 import logging
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,84 +23,12 @@ from cfg.diffusion.sampler import Sampler
 from cfg.diffusion.solvers import Solver
 from cfg.mixture import plots
 from cfg.mixture.distances import METRICS, GuidedDensities, Target, nearest
-from cfg.mixture.plots import distance_text
-from cfg.runtime.files import write_whole
-from cfg.settings.sampler import with_logvar_interp
+from cfg.mixture.settings import Settings
+from cfg.mixture.tables import write_tables
 
 log = logging.getLogger('cfg')
 
-# The smallest 1 + w, and how many strengths, whose densities a row is compared with for the nearest one.
-NEAREST_COUNT = 64
-NEAREST_LOWEST = 0.05
-
 Row = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What the study draws.
-
-    Attributes:
-      means: of the classes, which are equally likely, [K, 2].
-      stddev: of every class, in both directions.
-      weaker_stddev: that of the weaker model of autoguidance, which has the same means.
-      w: strengths of the rules that name none themselves.
-      guidance: texts of the rules.
-      rule_samplers: texts of the samplers of the first table; a rule is drawn with those that it fits.
-      num_steps: T of the first table.
-      samplers: texts of the samplers of the second table.
-      steps: values of T of the second table.
-      steps_w: strengths of Eq. 6 in the second table.
-      grid: text of the grid.
-      logvar_interp, logsnr_min, logsnr_max: of the samplers.
-      extent: half the width of the panels; twice of it must contain the densities.
-      num_samples: of each class, for each row and seed.
-      num_seeds: draws of every row.
-      seed: of the first draw; the others follow it.
-    """
-
-    means: tuple[tuple[float, float], ...]
-    stddev: float
-    weaker_stddev: float
-    w: tuple[float, ...]
-    guidance: tuple[str, ...]
-    rule_samplers: tuple[str, ...]
-    num_steps: int
-    samplers: tuple[str, ...]
-    steps: tuple[int, ...]
-    steps_w: tuple[float, ...]
-    grid: str
-    logvar_interp: float
-    logsnr_min: float
-    logsnr_max: float
-    extent: float
-    num_samples: int
-    num_seeds: int
-    seed: int
-
-    def mixture_of(self, stddev: float) -> mixture.GaussianMixture:
-        """The mixture with this standard deviation."""
-        count = len(self.means)
-        return mixture.gaussian_mixture(
-            np.array(self.means), np.tile(stddev**2 * np.eye(2), (count, 1, 1)), np.ones(count)
-        )
-
-    def sampler_of(self, rule: Rule, solver: Solver, num_steps: int) -> Sampler:
-        """Returns the sampler of a row, which clips nothing: the samples are no images."""
-        return Sampler(
-            rule=dataclasses.replace(rule, w=None),
-            solver=with_logvar_interp(solver, self.logvar_interp),
-            grid=samplers.parse_grid(self.grid),
-            num_steps=num_steps,
-            clip_x=False,
-            logsnr_min=self.logsnr_min,
-            logsnr_max=self.logsnr_max,
-        )
-
-    def nearest_w(self) -> np.ndarray:
-        """The strengths among which the nearest density of a row is looked for: 1 + w in equal ratios."""
-        highest = 4.0 * max(1.0, *self.w, *self.steps_w)
-        return np.geomspace(NEAREST_LOWEST, 1.0 + highest, NEAREST_COUNT) - 1.0
 
 
 def draw(settings: Settings, sampler: Sampler, w: float, *, seed: int) -> np.ndarray:
@@ -143,13 +66,13 @@ class Study:
         self._floors: dict[float, Row] = {}
 
     def targets(self, w: float) -> list[Target]:
-        """The exact densities of all classes at a strength."""
+        """Returns the exact densities of all classes at a strength."""
         if w not in self._targets:
             self._targets[w] = [self.densities.target(label, w) for label in range(self.densities.num_classes)]
         return self._targets[w]
 
     def floor(self, w: float) -> Row:
-        """The distances of as many exact draws, as in `measure`: means over classes, and their spread over draws."""
+        """Measures as many exact draws, as in `measure`: means over classes, and their spread over draws."""
         if w not in self._floors:
             rng = np.random.default_rng(self.settings.seed)
             drawn = [target.floor(self.settings.num_samples, rng) for target in self.targets(w)]
@@ -184,7 +107,7 @@ class Study:
 
 
 def _summary(values: np.ndarray) -> Row:
-    """Of distances [K, draws, metrics]: the mean over classes, its standard deviation over draws, each class's mean."""
+    """Sums up distances [K, draws, metrics]: mean over classes, its deviation over draws, the mean of each class."""
     means = values.mean(axis=0)
     row = {}
     for place, name in enumerate(METRICS):
@@ -209,25 +132,16 @@ def write_study(out_dir: str | Path, settings: Settings) -> Path:
     exact = [(w, np.stack([target.panel for target in study.targets(w)])) for w in settings.w]
     plots.rules_figure(exact, panels, extent=extent).savefig(out_dir / 'rules.png', dpi=110)
     plots.rule_distances(rules, extent=extent).savefig(out_dir / 'rule_distances.png', dpi=150)
-    path = _write_tables(out_dir, settings, rules, [])
+    path = write_tables(out_dir, settings, rules, [])
     samplers = list(_sampler_rows(study))
     if samplers:
         plots.sampler_distances(samplers, extent=extent).savefig(out_dir / 'sampler_distances.png', dpi=150)
-        path = _write_tables(out_dir, settings, rules, samplers)
-    return path
-
-
-def _write_tables(out_dir: Path, settings: Settings, rules: Sequence[Row], samplers: Sequence[Row]) -> Path:
-    content = {'settings': dataclasses.asdict(settings), 'rules': rules, 'samplers': samplers}
-    write_whole(out_dir / 'distances.json', (json.dumps(_plain(content), indent=2, allow_nan=False) + '\n').encode())
-    write_whole(out_dir / 'distances.csv', _csv(rules, samplers).encode())
-    path = out_dir / 'distances.md'
-    write_whole(path, _markdown(settings, rules, samplers).encode())
+        path = write_tables(out_dir, settings, rules, samplers)
     return path
 
 
 def _rule_rows(study: Study) -> tuple[list[Row], list[plots.Panels]]:
-    """The rows of the first table, and the panels of each rule with the first sampler that it fits."""
+    """Measures the first table; returns its rows, and the panels of each rule with the first sampler that it fits."""
     settings, rows, panels = study.settings, [], []
     for text in settings.guidance:
         guidance = samplers.parse_rule(text)
@@ -248,7 +162,7 @@ def _rule_rows(study: Study) -> tuple[list[Row], list[plots.Panels]]:
 
 
 def _sampler_rows(study: Study) -> Iterable[Row]:
-    """The rows of the second table."""
+    """Measures the rows of the second table."""
     settings = study.settings
     for text in settings.samplers:
         sampler = samplers.parse_solver(text)
@@ -256,61 +170,3 @@ def _sampler_rows(study: Study) -> Iterable[Row]:
         for num_steps in settings.steps:
             for w in settings.steps_w:
                 yield study.measure(samplers.parse_rule('cfg'), sampler, w, num_steps=num_steps)[0]
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _csv(rules: Sequence[Row], samplers: Sequence[Row]) -> str:
-    """One line a row of both tables, without the classes on their own."""
-    names = [name for name in rules[0] if not name.endswith('_by_class')]
-    file = io.StringIO()
-    writer = csv.DictWriter(file, ['table', *names], extrasaction='ignore', lineterminator='\n')
-    writer.writeheader()
-    writer.writerows({'table': 'rules', **row} for row in rules)
-    writer.writerows({'table': 'samplers', **row} for row in samplers)
-    return file.getvalue()
-
-
-_HEADS = {'sliced_w2': 'sliced W2', 'kl': 'KL', 'total_variation': 'TV'}
-
-
-def _markdown(settings: Settings, rules: Sequence[Row], samplers: Sequence[Row]) -> str:
-    looked = settings.nearest_w()
-    lines = [
-        '# Distances to p(z|c) p(c|z)^w',
-        '',
-        f'{settings.num_samples} samples a class, {settings.num_seeds} seeds (± is their standard deviation), grid '
-        f'{settings.grid}; in brackets as many exact draws. KL is of samples to density, in nats. Nearest: the w whose '
-        f'density is nearest in sliced W2, of {len(looked)} from {looked[0]:g} to {looked[-1]:g}, and how near.',
-        '',
-        '![what each rule draws](rules.png)',
-        '![distance against w](rule_distances.png)',
-        *(['![distance against T](sampler_distances.png)'] if samplers else []),
-    ]
-    for title, rows in ((f'Rules, T = {settings.num_steps}', rules), ('Samplers, Eq. 6', samplers)):
-        if not rows:
-            continue
-        heads = ['guidance', 'sampler', 'T', 'w', 'passes', *_HEADS.values(), 'nearest w', 'its sliced W2']
-        lines += ['', f'## {title}', '', _line(heads), _line(['---'] * len(heads))]
-        lines += [_line(_cells(row)) for row in rows]
-    return '\n'.join(lines) + '\n'
-
-
-def _cells(row: Row) -> list[str]:
-    cells = [row['guidance'], row['sampler'], str(row['num_steps']), f'{row["w"]:g}', str(row['passes'])]
-    for name in METRICS:
-        text, spread = distance_text(row[name]), row[f'{name}_spread']
-        within = '' if spread is None or text.startswith('>') else f' ± {distance_text(spread)}'
-        cells.append(f'{text}{within} ({row[f"floor_{name}"]:.3f})')
-    return [*cells, f'{row["nearest_w"]:.2f}', distance_text(row['nearest_sliced_w2'])]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f'| {" | ".join(cells)} |'

@@ -5,6 +5,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from cfg.mixture import fig2, study
+from cfg.mixture.settings import Settings
 from cfg.report import sweep_report
 from cfg.runs.trained import read_names
 from cfg.settings.values import require
@@ -39,22 +40,7 @@ def run(config: ConfigDict, workdir: Path) -> Path:
 
 def _mixture(config: ConfigDict, workdir: Path) -> Path:
     mixture, sampling, diffusion = config.mixture, config.sampling, config.diffusion
-    figure = fig2.write_figure(
-        workdir / 'report',
-        means=mixture.means,
-        std=mixture.stddev,
-        w_list=tuple(mixture.w),
-        num_samples=mixture.num_samples,
-        num_steps=sampling.num_steps,
-        logvar_interp=sampling.logvar_interp,
-        logsnr_min=diffusion.logsnr_min,
-        logsnr_max=diffusion.logsnr_max,
-        extent=mixture.extent,
-        seed=sampling.seed,
-    )
-    if not mixture.guidance:
-        return figure
-    settings = study.Settings(
+    settings = Settings(
         means=tuple(mixture.means),
         stddev=mixture.stddev,
         weaker_stddev=mixture.weaker_stddev,
@@ -74,4 +60,6 @@ def _mixture(config: ConfigDict, workdir: Path) -> Path:
         num_seeds=mixture.num_seeds,
         seed=sampling.seed,
     )
-    return study.write_study(workdir / 'report', settings)
+    folder = workdir / 'report'
+    figure = fig2.write_figure(folder, settings, num_samples=mixture.num_samples, num_steps=sampling.num_steps)
+    return study.write_study(folder, settings) if mixture.guidance else figure

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 
 from cfg.diffusion.sampler import parse_rule, parse_solver
-from cfg.mixture import fig2, plots, study
+from cfg.mixture import plots, settings, study
+from cfg.mixture.distances import NUM_BINS
+from cfg.mixture.settings import Settings
 from cfg.modes import report
 from cfg.runtime.errors import UserError
 from cfg.settings.checks import check_config
 from configs import mixture as mixture_config
 
-THREE = study.Settings(
+THREE = Settings(
     means=((0.0, 0.8), (-0.693, -0.4), (0.693, -0.4)),
     stddev=0.5,
     weaker_stddev=0.75,
@@ -118,7 +120,7 @@ def small_config():
 
 
 def test_the_report_of_a_mixture(tmp_path, monkeypatch):
-    monkeypatch.setattr(study, 'NEAREST_COUNT', 4)
+    monkeypatch.setattr(settings, 'NEAREST_COUNT', 4)
     config = small_config()
     check_config(config)
     path = report.run(config, tmp_path)
@@ -162,7 +164,7 @@ def test_pictures_say_what_they_cannot_show():
         {'guidance': rule, 'sliced_w2': distance, 'sliced_w2_spread': None, **names}
         for rule, distance in (('cfg', 0.1), ('scaled_score', 1e5))
     )
-    size = fig2.NUM_BINS
+    size = NUM_BINS
     shown = [(near, np.full((1, size, size), 0.5)), (far, np.zeros((1, size, size)))]
     figure = plots.rules_figure(
         [(0.0, np.ones((1, size, size)))], [plots.Panels('cfg', 'ddim', False, shown)], extent=2.5
@@ -202,6 +204,10 @@ def test_without_rules_the_report_is_fig_2(tmp_path):
         ('num_steps', 1, 'at least 2'),
         ('seed_samples', 0, 'at least 1'),
         ('num_seeds', 0, 'at least 1'),
+        ('means', ((0.0, 1.0, 2.0),), 'up to 6 points'),
+        ('means', ((0.0, 1.0),) * 7, 'up to 6 points'),
+        ('w', (), 'one or more finite numbers'),
+        ('stddev', 0.0, 'positive'),
         ('weaker_stddev', 0.0, 'positive'),
         ('extent', 1.0, 'from 1.9 to 20'),
         ('extent', 30.0, 'from 1.9 to 20'),

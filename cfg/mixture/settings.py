@@ -1,0 +1,83 @@
+"""What is drawn on a Gaussian mixture."""
+
+import dataclasses
+
+import numpy as np
+
+from cfg.diffusion import mixture
+from cfg.diffusion import sampler as samplers
+from cfg.diffusion.rules import Rule
+from cfg.diffusion.sampler import Sampler
+from cfg.diffusion.solvers import Solver
+from cfg.settings.sampler import with_logvar_interp
+
+# The smallest 1 + w, and how many strengths, whose densities a row is compared with for the nearest one.
+NEAREST_COUNT = 64
+NEAREST_LOWEST = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The settings of Fig. 2 and of the study.
+
+    Attributes:
+      means: of the classes, which are equally likely, [K, 2].
+      stddev: of every class, in both directions.
+      weaker_stddev: that of the weaker model of autoguidance, which has the same means.
+      w: strengths of the rules that name none themselves.
+      guidance: texts of the rules.
+      rule_samplers: texts of the samplers of the first table; a rule is drawn with those that it fits.
+      num_steps: T of the first table.
+      samplers: texts of the samplers of the second table.
+      steps: values of T of the second table.
+      steps_w: strengths of Eq. 6 in the second table.
+      grid: text of the grid.
+      logvar_interp, logsnr_min, logsnr_max: of the samplers.
+      extent: half the width of the panels; twice of it must contain the densities.
+      num_samples: of each class, for each row and seed.
+      num_seeds: draws of every row.
+      seed: of the first draw; the others follow it.
+    """
+
+    means: tuple[tuple[float, float], ...]
+    stddev: float
+    weaker_stddev: float
+    w: tuple[float, ...]
+    guidance: tuple[str, ...]
+    rule_samplers: tuple[str, ...]
+    num_steps: int
+    samplers: tuple[str, ...]
+    steps: tuple[int, ...]
+    steps_w: tuple[float, ...]
+    grid: str
+    logvar_interp: float
+    logsnr_min: float
+    logsnr_max: float
+    extent: float
+    num_samples: int
+    num_seeds: int
+    seed: int
+
+    def mixture_of(self, stddev: float) -> mixture.GaussianMixture:
+        """Returns the mixture with this standard deviation."""
+        count = len(self.means)
+        return mixture.gaussian_mixture(
+            np.array(self.means), np.tile(stddev**2 * np.eye(2), (count, 1, 1)), np.ones(count)
+        )
+
+    def sampler_of(self, rule: Rule, solver: Solver, num_steps: int) -> Sampler:
+        """Returns the sampler of a row, which clips nothing: the samples are no images."""
+        return Sampler(
+            rule=dataclasses.replace(rule, w=None),
+            solver=with_logvar_interp(solver, self.logvar_interp),
+            grid=samplers.parse_grid(self.grid),
+            num_steps=num_steps,
+            clip_x=False,
+            logsnr_min=self.logsnr_min,
+            logsnr_max=self.logsnr_max,
+        )
+
+    def nearest_w(self) -> np.ndarray:
+        """Lists the strengths among which the nearest density of a row is looked for: 1 + w in equal ratios."""
+        highest = 4.0 * max(1.0, *self.w, *self.steps_w)
+        return np.geomspace(NEAREST_LOWEST, 1.0 + highest, NEAREST_COUNT) - 1.0

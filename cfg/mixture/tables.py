@@ -1,0 +1,77 @@
+"""The tables of the study, for programs and for people."""
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cfg.mixture.distances import METRICS
+from cfg.mixture.plots import distance_text
+from cfg.mixture.settings import Settings
+from cfg.runtime.files import write_whole
+
+Row = dict[str, Any]
+
+
+def write_tables(out_dir: Path, settings: Settings, rules: Sequence[Row], samplers: Sequence[Row]) -> Path:
+    """Writes distances.json, .csv and .md; returns the path of the last."""
+    content = {'settings': dataclasses.asdict(settings), 'rules': rules, 'samplers': samplers}
+    # JSON has no NaN and no infinity: they become null.
+    content = json.loads(json.dumps(content), parse_constant=lambda constant: None)
+    write_whole(out_dir / 'distances.json', (json.dumps(content, indent=2, allow_nan=False) + '\n').encode())
+    write_whole(out_dir / 'distances.csv', _csv(rules, samplers).encode())
+    path = out_dir / 'distances.md'
+    write_whole(path, _markdown(settings, rules, samplers).encode())
+    return path
+
+
+def _csv(rules: Sequence[Row], samplers: Sequence[Row]) -> str:
+    """Writes one line a row of both tables, without the classes on their own."""
+    names = [name for name in rules[0] if not name.endswith('_by_class')]
+    file = io.StringIO()
+    writer = csv.DictWriter(file, ['table', *names], extrasaction='ignore', lineterminator='\n')
+    writer.writeheader()
+    for table, rows in (('rules', rules), ('samplers', samplers)):
+        writer.writerows({'table': table, **row} for row in rows)
+    return file.getvalue()
+
+
+_HEADS = {'sliced_w2': 'sliced W2', 'kl': 'KL', 'total_variation': 'TV'}
+
+
+def _markdown(settings: Settings, rules: Sequence[Row], samplers: Sequence[Row]) -> str:
+    looked = settings.nearest_w()
+    lines = [
+        '# Distances to p(z|c) p(c|z)^w',
+        '',
+        f'{settings.num_samples} samples a class, {settings.num_seeds} seeds (± is their standard deviation), grid '
+        f'{settings.grid}; in brackets as many exact draws. KL is of samples to density, in nats. Nearest: the w whose '
+        f'density is nearest in sliced W2, of {len(looked)} from {looked[0]:g} to {looked[-1]:g}, and how near.',
+        '',
+        '![what each rule draws](rules.png)',
+        '![distance against w](rule_distances.png)',
+        *(['![distance against T](sampler_distances.png)'] if samplers else []),
+    ]
+    for title, rows in ((f'Rules, T = {settings.num_steps}', rules), ('Samplers, Eq. 6', samplers)):
+        if not rows:
+            continue
+        heads = ['guidance', 'sampler', 'T', 'w', 'passes', *_HEADS.values(), 'nearest w', 'its sliced W2']
+        lines += ['', f'## {title}', '', _line(heads), _line(['---'] * len(heads))]
+        lines += [_line(_cells(row)) for row in rows]
+    return '\n'.join(lines) + '\n'
+
+
+def _cells(row: Row) -> list[str]:
+    cells = [row['guidance'], row['sampler'], str(row['num_steps']), f'{row["w"]:g}', str(row['passes'])]
+    for name in METRICS:
+        text, spread = distance_text(row[name]), row[f'{name}_spread']
+        within = '' if spread is None or text.startswith('>') else f' ± {distance_text(spread)}'
+        cells.append(f'{text}{within} ({row[f"floor_{name}"]:.3f})')
+    return [*cells, f'{row["nearest_w"]:.2f}', distance_text(row['nearest_sliced_w2'])]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f'| {" | ".join(cells)} |'
