@@ -36,7 +36,7 @@ def write_figure(out_dir: str | Path, settings: Settings, *, num_samples: int, n
     Returns:
       The path of fig2.png.
     """
-    settings = dataclasses.replace(settings, num_samples=num_samples, grid='uniform')
+    settings = dataclasses.replace(settings, num_samples=num_samples, grid='paper')
     densities = GuidedDensities(
         settings.mixture_of(settings.stddev), logsnr=settings.logsnr_max, extent=settings.extent
     )

@@ -40,25 +40,15 @@ def run(config: ConfigDict, workdir: Path) -> Path:
 
 def _mixture(config: ConfigDict, workdir: Path) -> Path:
     mixture, sampling, diffusion = config.mixture, config.sampling, config.diffusion
+    names = ('means', 'stddev', 'weaker_stddev', 'w', 'guidance', 'rule_samplers', 'num_steps', 'samplers', 'steps')
+    names += ('steps_w', 'grid', 'extent', 'num_seeds')
     settings = Settings(
-        means=tuple(mixture.means),
-        stddev=mixture.stddev,
-        weaker_stddev=mixture.weaker_stddev,
-        w=tuple(mixture.w),
-        guidance=tuple(mixture.guidance),
-        rule_samplers=tuple(mixture.rule_samplers),
-        num_steps=mixture.num_steps,
-        samplers=tuple(mixture.samplers),
-        steps=tuple(mixture.steps),
-        steps_w=tuple(mixture.steps_w),
-        grid=mixture.grid,
+        **{name: mixture[name] for name in names},
+        num_samples=mixture.seed_samples,
+        seed=sampling.seed,
         logvar_interp=sampling.logvar_interp,
         logsnr_min=diffusion.logsnr_min,
         logsnr_max=diffusion.logsnr_max,
-        extent=mixture.extent,
-        num_samples=mixture.seed_samples,
-        num_seeds=mixture.num_seeds,
-        seed=sampling.seed,
     )
     folder = workdir / 'report'
     figure = fig2.write_figure(folder, settings, num_samples=mixture.num_samples, num_steps=sampling.num_steps)
