@@ -6,23 +6,16 @@ import shutil
 import pytest
 from etils import epath
 
-from cfg.data import prepare
+from cfg.data.prepare import run as prepare
+from cfg.data.prepare.parts import Options
 from tests.kill_points import KillPoints
 from tests.miniature import encoded, picture
 
 
 def prepared(images, data_dir):
     """Prepares a folder of images; what the manifest says of the result, but for when it was finished."""
-    prepare.prepare(
-        f'folder:{images}',
-        data_dir=epath.Path(data_dir),
-        tfds_dir=epath.Path(data_dir),
-        manual_dir='',
-        size=8,
-        crop='area',
-        skip=False,
-        workers=1,
-    )
+    folders = prepare.Folders(epath.Path(data_dir), epath.Path(data_dir))
+    prepare.prepare(f'folder:{images}', Options(8, 'area'), folders, workers=1)
     (file,) = data_dir.glob('prepared_images/*/*/manifest.json')
     return json.loads(file.read_text()) | {'finished': ''}
 
