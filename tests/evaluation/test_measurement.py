@@ -147,7 +147,7 @@ def test_states_are_restored_exactly(width):
 FULL_SIZE = """
 import pathlib, re, sys
 import numpy as np
-from cfg.evaluation import metrics
+from cfg.metrics import distances as metrics
 from cfg.features.network import FeatureNetwork, Features
 from cfg.evaluation.measurement import Measurement
 
