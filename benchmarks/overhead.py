@@ -176,12 +176,13 @@ def describe(config: ConfigDict, *, rounds: int, units: int) -> str:
         share('checkpoints, until written', statistics.median(whole_time), every, '; an upper bound')
         rows.append(('checkpoints, processor time', f'{statistics.median(cores):.2f} s each'))
 
-        watched = watch.Watch(workdir, 'x', index=0, count=1, start_limit=60, limit=60, status_of=lambda _: 1)
+        limits = watch.Limits(start=60, hang=60)
+        watched = watch.Watch(workdir, 'x', (0, 1), limits, status_of=lambda _: 1)
         eye = stack.enter_context(watched)
         begin = time.perf_counter()
         for _ in range(50):
             eye.beat()
-        share('heartbeat', (time.perf_counter() - begin) / 50, watch.INTERVAL / step, f', every {watch.INTERVAL:g} s')
+        share('heartbeat', (time.perf_counter() - begin) / 50, limits.interval / step, f', every {limits.interval:g} s')
     width = max(len(name) for name, _ in rows)
     return '\n'.join(f'{name.ljust(width)}  {text}' for name, text in rows)
 

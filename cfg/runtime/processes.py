@@ -5,6 +5,7 @@ what they must agree on goes through the few functions below, which every proces
 """
 
 import contextlib
+import importlib.util
 import json
 import logging
 import os
@@ -111,15 +112,8 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
 
 def _may_be_several() -> bool:
     """Tells whether it is worth asking JAX: that takes seconds on some machines, and warns on others."""
-    return (
-        any(mark in os.environ for mark in _MARKS) or any(name.startswith('TPU_') for name in os.environ) or _has_tpu()
-    )
-
-
-def _has_tpu() -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec('libtpu') is not None
+    launched = any(mark in os.environ for mark in _MARKS) or any(name.startswith('TPU_') for name in os.environ)
+    return launched or importlib.util.find_spec('libtpu') is not None
 
 
 def index() -> int:
@@ -146,18 +140,12 @@ def gather(tree: Any) -> Any:
 
 def largest(number: int) -> int:
     """Returns the largest of the processes' numbers."""
-    return number if count() == 1 else int(gather(np.array([number], np.int32)).max())
+    return max(_of_each(number))
 
 
 def from_first(value: Any) -> Any:
     """Returns the first process's value, a JSON value, on every process."""
-    if count() == 1:
-        return value
-    content = np.frombuffer(json.dumps(value).encode(), np.uint8) if is_first() else np.zeros(0, np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
-    padded = np.zeros(size, np.uint8)
-    padded[: len(content)] = content
-    return json.loads(multihost_utils.broadcast_one_to_all(padded).tobytes())
+    return _of_each(value if is_first() else None)[0]
 
 
 def on_first(fn: Callable[[], T]) -> T | None:
@@ -180,7 +168,7 @@ def on_each(fn: Callable[[], T]) -> T:
       SystemExit: likewise.
     """
     result, ending = _try(fn)
-    for process, each in enumerate(_gather_json(ending)):
+    for process, each in enumerate(_of_each(ending)):
         if each is not None and count() > 1 and 'error' in each and each != ending:
             each['error'] = f'Process {process}: {each["error"]}'
         _raise(each)
@@ -235,7 +223,8 @@ def _raise(ending: dict[str, Any] | None) -> None:
     raise UserError(ending['error'])
 
 
-def _gather_json(value: Any) -> list[Any]:
+def _of_each(value: Any) -> list[Any]:
+    """Returns the JSON value of every process, on every process."""
     if count() == 1:
         return [value]
     content = np.frombuffer(json.dumps(value).encode(), np.uint8)
