@@ -1,1 +1,1 @@
-"""Classifier-free diffusion guidance (Ho & Salimans, arXiv 2207.12598) in JAX/Flax."""
+"""Implements classifier-free diffusion guidance (Ho & Salimans, arXiv 2207.12598) in JAX/Flax."""

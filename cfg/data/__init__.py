@@ -1,1 +1,1 @@
-"""Real data, behind one interface: see `cfg.data.source`."""
+"""Gives real data, behind one interface: see `cfg.data.source`."""

@@ -1,4 +1,4 @@
-"""scikit-learn's digits: 1797 grey 8x8 images of handwritten digits, bundled with the package (no download).
+"""Loads scikit-learn's digits: 1797 grey 8x8 images of handwritten digits, bundled with the package (no download).
 
 Source: the test half of UCI "Optical Recognition of Handwritten Digits" (Alpaydin & Kaynak 1998); 17 grey levels.
 """

@@ -58,7 +58,7 @@ class Order(NamedTuple):
 
 
 class Share(NamedTuple):
-    """The part of every batch that one process reads.
+    """A share is the part of every batch that one process reads.
 
     Attributes:
       process: its number.

@@ -1,4 +1,4 @@
-"""The interface of a data set, and data sets in memory."""
+"""Defines the interface of a data set, and data sets in memory."""
 
 import functools
 import hashlib
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Source(Protocol):
-    """A labelled image data set with random access.
+    """A source is a labelled image data set with random access.
 
     Attributes:
       name: what the user calls it, with its split, as it appears in results.
@@ -64,17 +64,17 @@ class ArraySource:
 
     @property
     def num_classes(self) -> int:
-        """The number of classes."""
+        """Returns the number of classes."""
         return len(self.class_names)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """The shape (H, W, C)."""
+        """Returns (H, W, C)."""
         return tuple(self.images.shape[1:])
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """The digest of pixels and labels."""
+        """Returns the digest of pixels and labels."""
         return hashlib.sha256(self.images.tobytes() + self.labels.tobytes()).hexdigest()
 
     def fetch(self, indices: Iterable[int]) -> dict[str, np.ndarray]:

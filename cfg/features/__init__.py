@@ -1,1 +1,1 @@
-"""The networks whose features the metrics compare, and their weights."""
+"""Holds the networks whose features the metrics compare, and their weights."""

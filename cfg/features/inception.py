@@ -122,7 +122,7 @@ class Conv(nn.Module):
 
 
 class Point(nn.Module):
-    """The parameters of a 1x1 convolution.
+    """Holds the parameters of a 1x1 convolution.
 
     Attributes:
       features: channels of the output.
@@ -259,7 +259,7 @@ class BlockE(Block):
 
 
 class Inception(nn.Module):
-    """The whole network, from images to features."""
+    """Is the whole network, from images to features."""
 
     @nn.compact
     def __call__(self, images: Array) -> InceptionOutput:

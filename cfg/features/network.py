@@ -1,4 +1,4 @@
-"""Feature networks of FID and the other metrics, behind one interface."""
+"""Puts the feature networks of FID and the other metrics behind one interface."""
 
 import dataclasses
 import os

@@ -1,4 +1,4 @@
-"""The feature network that a config calls for."""
+"""Opens the feature network that a config calls for."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ from cfg.settings.data import open_source, spec_of
 
 
 def open_features(config: ConfigDict, image_shape: tuple[int, int, int], what: str) -> FeatureNetwork:
-    """The feature network of a config, with the classifier of `config.eval.classifier_workdir` if there is one.
+    """Opens the feature network of a config, with the classifier of `config.eval.classifier_workdir` if there is one.
 
     Args:
       image_shape: (H, W, C) of the images to come.
@@ -43,7 +43,7 @@ def open_features(config: ConfigDict, image_shape: tuple[int, int, int], what: s
 
 
 def _with_classifier(config: ConfigDict, network: FeatureNetwork, image_shape: tuple[int, int, int]) -> FeatureNetwork:
-    """The same features, and classes of a noise-aware classifier, which is told that there is no noise."""
+    """Gives the same features, and a noise-aware classifier's classes, which is told that there is no noise."""
     what = 'config.eval.classifier_workdir'
     classifier = TrainedRun.beside(config, config.eval.classifier_workdir, what=what, kind='classifier')
     classifier.check_images(config, image_shape, spec_of(config).num_classes)

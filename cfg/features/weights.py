@@ -36,7 +36,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class InceptionWeights:
-    """The weights of Inception.
+    """Holds the weights of Inception.
 
     Attributes:
       params: of `cfg.features.inception.Inception`, numpy.

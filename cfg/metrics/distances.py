@@ -1,4 +1,4 @@
-"""FID, inception score and KID, in float64."""
+"""Computes FID, inception score and KID, in float64."""
 
 import math
 from collections.abc import Sequence
@@ -80,7 +80,7 @@ def expected_fid_of_finite_sample(mean: Array, cov: Array, num_samples: int, *, 
 
 
 class KID(NamedTuple):
-    """The kernel inception distance.
+    """Holds the kernel inception distance.
 
     Attributes:
       value: mean over subsets.

@@ -12,7 +12,7 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and scatter of feature vectors.
+    """Holds count, mean and scatter of feature vectors.
 
     Attributes:
       count: number of vectors.
@@ -72,7 +72,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class ScoreSums:
-    """The sums of p and of p log p over consecutive samples: what one split of the inception score needs.
+    """Sums p and p log p over consecutive samples: what one split of the inception score needs.
 
     Attributes:
       count: number of samples.

@@ -1,4 +1,4 @@
-"""Improved precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991), block by block on the device."""
+"""Computes improved precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991), by blocks on the device."""
 
 import functools
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""How far samples in the plane are from an exact guided density, and from as many exact draws of it.
+"""Measures how far samples in the plane are from an exact guided density, and from as many exact draws of it.
 
 A density is integrated by the midpoint rule on a fine square grid over [-2 extent, 2 extent]^2: for its masses in the
 cells of Fig. 2, and along each of several directions, on grids turned into them, for its marginals.
@@ -69,7 +69,7 @@ def total_variation(drawn: np.ndarray, exact: np.ndarray) -> float:
 
 
 class Target:
-    """One guided density, p(z | c) p(c | z)^w normalised.
+    """A target is one guided density, p(z | c) p(c | z)^w normalised.
 
     Args:
       densities: of the mixture.
@@ -83,22 +83,22 @@ class Target:
 
     @functools.cached_property
     def log_masses(self) -> np.ndarray:
-        """The logarithms of the masses on the fine grid, rows along z_2: [FINE, FINE]."""
+        """Returns the logarithms of the masses on the fine grid, rows along z_2: [FINE, FINE]."""
         return _log_masses(self._densities.flat, self._label, self._w)
 
     @functools.cached_property
     def cdfs(self) -> np.ndarray:
-        """The distribution functions of z along the `directions` at `edges`: [NUM_DIRECTIONS, FINE + 1]."""
+        """Returns the distribution functions of z along the `directions` at `edges`: [NUM_DIRECTIONS, FINE + 1]."""
         return self._densities.cdfs(self._label, self._w)
 
     @property
     def log_fine(self) -> np.ndarray:
-        """The logarithms of the masses at the points of the panel: [NUM_BINS SUBCELLS, NUM_BINS SUBCELLS]."""
+        """Returns the logarithms of the masses at the points of the panel: [NUM_BINS SUBCELLS, NUM_BINS SUBCELLS]."""
         return self.log_masses[FINE // 4 : -FINE // 4, FINE // 4 : -FINE // 4]
 
     @functools.cached_property
     def log_cells(self) -> np.ndarray:
-        """The log masses of the NUM_BINS x NUM_BINS cells of the panel, and of all outside: [NUM_BINS^2 + 1]."""
+        """Returns log masses of the NUM_BINS x NUM_BINS cells of the panel, and of all outside: [NUM_BINS^2 + 1]."""
         outside = np.ones((FINE, FINE), bool)
         outside[FINE // 4 : -FINE // 4, FINE // 4 : -FINE // 4] = False
         cells = _log_sum_exp(self.log_fine.reshape(NUM_BINS, SUBCELLS, NUM_BINS, SUBCELLS), axis=(1, 3))
@@ -106,7 +106,7 @@ class Target:
 
     @property
     def panel(self) -> np.ndarray:
-        """The masses of the cells of the panel, rows along z_2: [NUM_BINS, NUM_BINS]."""
+        """Returns the masses of the cells of the panel, rows along z_2: [NUM_BINS, NUM_BINS]."""
         return np.exp(self.log_cells[:-1]).reshape(NUM_BINS, NUM_BINS)
 
     @functools.cached_property
@@ -142,7 +142,7 @@ class Target:
 
 
 class GuidedDensities:
-    """All guided densities of a mixture of Gaussians in the plane, at one noise level.
+    """These are all guided densities of a mixture of Gaussians in the plane, at one noise level.
 
     The logarithms that they are made of are computed once.
 
@@ -169,7 +169,7 @@ class GuidedDensities:
 
     @functools.cached_property
     def flat(self) -> Terms:
-        """The terms on the fine grid."""
+        """Returns the terms on the fine grid."""
         return self._terms(np.stack(np.meshgrid(self._centres, self._centres), axis=-1))
 
     @functools.cached_property

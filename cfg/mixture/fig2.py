@@ -1,4 +1,4 @@
-"""Fig. 2: guidance on three 2-D Gaussians, as exact densities and as what Alg. 2 samples with exact scores.
+"""Draws Fig. 2: guidance on three 2-D Gaussians, as exact densities and as what Alg. 2 samples with exact scores.
 
 Guidance of strength w aims at p(z | c) p(c | z)^w, and at each noise level Eq. 6 is its exact score. Yet the
 densities of the levels are not one density under the diffusion process, so for w > 0 the sampler does not

@@ -28,7 +28,7 @@ _FLOOR = '#c9ced4'
 
 
 class Panels(NamedTuple):
-    """A line of panels.
+    """Describes a line of panels.
 
     Attributes:
       guidance, sampler: their texts.

@@ -1,4 +1,4 @@
-"""What is drawn on a Gaussian mixture."""
+"""Says what is drawn on a Gaussian mixture."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What each guidance rule and each sampler really draws, on a Gaussian mixture whose scores are exact.
+"""Measures what each guidance rule and each sampler really draws, on a Gaussian mixture with exact scores.
 
 Samples come from `Sampler`, as those of networks do, and are held to the density that guidance of strength w
 aims at, p(z | c) p(c | z)^w. Two tables: the rules at every w, with samplers that leave little error, and the samplers
@@ -54,7 +54,7 @@ def _draw(gaussians, weaker, key, label, w, num_samples, sampler):
 
 
 class Study:
-    """The measurement of rows, which share their targets and floors."""
+    """Measures rows, which share their targets and floors."""
 
     def __init__(self, settings: Settings):
         self.settings = settings

@@ -129,7 +129,7 @@ def places(widths: Sequence[int], num_res_blocks: int) -> tuple[list[Place], lis
 
 
 class Encoder(nn.Module, kw_only=True):
-    """What ADM's networks share: the embedding of the noise level, the way down and the middle.
+    """Holds what ADM's networks share: the embedding of the noise level, the way down and the middle.
 
     Attributes:
       channels: the base width; level i has channels * channel_mult[i].

@@ -11,7 +11,7 @@ Array = jax.Array
 
 
 class SmallClassifier(nn.Module):
-    """A convolutional classifier of small images, and its features.
+    """Classifies small images by convolutions, and gives its features.
 
     Attributes:
       num_classes: of the output.

@@ -12,7 +12,7 @@ from cfg.models.unet import UNet
 
 
 def matmul_flops(fn: Any, *args: Any) -> float:
-    """2 x multiply-adds of all convolutions and matrix products in one call of `fn`.
+    """Counts 2 x multiply-adds of all convolutions and matrix products in one call of `fn`.
 
     The usual convention for utilisation: element-wise work is left out, and so are the products with the zeros that
     pad an image's edge only in the sense that they count as if they were done.
@@ -48,8 +48,7 @@ def _count(jaxpr: Any) -> float:
 
 
 def forward_flops(network: nn.Module, image_shape: tuple[int, int, int]) -> float:
-    """Of one evaluation of a UNet or EncoderUNet on one image [H, W, C]; a training step takes three times as
-    many an image.
+    """Counts the FLOP of a UNet or EncoderUNet for one image [H, W, C]; training takes three times as many an image.
 
     Convolutions count in full on every machine, also where `cfg.models.winograd` saves some of their products.
     """
@@ -57,7 +56,7 @@ def forward_flops(network: nn.Module, image_shape: tuple[int, int, int]) -> floa
 
 
 def guided_flops(network: nn.Module, image_shape: tuple[int, int, int]) -> float:
-    """Of the predictions for two labels of one image (`UNet.both`), counted as in `forward_flops`.
+    """Counts the FLOP of the predictions for two labels of one image (`UNet.both`), as `forward_flops` does.
 
     Twice as many, or less where the two share a part of the network.
     """
@@ -74,7 +73,7 @@ def _network_flops(network: nn.Module, image_shape: tuple[int, int, int], method
 
 
 def gradient_flops(logits_fn: Any, params: Any, image_shape: tuple[int, int, int]) -> float:
-    """Of a classifier's evaluation of one image [H, W, C], forth and back to the image.
+    """Counts the FLOP of a classifier for one image [H, W, C], forth and back to the image.
 
     Args:
       logits_fn: (params, z [1, H, W, C], logsnr [1]) -> logits [1, K].

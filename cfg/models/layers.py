@@ -153,7 +153,7 @@ class GroupNorm(nn.Module):
 
 
 class Dense(nn.Module):
-    """x W + b over the last axis; `zero` starts it at 0 ("zero-initialised output")."""
+    """Computes x W + b over the last axis; `zero` starts it at 0 ("zero-initialised output")."""
 
     features: int
     dtype: Any
@@ -166,7 +166,7 @@ class Dense(nn.Module):
 
 
 class Conv(nn.Module):
-    """A convolution of odd width with 'same' padding; `zero` starts it at 0 ("zero-initialised output")."""
+    """Convolves at odd width with 'same' padding; `zero` starts it at 0 ("zero-initialised output")."""
 
     features: int
     width: int

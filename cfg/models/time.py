@@ -1,4 +1,4 @@
-"""What a network is told of the noise level: logsnr -> a number in [0, 1000] -> a sinusoidal embedding.
+"""Makes what the network is told of the noise level: logsnr -> a number in [0, 1000] -> a sinusoidal embedding.
 
 Networks of this project see the continuous time of the paper's schedule. Networks that were trained elsewhere on 1000
 discrete steps see the step whose noise level it is, with a fraction between two steps, so that any sampler runs them on

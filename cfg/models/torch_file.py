@@ -40,7 +40,7 @@ _STORAGE_DTYPES = {
 
 
 class _RefusedError(Exception):
-    """The rest of the sentence 'FILE ...' for the user."""
+    """Carries the rest of the sentence 'FILE ...' for the user."""
 
 
 class _StorageType(NamedTuple):
@@ -135,7 +135,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
-    """The tensors of a state dict by name, in the file's order.
+    """Returns the tensors of a state dict by name, in the file's order.
 
     Floating-point tensors of any width become float32; whole numbers and booleans keep their type. The arrays are
     read-only, may be strided, and may share memory where the file's tensors did.
@@ -208,7 +208,7 @@ def _require_little(little: bool) -> None:
 
 
 def _flat(state: Any) -> dict[str, _Tensor]:
-    """The unpickled object, where it is a dict from names to tensors.
+    """Returns the unpickled object, where it is a dict from names to tensors.
 
     Raises:
       _RefusedError: when it is not.
@@ -226,7 +226,7 @@ def _flat(state: Any) -> dict[str, _Tensor]:
 
 
 def _decode(storage: _Storage, content: bytes) -> np.ndarray:
-    """A storage's bytes as [numel]; floats as float32."""
+    """Decodes a storage's bytes as [numel]; floats as float32."""
     if len(content) < storage.nbytes:
         raise ValueError('a storage is cut short')
     values = np.ndarray((storage.numel,), storage.dtype, content)
@@ -236,7 +236,7 @@ def _decode(storage: _Storage, content: bytes) -> np.ndarray:
 
 
 def _view(name: str, tensor: _Tensor, values: np.ndarray) -> np.ndarray:
-    """The tensor as a view of its storage's values.
+    """Returns the tensor as a view of its storage's values.
 
     Raises:
       _RefusedError: when it reaches outside its storage.

@@ -1,4 +1,4 @@
-"""The UNet of ADM (Dhariwal & Nichol 2021, arXiv 2105.05233), conditioned on logsnr and a class label.
+"""Defines the UNet of ADM (Dhariwal & Nichol 2021, arXiv 2105.05233), conditioned on logsnr and a class label.
 
 The class embedding has `num_classes + 1` rows; the last is the null label, and that row is all that classifier-free
 guidance adds to the network.

@@ -1,4 +1,4 @@
-"""3x3 convolutions by Winograd's minimal filtering, F(2x2, 3x3) (Lavin & Gray 2016, arXiv 1509.09308).
+"""Computes 3x3 convolutions by Winograd's minimal filtering, F(2x2, 3x3) (Lavin & Gray 2016, arXiv 1509.09308).
 
 Sixteen matrix products on a quarter of the positions take 2.25 times fewer multiplications than nine on all of them.
 It pays where channels are many; XLA's CPU backend multiplies matrices near the machine's peak but has no such
@@ -17,22 +17,22 @@ _CACHE_BYTES = 2**24
 
 
 def _transform_input(d: Sequence[Array]) -> list[Array]:
-    """B^T d along one axis: four neighbours -> four values."""
+    """Applies B^T along one axis: four neighbours -> four values."""
     return [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]]
 
 
 def _transform_kernel(g: Sequence[Array]) -> list[Array]:
-    """G g along one axis: three weights -> four values."""
+    """Applies G along one axis: three weights -> four values."""
     return [g[0], 0.5 * (g[0] + g[1] + g[2]), 0.5 * (g[0] - g[1] + g[2]), g[2]]
 
 
 def _transform_output(m: Sequence[Array]) -> list[Array]:
-    """A^T m along one axis: four products -> two results."""
+    """Applies A^T along one axis: four products -> two results."""
     return [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]
 
 
 def applies(x: Array, features: int) -> bool:
-    """Whether it was measured to pay for x [N, H, W, C]: float32, many channels, and sides that tiles of 2x2 cover."""
+    """Tells whether it was measured to pay for x [N, H, W, C]: float32, many channels, sides that 2x2 tiles cover."""
     _, h, w, c = x.shape
     large = min(c, features) >= 128 and min(h, w) >= 8
     return x.dtype == jnp.float32 and large and h % 2 == 0 and w % 2 == 0
@@ -40,7 +40,7 @@ def applies(x: Array, features: int) -> bool:
 
 @jax.custom_vjp
 def conv(x: Array, kernel: Array) -> Array:
-    """The 'same' convolution of x [N, H, W, C], H and W even, with a kernel [3, 3, C, O]: [N, H, W, O].
+    """Computes the 'same' convolution of x [N, H, W, C], H and W even, with a kernel [3, 3, C, O]: [N, H, W, O].
 
     The gradient of x is such a convolution too; that of the kernel is left to XLA.
     """
@@ -66,12 +66,12 @@ conv.defvjp(_conv_fwd, _conv_bwd)
 
 
 def direct(x: Array, kernel: Array) -> Array:
-    """The same convolution by XLA, for any size and width of kernel."""
+    """Computes the same convolution by XLA, for any size and width of kernel."""
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
 
 def _images_at_a_time(x: Array) -> int:
-    """The largest divisor of N for which the transformed input, four times its size, stays in the caches."""
+    """Returns the largest divisor of N for which the transformed input, four times its size, stays in the caches."""
     most = max(1, _CACHE_BYTES // (4 * x[0].size * x.dtype.itemsize))
     return next(images for images in range(min(most, len(x)), 0, -1) if len(x) % images == 0)
 

@@ -22,7 +22,7 @@ from cfg.runtime.files import write_whole
 
 @dataclass(frozen=True)
 class Options:
-    """What is to become of images.
+    """The options say what is to become of images.
 
     Attributes:
       size: height and width of the results.
