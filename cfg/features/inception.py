@@ -259,7 +259,7 @@ class BlockE(Block):
 
 
 class Inception(nn.Module):
-    """Is the whole network, from images to features."""
+    """Runs the whole network, from images to features."""
 
     @nn.compact
     def __call__(self, images: Array) -> InceptionOutput:

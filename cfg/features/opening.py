@@ -43,7 +43,7 @@ def open_features(config: ConfigDict, image_shape: tuple[int, int, int], what: s
 
 
 def _with_classifier(config: ConfigDict, network: FeatureNetwork, image_shape: tuple[int, int, int]) -> FeatureNetwork:
-    """Gives the same features, and a noise-aware classifier's classes, which is told that there is no noise."""
+    """Gives the same features, and the classes of a noise-aware classifier, which is told that there is no noise."""
     what = 'config.eval.classifier_workdir'
     classifier = TrainedRun.beside(config, config.eval.classifier_workdir, what=what, kind='classifier')
     classifier.check_images(config, image_shape, spec_of(config).num_classes)

@@ -27,7 +27,7 @@ WIDTH = 64  # features
 
 
 def small_classifier(cache: Path, train: Source, *, batch_size: int) -> FeatureNetwork:
-    """Trains a small convolutional classifier of the data set itself on its real images; it is not Inception.
+    """Opens a small convolutional classifier that learned the data set's own real images; it is not Inception.
 
     Its numbers compare models of one data set with each other, and with nothing published. It is trained when `cache`
     does not hold it yet (for the digits a minute or less on a CPU), and kept there as an npz that the data's
