@@ -13,7 +13,7 @@ import time
 import pytest
 
 from cfg.modes.status import describe
-from cfg.report.results import read_results
+from cfg.report.results import Results
 from tests.command_line import ROOT, command
 from tests.forked import Run, finish, group, ok, wait_until
 
@@ -195,11 +195,11 @@ def test_a_sweep_of_two_processes_killed_at_random_is_the_undisturbed_one(tmp_pa
 
     def fresh():
         shutil.rmtree(workdir, ignore_errors=True)
-        shutil.copytree(base, workdir, ignore=shutil.ignore_patterns('results.jsonl', 'samples', 'unfinished'))
+        shutil.copytree(base, workdir, ignore=shutil.ignore_patterns('results*', 'samples', 'unfinished'))
 
     def progress():
         found = set()
-        for path in (*workdir.glob('results.jsonl'), *workdir.glob('unfinished/*/state.npz')):
+        for path in (*workdir.glob('results/*'), *workdir.glob('unfinished/*/state.npz')):
             with contextlib.suppress(FileNotFoundError):  # a row that was finished meanwhile
                 found.add((path.name, path.stat().st_mtime_ns))
         return found
@@ -216,7 +216,7 @@ def test_a_sweep_of_two_processes_killed_at_random_is_the_undisturbed_one(tmp_pa
         number = signal.SIGTERM if kills == 2 else signal.SIGKILL
         runs[kills % 2].signal(number)
         statuses = finish(runs)
-        if len(read_results(workdir)) == len(expected):  # it was done before we came
+        if len(Results(workdir).read()) == len(expected):  # it was done before we came
             assert rows(workdir) == expected
             fresh()
             continue

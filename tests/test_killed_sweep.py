@@ -29,15 +29,16 @@ VARYING = ('seconds', 'finished')
 
 
 def rows_of(workdir):
-    """Every line of the results file, without what may differ between two runs, in any order."""
+    """Every row, without what may differ between two runs."""
     rows = [json.loads(line) for line in (workdir / 'results.jsonl').read_text().splitlines()]
+    assert len(rows) == len(list((workdir / 'results').glob('*.json')))
     return sorted(json.dumps({k: v for k, v in row.items() if k not in VARYING}, sort_keys=True) for row in rows)
 
 
 def state_of(workdir: Path) -> set:
     """Changes whenever the sweep has put something on disk."""
     found = set()
-    for pattern in ('results.jsonl', 'unfinished/*/state.npz', 'samples/*'):
+    for pattern in ('results/*', 'unfinished/*/state.npz', 'samples/*'):
         for path in workdir.glob(pattern):
             try:
                 stat = path.stat()
@@ -58,7 +59,7 @@ def undisturbed_fixture(tmp_path_factory, digits_classifier):
 def fresh(undisturbed, workdir):
     """The run without its sweep; the real images need not be measured again."""
     shutil.rmtree(workdir, ignore_errors=True)
-    shutil.copytree(undisturbed, workdir, ignore=shutil.ignore_patterns('results.jsonl', 'samples', 'unfinished'))
+    shutil.copytree(undisturbed, workdir, ignore=shutil.ignore_patterns('results*', 'samples', 'unfinished'))
 
 
 def test_a_sweep_killed_twenty_times_is_the_undisturbed_one(undisturbed, tmp_path):

@@ -59,7 +59,7 @@ from tests.in_process import refused
         (['--mode=eval'], ['no checkpoints', '--mode=train']),
         (['--workdir=gs://bucket/run'], ['gs://bucket/run', 'local folder']),
         (['--workdir=/nowhere/run', '--mode=eval'], ['/nowhere/run does not exist']),
-        (['--mode=report'], ['results.jsonl', '--mode=eval']),
+        (['--mode=report'], ['results has no rows', '--mode=eval']),
         (['--mode=status'], ['no run']),
     ],
     ids=lambda value: ' '.join(value) if isinstance(value, list) else None,
@@ -67,7 +67,7 @@ from tests.in_process import refused
 def test_a_mistake_is_one_sentence(tmp_path, arguments, expected):
     message = refused(f'--workdir={tmp_path}', *arguments)
     assert all(part in message for part in expected), message
-    assert not (tmp_path / 'results.jsonl').exists()
+    assert not list(tmp_path.glob('results*'))
 
 
 def test_a_workdir_that_cannot_be_written(tmp_path):

@@ -93,7 +93,7 @@ def test_samples_are_the_same_bit_for_bit_and_so_are_the_metrics(one, folder, di
     sample = ('--mode=sample', '--config.sampling.num_samples=100', '--config.sampling.w=(0.0, 1.0)')
     for arguments in (SWEEP, sample):
         ok([Run(f'--workdir={one}', *arguments, output=folder / 'one.log')])
-    shutil.copytree(one, copy, ignore=shutil.ignore_patterns('results.jsonl', 'samples'))
+    shutil.copytree(one, copy, ignore=shutil.ignore_patterns('results*', 'samples'))
     for arguments in (SWEEP, sample):
         ok(group(f'--workdir={copy}', *arguments, f'--config.eval.cache_dir={cache}', folder=folder / 'logs'))
     assert len(rows(one)) == len(rows(copy)) == 6

@@ -17,6 +17,7 @@ from cfg.evaluation.measurement import Measurement
 from cfg.features.network import FeatureNetwork
 from cfg.metrics import distances
 from cfg.metrics.moments import Moments
+from cfg.report.rows import Beside
 from cfg.runtime.errors import UserError
 from cfg.runtime.files import check_writable, lock, sha256_of_file
 from cfg.runtime.progress import Progress
@@ -24,7 +25,6 @@ from cfg.runtime.stopping import StopSignal
 from cfg.settings.data import describe_split, open_held_out, open_source
 
 Array = np.ndarray
-Row = dict[str, Any]
 
 BATCH = 500  # images between two looks at the clock and at signals
 SPLIT_SIZE = 5000  # of references, whose inception score nobody asks for
@@ -71,14 +71,13 @@ class Reference:
         """How many images have features."""
         return 0 if self.features is None else len(self.features)
 
-    def facts(self, num_samples: int) -> Row:
+    def beside(self, num_samples: int) -> Beside:
         """What every row of `num_samples` samples says of it."""
-        return {
-            'reference': self.name,
-            'reference_sha256': self.sha256,
-            'reference_file_sha256': self.file_sha256,
-            'finite_sample_fid': distances.expected_fid_of_finite_sample(*self.pool, num_samples, seed=0),
-        }
+        return Beside(
+            reference=self.name,
+            reference_file_sha256=self.file_sha256,
+            finite_sample_fid=distances.expected_fid_of_finite_sample(*self.pool, num_samples, seed=0),
+        )
 
 
 @dataclass(frozen=True)
@@ -289,11 +288,14 @@ def check_features(path: Path, what: str, stored: dict[str, Array], network: Fea
         )
 
 
-def floor(config: ConfigDict, source: Source, network: FeatureNetwork, stop: StopSignal) -> Row:
-    """What real images that were not trained on would score: those held out against those trained on; {} if none are.
+def floor(config: ConfigDict, source: Source, network: FeatureNetwork, stop: StopSignal) -> dict[str, Any]:
+    """What real images that were not trained on would score: those held out against those trained on.
 
     Args:
       source: the images of `config.data.split`.
+
+    Returns:
+      The fields of `Beside` that speak of the floor; {} if no images are held out.
     """
     held_out = open_held_out(config)
     if held_out is None or len(held_out) < 2:

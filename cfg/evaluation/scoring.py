@@ -1,8 +1,11 @@
 """From what was measured of samples, and a reference, to the numbers of a row."""
 
+import datetime
+import importlib.metadata
 import math
-from typing import Any
+from collections.abc import Sequence
 
+import jax
 from ml_collections import ConfigDict
 
 from cfg.evaluation.measurement import Measurement
@@ -10,15 +13,15 @@ from cfg.evaluation.references import Reference
 from cfg.features.network import FeatureNetwork
 from cfg.metrics import distances
 from cfg.metrics.neighbours import precision_recall
-
-Row = dict[str, Any]
+from cfg.report.rows import Method, Origin, Scores
 
 NEAREST = 3  # k of precision and recall
 LEAST_SUBSET = 2  # of KID
 KID_SEED = 2020  # of the subsets (torch-fidelity's default)
+LIBRARIES = ('jax', 'jaxlib', 'flax', 'numpy')  # that a number may depend on
 
 
-def score(measured: Measurement, reference: Reference, options: ConfigDict) -> Row:
+def score(measured: Measurement, reference: Reference, options: ConfigDict) -> Scores:
     """FID, sFID, inception score, precision, recall, KID and accuracy; None for what cannot be measured.
 
     Args:
@@ -28,32 +31,51 @@ def score(measured: Measurement, reference: Reference, options: ConfigDict) -> R
     """
     pool, spatial = measured.moments, measured.spatial
     score, spread = distances.inception_score(measured.splits.sums)
-    row = {
+    found = {
         'fid': distances.frechet_distance(pool.mean, pool.covariance(), *reference.pool),
-        'sfid': None,
         'inception_score': score,
         'inception_score_std': spread,
-        'precision': None,
-        'recall': None,
-        'kid': None,
-        'kid_std': None,
-        'kid_standard_error': None,
         'accuracy': measured.accuracy,
     }
     if spatial is not None and reference.spatial is not None:
-        row['sfid'] = distances.frechet_distance(spatial.mean, spatial.covariance(), *reference.spatial)
+        found['sfid'] = distances.frechet_distance(spatial.mean, spatial.covariance(), *reference.spatial)
     if reference.features is not None:
         features, real = measured.features, reference.features
         if min(len(features), len(real)) > NEAREST:
-            row['precision'], row['recall'] = precision_recall(
+            found['precision'], found['recall'] = precision_recall(
                 real, features, k=NEAREST, dtype=options.neighbours_dtype
             )
         size = kid_subset_size(options, len(features), len(real))
         if size >= LEAST_SUBSET:
             kid = distances.kid(features, real, num_subsets=options.kid_subsets, subset_size=size, seed=KID_SEED)
             error = None if math.isnan(kid.standard_error) else kid.standard_error
-            row |= {'kid': kid.value, 'kid_std': kid.std, 'kid_standard_error': error}
-    return row
+            found |= {'kid': kid.value, 'kid_std': kid.std, 'kid_standard_error': error}
+    return Scores(**found)
+
+
+def method(options: ConfigDict, network: FeatureNetwork, reference: Reference, *, num_samples: int) -> Method:
+    """What a row says of how it was scored; `options` is `config.eval`."""
+    names = ('is_split_size', 'neighbours_dtype', 'kid_subsets', 'kid_subset_size')
+    return Method(
+        num_samples=num_samples,
+        **{name: options[name] for name in names},
+        num_reference_features=reference.num_features,
+        features=network.name,
+        features_sha256=network.sha256,
+        classifier=network.classifier,
+        reference_sha256=reference.sha256,
+    )
+
+
+def origin(network: FeatureNetwork, warnings: Sequence[str]) -> Origin:
+    """What a row that is finished now says of how it came about."""
+    return Origin(
+        warnings=tuple(warnings),
+        features_file_sha256=network.file_sha256,
+        device=jax.devices()[0].device_kind,
+        versions={name: importlib.metadata.version(name) for name in LIBRARIES},
+        finished=datetime.datetime.now(datetime.UTC).isoformat(timespec='milliseconds'),
+    )
 
 
 def kid_subset_size(options: ConfigDict, num_samples: int, num_real: int) -> int:

@@ -1,7 +1,7 @@
 """The sweep of `--mode=eval`: every metric of any product of checkpoints, samplers and guidance, a row measured once.
 
 A row is measured in a folder of its own under `unfinished/`, from where a process that died goes on in the middle of
-it. A finished row is one line of the results file of the job that measured it.
+it. A finished row is one file, see `cfg.report.results`.
 
 Where a job is several processes, they share the networks' work on every batch; the first one keeps what is measured.
 """
@@ -9,7 +9,6 @@ Where a job is several processes, they share the networks' work on every batch; 
 import contextlib
 import copy
 import dataclasses
-import datetime
 import functools
 import hashlib
 import itertools
@@ -17,25 +16,24 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 from ml_collections import ConfigDict
 
 from cfg.diffusion.rules import Rule
-from cfg.diffusion.sampler import USUAL, Sampler, parse_rule
-from cfg.diffusion.solvers import Ancestral
+from cfg.diffusion.sampler import Sampler, parse_rule
 from cfg.evaluation import npz, references
 from cfg.evaluation.measurement import Measurement
-from cfg.evaluation.rows import append, digest, repair, results_path, table, versions
-from cfg.evaluation.sample_files import write_samples
-from cfg.evaluation.scoring import score, warnings
+from cfg.evaluation.scoring import method, origin, score, warnings
 from cfg.features import opening
 from cfg.features.network import FeatureNetwork, shared
 from cfg.models.flops import guided_flops
-from cfg.report.results import Row, read_results
+from cfg.report.results import Results
+from cfg.report.rows import Drawn, Row, Sampling, identity_of
+from cfg.report.sample_files import write_samples
+from cfg.report.tables import text_table
 from cfg.runs.companions import Networks, check_guidable, make_generator, on_devices, open_companions
 from cfg.runs.generate import Generator, draw_labels
 from cfg.runs.trained import TrainedRun
@@ -71,8 +69,16 @@ class Point(NamedTuple):
         return f'step {self.step}, {sampler.rule.text}, {sampler.solver.text}, T = {sampler.num_steps}, w = {self.w:g}'
 
 
+class Planned(NamedTuple):
+    """A row of the sweep, measured or not."""
+
+    point: Point
+    source: Drawn
+    identity: str
+
+
 def evaluate(config: ConfigDict, workdir: Path) -> int | None:
-    """All metrics of every row of the sweep that no results file holds yet; prints the table of the rows asked for.
+    """All metrics of every row of the sweep that is not measured yet; prints the table of the rows asked for.
 
     Returns:
       On the first process, how many rows are still missing because other jobs have not measured them yet.
@@ -82,7 +88,8 @@ def evaluate(config: ConfigDict, workdir: Path) -> int | None:
       SystemExit: on SIGTERM or Ctrl-C, after what is measured was saved.
     """
     job = parse_job(config.eval.job)
-    part = results_path(workdir, job).stem
+    processes.on_first(Results(workdir).check)
+    part = 'eval{}of{}'.format(*job)
     with processes.held_by_first(lambda: lock(workdir, 'eval', part=part)), StopSignal() as stop:
         # What the first process finds missing, such as the moments of the real images, it makes for all.
         return processes.in_turn(lambda: _Sweep(config, workdir, job, stop)).run()
@@ -132,12 +139,12 @@ class _Sweep:
             npz.check(Path(options.reference), 'config.eval.reference')
         points = self._all = self._points()
         self._generator(points[0])  # says whether the batch fits the devices
-        self._results = results_path(workdir, job)
+        self._results = Results(workdir)
         self._features = opening.open_features(config, self._spec.image_shape, f'The data set {self._spec.name}')
-        self._source, self._facts, self._job, self._elsewhere = source, {}, job, 0
+        self._source, self._beside, self._elsewhere = source, None, 0
         if not processes.is_first():
             return
-        repair(self._results)
+        self._results.read()  # says now what is wrong with a row
         self._reference = references.open_reference(config, self._features, stop)
         self._warnings = warnings(
             options,
@@ -148,9 +155,9 @@ class _Sweep:
         )
         for text in self._warnings:
             log.warning('%s', text)
-        common = self._common_identity()
+        self._method = method(options, self._features, self._reference, num_samples=options.num_samples)
         number, count = job
-        self._rows = [self._identity(point, common) for point in points]
+        self._rows = [self._plan(point) for point in points]
         self._asked = self._rows[number - 1 :: count]
 
     def _points(self) -> list[Point]:
@@ -180,73 +187,71 @@ class _Sweep:
         first = processes.from_first(self._features.sha256)
         processes.on_each(lambda: self._features.check_same(first))
         todo = processes.on_first(self._missing) or []
-        points = [self._all[place] for place in processes.from_first([self._all.index(point) for point, _ in todo])]
+        points = [self._all[place] for place in processes.from_first([self._all.index(row.point) for row in todo])]
         progress = Progress('eval', len(points) * self._config.eval.num_samples, unit='sample')
         failures = []
         for number, point in enumerate(points):
             self._stop.leave(lambda: None, processes.largest(self._stop.received or 0))  # came while a row was scored
-            identity = todo[number][1] if processes.is_first() else None
+            self._keep_generators(points[number:])
+            row = todo[number] if processes.is_first() else None
             with contextlib.ExitStack() as held:
-                if not processes.from_first(identity is not None and self._take(identity, held)):
+                if not processes.from_first(row is not None and self._take(row, held)):
                     continue
                 try:
-                    self._measure(point, identity, progress, number)
+                    self._measure(point, row, progress, number)
                 except UserError as error:  # one bad row is no reason to lose the others
                     failures.append(f'step {point.step}: {error}')
                     log.warning('%s', failures[-1])
         return processes.on_first(lambda: self._report(failures))
 
-    def _missing(self) -> list[tuple[Point, Row]]:
+    def _missing(self) -> list[Planned]:
         """The rows that are to be measured."""
-        done = self._done()
-        todo = [(point, row) for point, row in self._asked if row['identity'] not in done]
+        todo = [row for row in self._asked if row.identity not in self._results]
         log.info('%d of the %d rows of the sweep are to be done.', len(todo), len(self._asked))
-        for _, row in self._asked:  # finished, by a process that died before it could tidy up
-            if row['identity'] in done:
+        for row in self._asked:  # finished, by a process that died before it could tidy up
+            if row.identity in self._results:
                 shutil.rmtree(self._folder(row), ignore_errors=True)
         if todo:
-            self._facts = self._reference.facts(self._config.eval.num_samples)
+            self._beside = self._reference.beside(self._config.eval.num_samples)
             if self._source is not None:
-                self._facts |= references.floor(self._config, self._source, self._features, self._stop)
+                floor = references.floor(self._config, self._source, self._features, self._stop)
+                self._beside = dataclasses.replace(self._beside, **floor)
         return todo
 
-    def _take(self, identity: Row, held: contextlib.ExitStack) -> bool:
+    def _take(self, row: Planned, held: contextlib.ExitStack) -> bool:
         """Locks a row for this job, until `held` is closed; False if it is another's, or done meanwhile."""
-        folder = self._folder(identity)
+        folder = self._folder(row)
         folder.parent.mkdir(exist_ok=True)
         try:
             held.enter_context(lock(folder.parent, 'eval', part=folder.name))
         except UserError:
             self._elsewhere += 1
             return False
-        return identity['identity'] not in self._done()
+        return row.identity not in self._results
 
     def _report(self, failures: list[str]) -> int:
-        done = self._done()
-        print(table([done[row['identity']] for _, row in self._asked if row['identity'] in done]))
+        self._results.write_lines()
+        done = {row.identity: row for row in self._results.read()}
+        print(text_table([done[row.identity] for row in self._asked if row.identity in done]))
         if self._elsewhere:
             log.warning('%d rows are left to another process that measures them.', self._elsewhere)
         if failures:
             count = len(self._asked)
             raise UserError(f'{len(failures)} of {count} rows could not be measured; the first: {failures[0]}')
-        return sum(row['identity'] not in done for _, row in self._rows)
+        return sum(row.identity not in done for row in self._rows)
 
-    def _folder(self, identity: Row) -> Path:
-        return self._workdir / UNFINISHED / identity['identity']
+    def _folder(self, row: Planned) -> Path:
+        return self._workdir / UNFINISHED / row.identity
 
-    def _done(self) -> dict[str, Row]:
-        """The rows of every job, by identity."""
-        return {row['identity']: row for row in read_results(self._workdir) if 'identity' in row}
-
-    def _measure(self, point: Point, identity: Row | None, progress: Progress, number: int) -> None:
-        """Draws the samples that are missing, scores all, and writes the row; `identity` is the first process's."""
+    def _measure(self, point: Point, row: Planned | None, progress: Progress, number: int) -> None:
+        """Draws the samples that are missing, scores all, and writes the row; `row` is the first process's."""
         options, begin = self._config.eval, time.monotonic()
         labels = draw_labels(
             options.labels, num_samples=options.num_samples, num_classes=self._spec.num_classes, seed=point.seed
         )
         params = processes.on_each(lambda: self._on_devices(point))  # a row that one cannot read is nobody's
         network = shared(self._features)
-        with processes.held_by_first(lambda: self._open(identity, network)) as measured:
+        with processes.held_by_first(lambda: self._open(row, network)) as measured:
             start = processes.from_first(measured.count if measured else None)
             if start:
                 log.info('%d of %d samples of w=%g are there.', start, len(labels), point.w)
@@ -257,43 +262,43 @@ class _Sweep:
                 else:
                     network.extract(batch.images)  # its share, for the first process
                 count = batch.start + len(batch.images)
-                progress.update(
-                    number * len(labels) + count,
-                    str(point),
-                )
+                progress.update(number * len(labels) + count, str(point))
                 self._stop.leave(
                     lambda: processes.on_first(lambda: measured.save()), processes.largest(self._stop.received or 0)
                 )
-            processes.on_first(lambda: self._finish(measured, point, identity, labels, begin))
+            processes.on_first(lambda: self._finish(measured, row, labels, begin))
 
-    def _open(self, identity: Row, network: FeatureNetwork) -> Measurement:
+    def _open(self, row: Planned, network: FeatureNetwork) -> Measurement:
         return Measurement(
-            self._folder(identity),
+            self._folder(row),
             network,
             is_split_size=self._config.eval.is_split_size,
             image_shape=self._spec.image_shape,
             save_seconds=self._config.eval.save_seconds,
         )
 
-    def _finish(self, measured: Measurement, point: Point, identity: Row, labels: Any, begin: float) -> None:
+    def _finish(self, measured: Measurement, planned: Planned, labels: Any, begin: float) -> None:
         """Scores what was measured and writes the row."""
         measured.save()
-        row = identity | score(measured, self._reference, self._config.eval) | self._facts | self._cost(point)
-        kept = measured.images[: self._config.eval.keep_samples]
-        name = f'step{point.step:08d}_w{point.w:g}_{identity["identity"][:8]}.npz'
-        row['samples'] = write_samples(self._workdir, name, kept, labels[: len(kept)]) if len(kept) else None
-        row |= {
-            'warnings': self._warnings,
-            'p_uncond': self._models[point.step, point.ema].p_uncond,
-            'label_in': self._config.model.label_in,
-            'features_file_sha256': self._features.file_sha256,
-            'config_sha256': config_sha256(self._config),
-            'device': jax.devices()[0].device_kind,
-            'versions': versions(),
-            'seconds': round(time.monotonic() - begin, 3),
-            'finished': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-        }
-        append(self._results, row)
+        scores, point = score(measured, self._reference, self._config.eval), planned.point
+        kept, samples = measured.images[: self._config.eval.keep_samples], None
+        if len(kept):
+            name = f'step{point.step:08d}_w{point.w:g}_{planned.identity[:8]}.npz'
+            samples = write_samples(self._workdir, name, kept, labels[: len(kept)])
+        row = Row(
+            source=planned.source,
+            method=self._method,
+            scores=scores,
+            beside=self._beside,
+            origin=origin(self._features, self._warnings),
+            p_uncond=self._models[point.step, point.ema].p_uncond,
+            label_in=self._config.model.label_in,
+            **self._cost(point),
+            samples=samples,
+            config_sha256=config_sha256(self._config),
+            seconds=round(time.monotonic() - begin, 3),
+        )
+        self._results.write(row)
         measured.remove()
 
     def _generator(self, point: Point) -> Generator:
@@ -302,6 +307,11 @@ class _Sweep:
             networks = model | self._companions[point.sampler.rule, point.ema]
             self._generators[point.sampler] = make_generator(self._config, networks, point.sampler)
         return self._generators[point.sampler]
+
+    def _keep_generators(self, points: Sequence[Point]) -> None:
+        """Lets go of the generators that none of these points needs, with their compiled programs."""
+        needed = {point.sampler for point in points}
+        self._generators = {sampler: made for sampler, made in self._generators.items() if sampler in needed}
 
     def _on_devices(self, point: Point) -> Any:
         """The parameters of a point; those of one checkpoint, and beside it of one rule, are on the devices."""
@@ -315,7 +325,7 @@ class _Sweep:
         model = next(iter(self._models.values()))
         return guided_flops(model.network, self._spec.image_shape) / model.flops
 
-    def _cost(self, point: Point) -> Row:
+    def _cost(self, point: Point) -> dict[str, float]:
         """Network evaluations for one sample, and their arithmetic in evaluations of the model for one prediction."""
         companions = self._companions[point.sampler.rule, point.ema]
         passes = point.sampler.passes(point.w, second_uncond='uncond' in companions)
@@ -325,53 +335,31 @@ class _Sweep:
         others = (passes.second * second + passes.classifier * classifier) / model
         return {'evaluations': passes.total, 'cost': round(passes.single + self._both * passes.both + others, 3)}
 
-    def _common_identity(self) -> Row:
-        options = self._config.eval
-        return {
-            'num_samples': options.num_samples,
-            'labels': options.labels,
-            'is_split_size': options.is_split_size,
-            'neighbours_dtype': options.neighbours_dtype,
-            'kid_subsets': options.kid_subsets,
-            'kid_subset_size': options.kid_subset_size,
-            'num_reference_features': self._reference.num_features,
-            'features': self._features.name,
-            'features_sha256': self._features.sha256,
-            'classifier': self._features.classifier,
-            'reference_sha256': self._reference.sha256,
-        }
-
-    def _identity(self, point: Point, common: Row) -> tuple[Point, Row]:
-        """What makes a row the measurement that it is, with its digest under 'identity'."""
-        companions = self._companions[point.sampler.rule, point.ema]
-        row = {
-            'step': point.step,
-            'w': point.w,
-            'ema': point.ema,
-            'seed': point.seed,
-            'sampling': sampling_identity(point.sampler, self._config.sampling.rounding)
-            | {'prediction': self._config.diffusion.prediction, 'dtype': self._config.model.dtype},
-            **{f'{name}_params_sha256': it.sha256 for name, it in companions.items()},
-            'params_sha256': self._models[point.step, point.ema].sha256,
-            **common,
-        }
-        return point, {'identity': digest(row)} | row
-
-
-def sampling_identity(sampler: Sampler, rounding: str) -> Row:
-    """Returns what a row says of its sampler; the paper's guidance and grid go without saying."""
-    found = {
-        'num_steps': sampler.num_steps,
-        'clip_x': sampler.clip_x,
-        'logsnr_min': sampler.logsnr_min,
-        'logsnr_max': sampler.logsnr_max,
-        'rounding': rounding,
-        'sampler': sampler.solver.text,
-    }
-    if isinstance(sampler.solver, Ancestral):
-        found['logvar_interp'] = sampler.solver.logvar_interp
-    texts = {'guidance': sampler.rule.text, 'grid': sampler.grid.text}
-    return found | {name: text for name, text in texts.items() if text != USUAL[name]}
+    def _plan(self, point: Point) -> Planned:
+        config, sampler = self._config, point.sampler
+        source = Drawn(
+            step=point.step,
+            ema=point.ema,
+            params_sha256=self._models[point.step, point.ema].sha256,
+            **{f'{name}_params_sha256': it.sha256 for name, it in self._companions[sampler.rule, point.ema].items()},
+            sampling=Sampling(
+                guidance=sampler.rule.text,
+                sampler=sampler.solver.text,
+                grid=sampler.grid.text,
+                num_steps=sampler.num_steps,
+                logvar_interp=getattr(sampler.solver, 'logvar_interp', None),
+                clip_x=sampler.clip_x,
+                logsnr_min=sampler.logsnr_min,
+                logsnr_max=sampler.logsnr_max,
+                rounding=config.sampling.rounding,
+                prediction=config.diffusion.prediction,
+                dtype=config.model.dtype,
+            ),
+            labels=config.eval.labels,
+            seed=point.seed,
+            w=point.w,
+        )
+        return Planned(point, source, identity_of(source, self._method))
 
 
 def _unswept(rule: Rule) -> Rule:

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from cfg.evaluation import sweep
 from cfg.report import compare
-from cfg.report.results import read_results
+from cfg.report.results import Results
 from cfg.runs.trained import newest_meta
 from cfg.runtime import processes
 from cfg.runtime.errors import UserError
@@ -37,7 +37,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 def _show(workdir: Path, others: Sequence[str], note: str, *, failed: bool) -> None:
     """Writes the comparison while no other job of the sweep does; after a failure only if there are rows."""
-    if failed and not read_results(workdir):
+    if failed and not Results(workdir).read():
         return
     with lock(workdir, 'compare', wait=True):
         print(compare.write(check(workdir, others), note=note))

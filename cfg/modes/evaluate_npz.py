@@ -1,37 +1,29 @@
 """Runs `--mode=evaluate_npz`, which measures any file of samples against a reference."""
 
-import datetime
+import dataclasses
 from pathlib import Path
-from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from cfg.evaluation import npz
 from cfg.evaluation.measurement import Measurement
-from cfg.evaluation.references import (
-    Reference,
-    measuring,
-    open_reference,
-    stream_of_file,
-)
-from cfg.evaluation.rows import append, table, versions
-from cfg.evaluation.scoring import score, warnings
+from cfg.evaluation.references import Reference, measuring, open_reference, stream_of_file
+from cfg.evaluation.scoring import method, origin, score, warnings
 from cfg.features import opening
 from cfg.features.network import FeatureNetwork
+from cfg.report.results import Results
+from cfg.report.rows import FileRow, Given
+from cfg.report.tables import text_table
 from cfg.runtime.errors import UserError
 from cfg.runtime.stopping import StopSignal
 
-Row = dict[str, Any]
-
-RESULTS_FILE = 'evaluate_npz.jsonl'
 SCORED = 'scored'  # folder in the cache of what is measured of samples, until their row is written
 
 
 def run(config: ConfigDict, workdir: Path | None) -> str:
     """Returns all metrics of the images of `config.eval.samples` against `config.eval.reference`, as a table.
 
-    With a workdir the row is also added to `evaluate_npz.jsonl` there.
+    With a workdir the row is also written to `evaluate_npz/` there, see `cfg.report.results`.
 
     Raises:
       UserError: on input that does not fit, before anything is measured.
@@ -41,6 +33,9 @@ def run(config: ConfigDict, workdir: Path | None) -> str:
     for field in ('samples', 'reference'):
         if not options[field]:
             raise UserError(f"config.eval.{field} is missing: give an npz of images in ADM's layout.")
+    results = None if workdir is None else Results(workdir, FileRow)
+    if results is not None:
+        results.check()
     what = f'config.eval.samples={options.samples}'
     file = npz.open_images(Path(options.samples), 'config.eval.samples')
     if file.count < 2:
@@ -59,37 +54,23 @@ def run(config: ConfigDict, workdir: Path | None) -> str:
             folder=SCORED,
         ) as measured:
             row = _row(config, file, network, reference, measured)
-            if workdir is not None:
-                append(workdir / RESULTS_FILE, row)
+            if results is not None:
+                results.write(row)
             measured.remove()
-    return table([row])
+    return text_table([row])
 
 
 def _row(
     config: ConfigDict, file: npz.ImageFile, network: FeatureNetwork, reference: Reference, measured: Measurement
-) -> Row:
+) -> FileRow:
     options = config.eval
+    scores = score(measured, reference, options)
     notices = warnings(options, network, reference, num_samples=file.count, image_shape=file.image_shape)
-    row = {
-        'samples': str(options.samples),
-        'samples_sha256': file.sha256,
-        'num_samples': file.count,
-        'is_split_size': options.is_split_size,
-        'neighbours_dtype': options.neighbours_dtype,
-        'kid_subsets': options.kid_subsets,
-        'kid_subset_size': options.kid_subset_size,
-        'num_reference_features': reference.num_features,
-        'features': network.name,
-        'features_sha256': network.sha256,
-        'features_file_sha256': network.file_sha256,
-        'classifier': network.classifier,
-        **score(measured, reference, options),
-        **reference.facts(file.count),
-        'warnings': notices,
-        'device': jax.devices()[0].device_kind,
-        'versions': versions(),
-        'finished': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-    }
-    if file.labels() is None:
-        row['accuracy'] = None
-    return row
+    return FileRow(
+        source=Given(samples_sha256=file.sha256),
+        samples=str(options.samples),
+        method=method(options, network, reference, num_samples=file.count),
+        scores=dataclasses.replace(scores, accuracy=None) if file.labels() is None else scores,
+        beside=reference.beside(file.count),
+        origin=origin(network, notices),
+    )

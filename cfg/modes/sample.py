@@ -9,9 +9,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cfg.data.spec import DataSpec
-from cfg.evaluation.sample_files import FOLDER, write_samples
-from cfg.report import sweep_report
-from cfg.report.results import Samples
+from cfg.report.sample_files import FOLDER, Samples, write_samples
+from cfg.report.sample_grids import Panel, draw_grid
 from cfg.runs.companions import Networks, check_guidable, make_generator, on_devices, open_companions
 from cfg.runs.trained import TrainedRun
 from cfg.runtime import processes
@@ -48,13 +47,13 @@ def run(config: ConfigDict, workdir: Path) -> None:
         if processes.is_first():
             images = np.concatenate(images)
             print(workdir / write_samples(workdir, f'{name}_w{w:g}_{digest}.npz', images, labels))
-            panels.append(({'w': float(w)}, Samples(images, labels)))
+            panels.append(Panel(float(w), Samples(images, labels)))
     if processes.is_first():
         columns = min(len(labels), max(len(classes), 8), 10)
         rows = min(-(-len(labels) // columns), 10)
         path = workdir / FOLDER / f'{name}_{digest}.png'
         title = f'step {model.step}: a cell has the same seed and class in every panel'
-        sweep_report.draw_grid(path, panels, (rows, columns), title)
+        draw_grid(path, panels, (rows, columns), title)
         print(path)
 
 

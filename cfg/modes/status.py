@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cfg.report.results import Results
 from cfg.runs.run_files import (
     CHECKPOINTS,
     CONFIG_FILE,
@@ -68,19 +69,11 @@ def describe(workdir: Path) -> str:
         shown = ', '.join(f'{name} {last[name]:.4g}' for name in SHOWN if name in last)
         lines.append(f'last_log: step {metrics[-1]["step"]}, {shown}')
     lines += [f'heartbeat: {beat.describe(time.time())}' for beat in found]
-    lines.append(f'result_rows: {_result_rows(workdir)}')
+    lines.append(f'result_rows: {len(Results(workdir).read())}')
     unfinished = [path for path in workdir.glob('unfinished/[!.]*') if path.is_dir()]
     if unfinished:
         lines.append(f'unfinished_rows: {len(unfinished)}')
     return '\n'.join(lines)
-
-
-def _result_rows(workdir: Path) -> int:
-    if not any(workdir.glob('results*.jsonl')):
-        return 0
-    from cfg.report.results import read_results
-
-    return len(read_results(workdir))
 
 
 def _checkpoints(workdir: Path) -> list[str]:

@@ -1,7 +1,7 @@
 """Our numbers beside the paper's: one column a curve, one row a w."""
 
 import csv
-import html
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cfg.report.latex import Cell, tabular
-from cfg.report.paper import NUM_SAMPLES, NUM_STEPS, PaperTable, departures, setting_of
-from cfg.report.results import Curve
+from cfg.report.curves import Curve
+from cfg.report.paper import NUM_SAMPLES, NUM_STEPS, PaperTable
+from cfg.report.tables import Cell, tabular
 
 _METRICS = (('fid', 'FID'), ('inception_score', 'IS'))
 _DIGITS = 6  # w that agree to so many are one w
@@ -26,19 +26,31 @@ class Column:
         whose: 'paper', 'ours', or 'difference' (ours minus the paper's).
         label: of the curve.
         values: [number of w], nan where there is none.
-        best: index of the lowest FID or the highest IS; None for differences, and where nothing is finite.
     """
 
     metric: str
     whose: str
     label: str
     values: np.ndarray
-    best: int | None
+
+    @property
+    def best(self) -> int | None:
+        """Index of the lowest FID or the highest IS; None for differences, and where there is no value."""
+        if self.whose == 'difference' or np.isnan(self.values).all():
+            return None
+        return int(np.nanargmin(self.values) if self.metric == 'FID' else np.nanargmax(self.values))
 
     @property
     def name(self) -> str:
         """Heading of the column where there is one line of headings."""
         return f'{self.metric} {self.whose} ({self.label})'
+
+    def text(self, place: int) -> str:
+        """A cell as people read it; differences have their sign."""
+        value = self.values[place]
+        if math.isnan(value):
+            return ''
+        return f'{value:+.2f}' if self.whose == 'difference' else f'{value:.2f}'
 
 
 @dataclass(frozen=True)
@@ -57,21 +69,31 @@ class Comparison:
     columns: tuple[Column, ...]
     notes: tuple[str, ...]
 
+    @property
+    def metrics(self) -> list[tuple[str, int]]:
+        """Each metric, with the number of its columns."""
+        return [(metric, sum(column.metric == metric for column in self.columns)) for _, metric in _METRICS]
+
+    @property
+    def groups(self) -> list[tuple[str, int]]:
+        """Whose the neighbouring columns of one metric are, with their number."""
+        groups = itertools.groupby(self.columns, key=lambda column: (column.metric, column.whose))
+        return [(whose, len(list(columns))) for (_, whose), columns in groups]
+
 
 def compare(paper: PaperTable, curves: Sequence[Curve]) -> Comparison:
     """Sets our curves beside the paper's; one of its method, with a p_uncond or T that it has, gets differences."""
-    measured = [row['w'] for curve in curves for row in curve.rows]
-    w = np.unique(np.round(np.concatenate([*(curve.w for curve in paper.curves), measured]), _DIGITS))
+    measured = [curve.w for curve in curves]
+    w = np.unique(np.round(np.concatenate([*(curve.w for curve in paper.curves), *measured]), _DIGITS))
     columns = []
     for key, metric in _METRICS:
         theirs = {curve.setting: _on(w, curve.w, getattr(curve, key)) for curve in paper.curves}
-        ours = [_on(w, curve.values('w'), curve.values(key)) for curve in curves]
-        columns += [_column(metric, 'paper', curve.label, theirs[curve.setting]) for curve in paper.curves]
-        columns += [_column(metric, 'ours', curve.label, values) for curve, values in zip(curves, ours, strict=True)]
+        ours = [_on(w, curve.w, curve.values(key)) for curve in curves]
+        columns += [Column(metric, 'paper', curve.label, theirs[curve.setting]) for curve in paper.curves]
+        columns += [Column(metric, 'ours', curve.label, values) for curve, values in zip(curves, ours, strict=True)]
         for curve, values in zip(curves, ours, strict=True):
-            match = paper.match(curve)
-            if match is not None:
-                columns.append(Column(metric, 'difference', curve.label, values - theirs[match.setting], None))
+            if match := paper.match(curve):
+                columns.append(Column(metric, 'difference', curve.label, values - theirs[match.setting]))
     return Comparison(paper.title, w, tuple(columns), tuple(_notes(paper, curves)))
 
 
@@ -87,52 +109,17 @@ def write_csv(path: Path, comparison: Comparison) -> None:
 
 def write_tex(path: Path, comparison: Comparison) -> None:
     """Writes the table for LaTeX; the best of a column is bold."""
-    groups = _groups(comparison.columns)
-    columns = 'r' + ''.join('r' * len(group) for _, _, group in groups)
+    columns = comparison.columns
     heads = [
-        [Cell(''), *(Cell(metric, columns=sum(len(g) for m, _, g in groups if m == metric)) for _, metric in _METRICS)],
-        [Cell(''), *(Cell(whose, columns=len(group)) for _, whose, group in groups)],
-        [Cell('w'), *(Cell(column.label) for column in comparison.columns)],
+        [Cell(''), *(Cell(text, columns=n) for text, n in line)] for line in (comparison.metrics, comparison.groups)
     ]
+    heads.append([Cell('w'), *(Cell(column.label) for column in columns)])
     body = [
-        [Cell(f'{w:g}'), *(Cell(text(column, place), bold=place == column.best) for column in comparison.columns)]
+        [Cell(f'{w:g}'), *(Cell(column.text(place), bold=place == column.best) for column in columns)]
         for place, w in enumerate(comparison.w.tolist())
     ]
-    path.write_text(tabular(columns, heads, [body], [f'{comparison.title}.', *comparison.notes]), encoding='utf-8')
-
-
-def to_html(comparison: Comparison) -> str:
-    """A table element; the best of a column is marked, and the notes stand below."""
-    groups = _groups(comparison.columns)
-    spans = ''.join(
-        f'<th scope="colgroup" colspan="{sum(len(g) for m, _, g in groups if m == metric)}">{metric}</th>'
-        for _, metric in _METRICS
-    )
-    whose = ''.join(f'<th scope="colgroup" colspan="{len(group)}">{name}</th>' for _, name, group in groups)
-    labels = ''.join(f'<th scope="col">{html.escape(column.label)}</th>' for column in comparison.columns)
-    lines = []
-    for place, w in enumerate(comparison.w.tolist()):
-        cells = ''.join(
-            f'<td class="{column.whose}{" best" * (place == column.best)}">{text(column, place)}</td>'
-            for column in comparison.columns
-        )
-        lines.append(f'<tr><th scope="row">{w:g}</th>{cells}</tr>')
-    notes = ''.join(f'<p class="hint">{html.escape(note)}</p>' for note in comparison.notes)
-    return (
-        f'<h2 id="paper">{html.escape(comparison.title)}: the paper and ours</h2>'
-        '<div class="scroll" role="region" aria-labelledby="paper" tabindex="0"><table class="paper"><thead>'
-        f'<tr><td></td>{spans}</tr><tr><td></td>{whose}</tr><tr><th scope="col">w</th>{labels}</tr></thead>'
-        f'<tbody>{"".join(lines)}</tbody></table></div>'
-        f'<p class="hint">Bold: the lowest FID and the highest IS of a column.</p>{notes}'
-    )
-
-
-def text(column: Column, place: int) -> str:
-    """A cell as people read it; differences have their sign."""
-    value = column.values[place]
-    if math.isnan(value):
-        return ''
-    return f'{value:+.2f}' if column.whose == 'difference' else f'{value:.2f}'
+    notes = [f'{comparison.title}.', *comparison.notes]
+    path.write_text(tabular('r' * (1 + len(columns)), heads, [body], notes), encoding='utf-8')
 
 
 def _on(w: np.ndarray, own_w: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -142,39 +129,20 @@ def _on(w: np.ndarray, own_w: np.ndarray, values: np.ndarray) -> np.ndarray:
     return placed
 
 
-def _column(metric: str, whose: str, label: str, values: np.ndarray) -> Column:
-    best = None
-    if np.isfinite(values).any():
-        best = int(np.nanargmin(values) if metric == 'FID' else np.nanargmax(values))
-    return Column(metric, whose, label, values, best)
-
-
-def _groups(columns: Sequence[Column]) -> list[tuple[str, str, list[Column]]]:
-    """(metric, whose, columns) of neighbours that share both."""
-    groups: list[tuple[str, str, list[Column]]] = []
-    for column in columns:
-        if not groups or groups[-1][:2] != (column.metric, column.whose):
-            groups.append((column.metric, column.whose, []))
-        groups[-1][2].append(column)
-    return groups
-
-
 def _notes(paper: PaperTable, curves: Sequence[Curve]) -> list[str]:
     """How our numbers were made, and what keeps them from being compared with the paper's."""
     notes, reasons = [], {}
     for curve in curves:
         row = curve.rows[0]
-        counts = sorted({int(row['num_samples']) for row in curve.rows})
-        samples = ' or '.join(f'{count:,}' for count in counts)
-        notes.append(f'{curve.label}: {samples} samples for each w; {row["features"]}; {row.get("reference")}.')
-        if not str(row['features']).startswith('Inception'):
+        features, count, num_steps = row.method.features, row.method.num_samples, row.source.sampling.num_steps
+        notes.append(f'{curve.label}: {count:,} samples for each w; {features}; {row.beside.reference}.')
+        if not features.startswith('Inception'):
             reasons.setdefault('their features are not those of Inception', []).append(curve.label)
-        if counts != [NUM_SAMPLES]:
+        if count != NUM_SAMPLES:
             reasons.setdefault(f'they are not of {NUM_SAMPLES:,} samples', []).append(curve.label)
-        if others := departures(row):
+        if others := row.source.sampling.departures:
             reasons.setdefault(f'they are not drawn as there but with {", ".join(others)}', []).append(curve.label)
-        num_steps = setting_of(row, 'num_steps')
-        if paper.key != 'num_steps' and num_steps not in (None, NUM_STEPS):
+        if paper.key != 'num_steps' and num_steps != NUM_STEPS:
             notes.append(
                 f"{curve.label}: T = {num_steps}; the paper does not state its own here, and the authors' related work "
                 f'has {NUM_STEPS}.'

@@ -4,14 +4,15 @@ Written from the rows of a sweep: `frontier.png`, `cost.png`, `points.csv`, `bes
 """
 
 import csv
-import html
+import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cfg.report import frontier, frontier_plots, plots
+from cfg.report import frontier, frontier_plots, html, plots
 from cfg.report.frontier import Point, Setting
-from cfg.report.results import read_results
+from cfg.report.results import Results
+from cfg.report.rows import Row
 from cfg.runtime.errors import UserError
 
 FOLDER = 'compare'
@@ -28,22 +29,26 @@ def write(folders: Sequence[Path], *, note: str = '') -> Path:
         UserError: when there are no rows, or they cannot be compared.
     """
     workdir = folders[0]
-    runs = [read_results(folder) for folder in folders]
+    runs = [Results(folder).read() for folder in folders]
     found = frontier.points(runs)
     if not found:
-        raise UserError(f'{workdir} holds no rows with a cost to compare: run --mode=compare or --mode=eval first.')
+        raise UserError(f'{workdir} holds no rows to compare: run --mode=compare or --mode=eval first.')
+    if all(math.isnan(point.fid) for point in found):
+        raise UserError(
+            f'No row of {workdir} has a FID, by which rules are compared: delete its folder {Row.FOLDER}/, and '
+            '--mode=compare measures the rows again.'
+        )
     out = workdir / FOLDER
     out.mkdir(exist_ok=True)
-    title = plots.features_of(next(run for run in runs if run)[-1:])
+    title = plots.features_of([frontier.newest(runs)])
     plots.save(frontier_plots.figure_frontier(found, title), out / 'frontier.png')
     plots.save(frontier_plots.figure_cost(found, title), out / 'cost.png')
     _write_points(out / 'points.csv', found)
     table = best_table(found)
     with (out / 'best_at_cost.csv').open('w', newline='') as file:
         csv.writer(file).writerows(table)
-    page = out / 'index.html'
-    page.write_text(_page(found, table, title, note), encoding='utf-8')
-    return page
+    counts = sorted({point.count for point in found})
+    return html.write(out / 'index.html', 'compare.html', note=note, title=title, counts=counts, table=table)
 
 
 def best_table(found: Sequence[Point]) -> list[list[str]]:
@@ -83,51 +88,6 @@ def _write_points(path: Path, found: Sequence[Point]) -> None:
         writer = csv.writer(file)
         writer.writerow((*frontier_plots.FIELDS, 'rest', *numbers))
         for point in found:
-            of_setting = (getattr(point.setting, name) for name in (*frontier_plots.FIELDS, 'rest'))
-            writer.writerow((*of_setting, *(getattr(point, name) for name in numbers)))
-
-
-def _page(found: Sequence[Point], table: Sequence[Sequence[str]], title: str, note: str) -> str:
-    counts = sorted({point.count for point in found})
-    if counts == [1]:
-        repeated = 'Every point is one run and one seed: no spread is known, and small differences mean nothing.'
-    else:
-        repeated = (
-            f'Means over {" or ".join(map(str, counts))} repetitions (training seeds where there are several runs, '
-            'else sampling seeds); bars and ± are standard deviations over them.'
-        )
-    head, *lines = ([html.escape(cell) for cell in line] for line in table)
-    rows = [f'<tr>{"".join(f"<th>{cell}</th>" for cell in head)}</tr>']
-    rows += [f'<tr><th>{line[0]}</th>{"".join(f"<td>{cell}</td>" for cell in line[1:])}</tr>' for line in lines]
-    notes = [f'<strong>{html.escape(note)}</strong><br>'] if note else []
-    notes += [html.escape(f'{title}. {repeated}')]
-    return _HTML.format(notes='\n'.join(notes), table='\n'.join(rows))
-
-
-_HTML = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Guidance compared</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #1b1f24; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }}
-img {{ width: 100%; height: auto }}
-div {{ overflow-x: auto }}
-table {{ border-collapse: collapse; font-size: 13px }}
-th, td {{ border-bottom: 1px solid #e3e6ea; padding: .35rem .6rem; text-align: left; vertical-align: top }}
-</style>
-<h1>Guidance compared</h1>
-<p>{notes} The w, sampler and T of a best point are picked by the
-same FID that is shown. Standard errors from cfg are Student's t of the differences within each repetition: with three
-repetitions 4.3 is what chance alone exceeds in a twentieth of the cases.</p>
-<h2>FID against IS</h2>
-<img src="frontier.png" alt="FID against inception score, a line for each rule">
-<h2>Cost</h2>
-<img src="cost.png" alt="Lowest FID against network evaluations">
-<h2>Best FID at equal cost</h2>
-<div><table>
-{table}
-</table></div>
-<p>All points: <a href="points.csv">points.csv</a>. The table: <a href="best_at_cost.csv">best_at_cost.csv</a>.</p>
-</html>
-"""
+            of_setting = [getattr(point.setting, name) for name in frontier_plots.FIELDS]
+            rest = json.dumps(dict(point.setting.rest), sort_keys=True)
+            writer.writerow((*of_setting, rest, *(getattr(point, name) for name in numbers)))

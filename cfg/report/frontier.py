@@ -1,7 +1,7 @@
 """What rows of several rules, samplers and runs say of each other: means with their spread, and the best at a cost."""
 
 import dataclasses
-import json
+import itertools
 import logging
 import math
 from collections.abc import Sequence
@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from cfg.report.results import Row, is_complete, label_in, number, sampling_of
+from cfg.report.curves import number
+from cfg.report.rows import Row
 from cfg.runtime.errors import UserError
 
 log = logging.getLogger('cfg')
 
 # Scores are compared only where these agree; the other settings of a row are what is compared.
 _SAME = ('num_samples', 'labels', 'is_split_size', 'features_sha256', 'reference_sha256')
-_CLASSIFIER = 'classifier_params_sha256'
-_COMPANIONS = ('uncond_params_sha256', 'weaker_params_sha256', _CLASSIFIER)
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Setting:
         logvar_interp: the paper's v; None of samplers that have none.
         networks: 0, or a number for each further set of networks that was used in this way: other classifiers, or
             in one run other weaker models, or parameters of the step itself after it was trained again.
-        rest: everything else, as JSON.
+        rest: everything else, by name.
     """
 
     step: int
@@ -42,7 +41,7 @@ class Setting:
     num_steps: int
     logvar_interp: float | None
     networks: int
-    rest: str
+    rest: tuple[tuple[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Point:
         setting: how.
         w: the guidance strength.
         cost: network evaluations for one sample, those of other networks by their share of the model's arithmetic.
-        fid, inception_score: means over the repetitions.
+        fid, inception_score: means over the repetitions; nan where one has none.
         fid_spread, inception_score_spread: standard deviations over the repetitions, n - 1; nan for one.
         count: of the repetitions.
         fids: ((repetition, FID), ...), a repetition being the number of a run or a sampling seed.
@@ -71,7 +70,7 @@ class Point:
 
 
 def points(runs: Sequence[Sequence[Row]]) -> list[Point]:
-    """Points of the rows of each run, in the order of the first rows.
+    """Points of the rows of each run, in the order in which their first rows were finished.
 
     With several runs, one training seed each, the repetitions are the runs, and within a run the mean over sampling
     seeds counts; with one run they are its sampling seeds. Rows that cannot be compared with the newest one of the
@@ -80,32 +79,44 @@ def points(runs: Sequence[Sequence[Row]]) -> list[Point]:
     Raises:
         UserError: when this leaves nothing of a run.
     """
-    costed = [[row for row in run if is_complete(row) and cost_of(row) is not None] for run in runs]
-    newest = next((run[-1] for run in costed if run), {})
-    alike = [[row for row in run if all(row.get(k) == newest.get(k) for k in _SAME)] for run in costed]
-    for number_of_run, (kept, run) in enumerate(zip(alike, costed, strict=True), start=1):
+    runs = [sorted(run, key=_finished) for run in runs]
+    alike = [[row for row in run if _same(row) == _same(newest(runs))] for run in runs]
+    for number_of_run, (kept, run) in enumerate(zip(alike, runs, strict=True), start=1):
         if run and not kept:
-            names = [name for name in _SAME if run[-1].get(name) != newest.get(name)]
+            names = [name for name, a, b in zip(_SAME, _same(run[-1]), _same(newest(runs)), strict=True) if a != b]
             raise UserError(
                 f'No row of run {number_of_run} can be compared with those of the first, as they differ in '
                 f'{", ".join(names)}: evaluate all runs in the same way, or leave it out of config.report.workdirs.'
             )
     left_out = sum(map(len, runs)) - sum(map(len, alike))
     if left_out:
-        log.info('%d rows are left out: of other metrics or numbers of samples, or without a known cost.', left_out)
+        log.info('%d rows are left out: of other metrics or numbers of samples.', left_out)
     found: dict[tuple[Setting, float], dict[int, list[Row]]] = {}
     sets: dict[Setting, list[tuple]] = {}
     for number_of_run, run in enumerate(alike):
         own_sets: dict[Setting, list[tuple]] = {}
         for row in run:
-            setting = _setting(row)
+            setting, source = _setting(row), row.source
             # Every run has its own networks, which go by their order, but one classifier may serve all.
-            own = tuple(row.get(name) for name in ('params_sha256', *_COMPANIONS) if name != _CLASSIFIER)
-            networks = _place(own, own_sets.setdefault(setting, [])), row.get(_CLASSIFIER)
+            own = source.params_sha256, source.uncond_params_sha256, source.weaker_params_sha256
+            networks = _place(own, own_sets.setdefault(setting, [])), source.classifier_params_sha256
             setting = dataclasses.replace(setting, networks=_place(networks, sets.setdefault(setting, [])))
-            found.setdefault((setting, float(row['w'])), {}).setdefault(number_of_run, []).append(row)
+            found.setdefault((setting, source.w), {}).setdefault(number_of_run, []).append(row)
     several = sum(map(bool, alike)) > 1
     return [_point(setting, w, by_run, several=several) for (setting, w), by_run in found.items()]
+
+
+def newest(runs: Sequence[Sequence[Row]]) -> Row:
+    """The row that was finished last, of the first run that has any."""
+    return max(next(run for run in runs if run), key=_finished)
+
+
+def _finished(row: Row) -> str:
+    return row.origin.finished
+
+
+def _same(row: Row) -> list[Any]:
+    return [row.flat[name] for name in _SAME]
 
 
 def _place(value: Any, known: list[Any]) -> int:
@@ -115,42 +126,29 @@ def _place(value: Any, known: list[Any]) -> int:
     return known.index(value)
 
 
-def cost_of(row: Row) -> float | None:
-    """The 'cost' of a row; of one that was written before there was any, what it must have been, or None."""
-    if 'cost' in row:
-        return float(row['cost'])
-    sampling = row.get('sampling')
-    if not sampling or 'num_steps' not in sampling or any(row.get(name) for name in _COMPANIONS):
-        return None
-    return float(sampling['num_steps'] * (1 if row['w'] in (0.0, -1.0) else 2))
-
-
 def _setting(row: Row) -> Setting:
-    sampling = sampling_of(row)
-    named = {name: sampling.pop(name) for name in ('guidance', 'sampler', 'grid', 'num_steps')}
-    named['logvar_interp'] = sampling.pop('logvar_interp', None)
-    rest = sampling | {name: row.get(name) for name in ('ema', 'p_uncond', 'classifier')}
-    rest |= {name.removesuffix('_params_sha256'): bool(row.get(name)) for name in _COMPANIONS[:1]}
-    rest['label_in'] = label_in(row)
-    return Setting(step=row['step'], **named, networks=0, rest=json.dumps(rest, sort_keys=True))
+    rest = dataclasses.asdict(row.source.sampling)
+    named = {name: rest.pop(name) for name in ('guidance', 'sampler', 'grid', 'num_steps', 'logvar_interp')}
+    rest |= {'ema': row.source.ema, 'p_uncond': row.p_uncond, 'classifier': row.method.classifier}
+    rest |= {'uncond': row.source.uncond_params_sha256 is not None, 'label_in': row.label_in}
+    return Setting(step=row.source.step, **named, networks=0, rest=tuple(rest.items()))
 
 
 def _point(setting: Setting, w: float, by_run: dict[int, list[Row]], *, several: bool) -> Point:
-    groups: dict[int, list[Row]] = by_run
+    groups = by_run
     if not several:
         groups = {}
-        for rows in by_run.values():
-            for row in rows:
-                groups.setdefault(row.get('seed', 0), []).append(row)
+        for row in itertools.chain(*by_run.values()):
+            groups.setdefault(row.source.seed, []).append(row)
     values = {}
     for name in ('fid', 'inception_score'):
-        scores = [float(np.mean([number(row, name) for row in rows])) for rows in groups.values()]
+        scores = [float(np.mean([number(getattr(row.scores, name)) for row in rows])) for rows in groups.values()]
         values[name] = float(np.mean(scores))
         values[f'{name}_spread'] = float(np.std(scores, ddof=1)) if len(scores) > 1 else math.nan
         if name == 'fid':
             values['fids'] = tuple(zip(groups, scores, strict=True))
     first = next(iter(groups.values()))[0]
-    return Point(setting, w, cost_of(first), count=len(groups), **values)
+    return Point(setting, w, first.cost, count=len(groups), **values)
 
 
 def curves(found: Sequence[Point]) -> dict[Setting, list[Point]]:

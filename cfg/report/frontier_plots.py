@@ -1,6 +1,5 @@
 """The pictures of `--mode=compare`, and how it names settings."""
 
-import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from cfg.report import frontier, plots
+from cfg.report.curves import phrase
 from cfg.report.frontier import Point, Setting
 
 FIELDS = ('step', 'guidance', 'sampler', 'grid', 'num_steps', 'logvar_interp', 'networks')
@@ -25,24 +25,14 @@ def namer(settings: Sequence[Setting], fields: Sequence[str] = FIELDS, lone: boo
     """Settings in words: only what differs between them; `lone`: the rule, if nothing does, and the rest."""
     # Of samplers without v it says nothing that the sampler does not.
     values = {name: {getattr(setting, name) for setting in settings} - {None} for name in fields}
-    differing = [name for name in fields if len(values[name]) > 1]
-    forms = {
-        'step': 'step {:,}',
-        'num_steps': 'T = {}',
-        'grid': '{} grid',
-        'logvar_interp': 'v = {}',
-        'networks': 'networks {}',
-    }
-    rests = [json.loads(setting.rest) for setting in settings]
-    keys = [
-        key for key in dict.fromkeys(k for rest in rests for k in rest) if len({str(r.get(key)) for r in rests}) > 1
-    ]
+    differing = [name for name in fields if len(values[name]) > 1] or ['guidance'] * lone
+    rests = [dict(setting.rest) for setting in settings]
+    keys = [key for key in (rests[0] if rests else ()) if any(rest[key] != rests[0][key] for rest in rests)]
 
     def name(setting: Setting) -> str:
-        found = [(field, getattr(setting, field)) for field in differing or ['guidance'] * lone]
-        words = [forms.get(field, '{}').format(value) for field, value in found if value is not None]
-        rest = json.loads(setting.rest)
-        return ', '.join([*words, *(f'{key} = {rest.get(key)}' for key in keys)])
+        found = [(field, getattr(setting, field)) for field in differing]
+        found = [(field, value) for field, value in found if value is not None]
+        return ', '.join(phrase(*item) for item in [*found, *((key, dict(setting.rest)[key]) for key in keys)])
 
     return name
 
@@ -94,13 +84,16 @@ def figure_frontier(found: Sequence[Point], title: str) -> Figure:
                 # Ways of sampling are told apart once, by the lines of the reference.
                 label = way(setting) if rule == reference else ''
                 _draw(axes, lines[setting], label=label or None, **styles[setting])
-            if not any(point.fid <= limit for setting in settings for point in lines[setting]):
-                axes.text(0.5, 0.5, 'not shown', transform=axes.transAxes, ha='center', color=plots.MUTED)
-    scores = [point.inception_score for point in found if point.fid <= limit]
-    margin = 0.05 * (max(scores) - min(scores)) or 0.1
+            if not any(_shown(point, limit) for setting in settings for point in lines[setting]):
+                _say(axes, 'not shown')
+    scores = [point.inception_score for point in found if _shown(point, limit)]
     for axes in panels:
         plots.tidy(axes)
-        axes.set_xlim(min(scores) - margin, max(scores) + margin)
+        if scores:
+            margin = 0.05 * (max(scores) - min(scores)) or 0.1
+            axes.set_xlim(min(scores) - margin, max(scores) + margin)
+    if not scores:
+        _say(panels[0], 'no row has both a FID and an inception score')
     for axes in lowest:
         axes.tick_params(labelbottom=True)
         axes.set_xlabel('inception score (higher is better)', color=plots.INK)
@@ -108,6 +101,14 @@ def figure_frontier(found: Sequence[Point], title: str) -> Figure:
         axes.set_ylabel('FID (lower is better)', color=plots.INK)
     _finish(figure, panels, found, limit, title)
     return figure
+
+
+def _shown(point: Point, limit: float) -> bool:
+    return point.fid <= limit and math.isfinite(point.inception_score)
+
+
+def _say(axes: Axes, text: str) -> None:
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha='center', color=plots.MUTED)
 
 
 # Of lines that only say where others are.

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cfg.diffusion.sampler import USUAL
-from cfg.report.results import Curve, Row, sampling_of
+from cfg.report.curves import Curve
+from cfg.report.rows import Row
 from cfg.runtime.errors import UserError
 
 NUM_SAMPLES = 50_000  # of each number in the tables
@@ -62,10 +62,14 @@ class PaperTable:
 
     def match(self, curve: Curve) -> PaperCurve | None:
         """The paper's curve of the setting of one of ours, if there is one and ours is drawn as the paper does it."""
-        if departures(curve.rows[0]):
+        row = curve.rows[0]
+        if row.source.sampling.departures:
             return None
-        value = setting_of(curve.rows[0], self.key)
-        return next((paper for paper in self.curves if value is not None and paper.setting == value), None)
+        return next((paper for paper in self.curves if paper.setting == self.setting_of(row)), None)
+
+    def setting_of(self, row: Row) -> float:
+        """The p_uncond or T of a row of ours."""
+        return row.p_uncond if self.key == 'p_uncond' else row.source.sampling.num_steps
 
 
 # Name of the file -> title, figure, what the columns differ in, how it is written in a column's name and in a label.
@@ -73,17 +77,6 @@ _TABLES = {
     'table1_imagenet64': ('Table 1, ImageNet 64x64', 'Fig. 4', 'p_uncond', 'p', 'p_uncond = {}'),
     'table2_imagenet128': ('Table 2, ImageNet 128x128', 'Fig. 5', 'num_steps', 'T', 'T = {}'),
 }
-
-
-def setting_of(row: Row, key: str) -> float | None:
-    """The p_uncond or T of a row; None if the row does not say."""
-    return row.get(key) if key in row else (row.get('sampling') or {}).get(key)
-
-
-def departures(row: Row) -> list[str]:
-    """The guidance, sampler and grid of a row that are not the paper's, in words."""
-    sampling = sampling_of(row)
-    return [f'{name} {sampling[name]}' for name, usual in USUAL.items() if sampling[name] != usual]
 
 
 def paper_table(name: str) -> PaperTable:
@@ -121,5 +114,5 @@ def paper_table(name: str) -> PaperTable:
 
 
 def names() -> Sequence[str]:
-    """Of the tables."""
+    """The names of the tables."""
     return tuple(_TABLES)

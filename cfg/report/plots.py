@@ -13,9 +13,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
-from cfg.report.columns import score_text
+from cfg.report.curves import Curve, floors, number
 from cfg.report.paper import PaperCurve, PaperTable
-from cfg.report.results import Curve, Row, floors, number
+from cfg.report.rows import Row
+from cfg.report.tables import score_text
 
 # The last curve (the final checkpoint) always takes the first of these.
 COLOURS = ('#1f5aa6', '#d9730d', '#2b8a57', '#9a3f9e', '#b8332e', '#0f8b9d', '#7a6a12')
@@ -47,13 +48,13 @@ def figure_against_w(curves: Sequence[Curve], paper: PaperTable | None) -> Figur
     upper, lower = figure.subplots(2, 1, sharex=True)
     for axes, name in ((upper, 'fid'), (lower, 'inception_score')):
         for curve, style in zip(curves, styles(len(curves)), strict=True):
-            w, values = curve.values('w'), curve.values(name)
+            w, values = curve.w, curve.values(name)
             axes.plot(w, values, **style)
             _mark_bests(axes, curve, w, values, style['color'])
         for theirs, style in _paper_styles(curves, paper):
             axes.plot(theirs.w, getattr(theirs, name), **style)
         for floor in floors(curves).values():
-            axes.axhline(number(floor, f'floor_{name}'), zorder=1, **floor_style)
+            axes.axhline(number(getattr(floor.beside, f'floor_{name}')), zorder=1, **floor_style)
         tidy(axes)
         axes.margins(y=0.08)
     figure.align_ylabels()
@@ -63,7 +64,7 @@ def figure_against_w(curves: Sequence[Curve], paper: PaperTable | None) -> Figur
     lower.set_xlabel('guidance strength w (asinh scale; 0 is not guided)', color=INK)
     _scale_fid(upper, curves, paper)
     theirs = paper.curves if paper else ()
-    _scale_w(lower, sorted({w for curve in curves for w in curve.values('w')} | {w for c in theirs for w in c.w}))
+    _scale_w(lower, sorted({w for curve in curves for w in curve.w} | {w for c in theirs for w in c.w}))
     return figure
 
 
@@ -84,7 +85,7 @@ def figure_fid_against_is(curves: Sequence[Curve], paper: PaperTable | None) -> 
     for theirs, style in _paper_styles(curves, paper):
         axes.plot(theirs.inception_score, theirs.fid, **style)
     for floor in floors(curves).values():
-        axes.plot(number(floor, 'floor_inception_score'), number(floor, 'floor_fid'), **_FLOOR_POINT)
+        axes.plot(floor.beside.floor_inception_score, floor.beside.floor_fid, **_FLOOR_POINT)
     tidy(axes)
     axes.margins(0.09)
     axes.set_title(features_of([row for curve in curves for row in curve.rows]), fontsize=9, color=MUTED)
@@ -174,7 +175,7 @@ def _mark_bests(axes: Axes, curve: Curve, x: np.ndarray, y: np.ndarray, colour: 
 
 def features_of(rows: Sequence[Row]) -> str:
     """Of which features scores are, for above a plot: a picture is often shown without its page."""
-    return f'FID and IS with the features of: {" and ".join(dict.fromkeys(row["features"] for row in rows))}'
+    return f'FID and IS with the features of: {" and ".join(dict.fromkeys(row.method.features for row in rows))}'
 
 
 def tidy(axes: Axes) -> None:
@@ -188,7 +189,7 @@ def tidy(axes: Axes) -> None:
 def _scale_fid(axes: Axes, curves: Sequence[Curve], paper: PaperTable | None) -> None:
     """Makes the y axis logarithmic where FID spans so much that a linear one would hide the small values."""
     fids = np.concatenate([curve.values('fid') for curve in curves])
-    fids = np.append(fids, [number(floor, 'floor_fid') for floor in floors(curves).values()])
+    fids = np.append(fids, [floor.beside.floor_fid for floor in floors(curves).values()])
     fids = np.concatenate([fids, *(curve.fid for curve in (paper.curves if paper else ()))])
     fids = fids[np.isfinite(fids)]
     if not len(fids) or fids.min() <= 0 or fids.max() / fids.min() < LOG_RATIO:
@@ -220,7 +221,7 @@ def _legend_entries(curves: Sequence[Curve], floor: Line2D, paper: PaperTable | 
     """The handles and labels of the legend; `floor` is how the plot draws the floors of real data."""
     entries = []
     for curve, style in zip(curves, styles(len(curves)), strict=True):
-        note = _bests(curve.values('w'), curve.values('fid'), curve.values('inception_score'), curve)
+        note = _bests(curve.w, curve.values('fid'), curve.values('inception_score'), curve)
         entries.append((Line2D([], [], **style), curve.label + note))
     stars = (_BEST_FID | {'color': INK}, _BEST_IS | {'markeredgecolor': INK})
     for star, name in zip(stars, ('FID', 'IS'), strict=True):
@@ -264,7 +265,7 @@ def _annotate_w(axes: Axes, curves: Sequence[Curve], colours: Sequence[str], pap
         ends, bests = {0, len(curve.rows) - 1}, {curve.best_fid, curve.best_inception_score}
         for i in np.flatnonzero(np.isfinite(track).all(axis=1)):
             rank, reach = 0 if i in ends else 1 if i in bests else 2, 10 if i in bests else 7
-            jobs.append((rank, reach, curve.rows[i]['w'], track[i], colour))
+            jobs.append((rank, reach, curve.w[i], track[i], colour))
     for rank, reach, w, point, colour in sorted(jobs, key=lambda job: job[0]):
         for dx, dy, horizontal, vertical in _SIDES:
             text = axes.annotate(

@@ -1,45 +1,27 @@
 """The report of a guidance sweep: plots, sample grids, a table, and a page that holds them together."""
 
-import csv
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from cfg.data.grids import mosaic
 from cfg.report import beside_paper as side_by_side
-from cfg.report import page, plots
-from cfg.report.columns import present, score_text
-from cfg.report.latex import Cell, tabular
+from cfg.report import page, plots, tables
+from cfg.report.curves import Curve, group_curves
 from cfg.report.paper import paper_table
-from cfg.report.results import (
-    RESULTS_FILE,
-    Curve,
-    Row,
-    Samples,
-    group_curves,
-    is_complete,
-    load_samples,
-    mixed_order,
-    number,
-    read_results,
-)
+from cfg.report.results import Results
+from cfg.report.rows import Row
+from cfg.report.sample_files import Samples, load_samples, mixed_order
+from cfg.report.sample_grids import Panel, draw_grid
 from cfg.runtime.errors import UserError
 
 _MAX_PANELS = 6
-_PANEL_PIXELS = 480  # about the width of a panel of a static grid
 _PAGE_SAMPLES = 200
 # Pixels of one (step, w) on the page, and of all: they bound the page's size.
 _PAGE_SAMPLE_PIXELS = 100 * 64 * 64
 _PAGE_PIXELS = 30 * _PAGE_SAMPLE_PIXELS
-_WIDE = 2000  # pixels of a grid; wider ones have their panels in two lines
-
-_CSV_KEYS = ('step', 'w', 'fid', 'inception_score', 'accuracy', 'num_samples', 'features', 'seed')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +51,7 @@ def write_report(
     have the step in their name (..._step000300.png). With `paper`, paper_table.csv and paper_table.tex too.
 
     Args:
-        workdir: folder of results.jsonl; the paths of sample files in it are relative to this folder.
+        workdir: of a sweep; the paths of sample files in its rows are relative to this folder.
         class_names: name of each label.
         title: title of the page.
         grid_w: guidance strengths of the panels of the grids; those without samples are skipped. If none
@@ -91,14 +73,13 @@ def write_report(
         raise UserError(f'one_class is {one_class}, which is not a label: give one from 0 to {len(class_names) - 1}.')
     table = paper_table(paper) if paper else None
     rows = [row for folder in (*others, workdir) for row in _rows_of(Path(folder), own=folder is workdir)]
-    complete = [row for row in rows if is_complete(row)]
-    curves = group_curves(complete)
+    curves = group_curves(rows)
     compared = side_by_side.compare(table, curves) if table else None
     output = workdir / 'report'
     output.mkdir(exist_ok=True)
 
-    write_table(output / 'table.csv', curves)
-    write_tex(output / 'table.tex', curves)
+    tables.write_csv(output / 'table.csv', curves)
+    tables.write_tex(output / 'table.tex', curves)
     plots.plot_against_w(output / 'fid_is_vs_w.png', curves, table)
     plots.plot_fid_against_is(output / 'fid_vs_is.png', curves, table)
     if compared:
@@ -106,16 +87,16 @@ def write_report(
         side_by_side.write_tex(output / 'paper_table.tex', compared)
 
     picked = _pick_all(workdir, curves, grid_shape=grid_shape, one_class=one_class)
-    notices = _incomplete_notice(len(rows) - len(complete)) + _missing_notice(curves, picked) + _warnings(curves)
+    notices = _missing_notice(curves, picked) + _warnings(curves)
     for curve in _curve_of_each_step(curves, picked):
         suffix = '' if curve.step == curves[-1].step else f'_step{curve.step:06d}'
         panels = _panel_rows(curve, picked, grid_w)
-        mixed = [(row, picked[row['samples']].mixed) for row in panels]
-        single = [(row, picked[row['samples']].one_class) for row in panels]
+        mixed = [_panel(row, picked[row.samples].mixed) for row in panels]
+        single = [_panel(row, picked[row.samples].one_class) for row in panels]
         if panels:
             caption = f'{curve.label}: samples of all classes; a cell has the same seed and class in every panel'
             draw_grid(output / f'grid_random_classes{suffix}.png', mixed, grid_shape, caption)
-        most = max((len(samples.labels) for _, samples in single), default=0)
+        most = max((len(panel.samples.labels) for panel in single), default=0)
         if 4 * most >= grid_shape[0] * grid_shape[1]:
             caption = f'{curve.label}: samples of class "{class_names[one_class]}"; a cell has the same seed throughout'
             draw_grid(output / f'grid_one_class{suffix}.png', single, grid_shape, caption)
@@ -139,82 +120,20 @@ def write_report(
 
 def _rows_of(workdir: Path, *, own: bool) -> list[Row]:
     """The rows of a workdir; the sample files of another one get their whole path."""
-    rows = read_results(workdir)
-    if not any(is_complete(row) for row in rows):
-        raise UserError(f'{workdir / RESULTS_FILE} has no complete row: run --mode=eval first.')
+    results = Results(workdir)
+    rows = results.read()
+    if not rows:
+        raise UserError(f'{results.folder} has no rows: run --mode=eval first.')
     if own:
         return rows
-    return [row | {'samples': str(workdir.resolve() / row['samples'])} if row.get('samples') else row for row in rows]
+    return [
+        dataclasses.replace(row, samples=str(workdir.resolve() / row.samples)) if row.samples else row for row in rows
+    ]
 
 
-def write_tex(path: Path, curves: Sequence[Curve]) -> None:
-    """Writes the metrics of all rows for LaTeX; the lowest FID and the highest inception score of a curve are bold."""
-    metrics = present(curves)
-    heads = [[Cell(''), Cell('w'), *(Cell(metric.head) for metric in metrics), Cell('samples')]]
-    groups = []
-    for curve in curves:
-        best = {'fid': curve.best_fid, 'inception_score': curve.best_inception_score}
-        groups.append(
-            [
-                [
-                    Cell(curve.label if place == 0 else ''),
-                    Cell(f'{row["w"]:g}'),
-                    *(Cell(metric.show(row), bold=best.get(metric.key) == place) for metric in metrics),
-                    Cell(f'{row["num_samples"]:,}'),
-                ]
-                for place, row in enumerate(curve.rows)
-            ]
-        )
-    notes = dict.fromkeys(f'{row["features"]}; {row.get("reference")}.' for curve in curves for row in curve.rows)
-    path.write_text(tabular('lr' + 'r' * (len(metrics) + 1), heads, groups, [*notes]), encoding='utf-8')
-
-
-def write_table(path: Path, curves: Sequence[Curve]) -> None:
-    """Writes all rows of the curves as CSV, every key a column; objects are written as JSON."""
-    rows = [row for curve in curves for row in curve.rows]
-    columns = list(dict.fromkeys([*_CSV_KEYS, *(key for row in rows for key in row)]))
-    with path.open('w', newline='', encoding='utf-8') as file:
-        writer = csv.DictWriter(file, columns, restval='')
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: json.dumps(v) if isinstance(v, dict | list) else v for k, v in row.items()})
-
-
-def draw_grid(path: Path, panels: Sequence[tuple[Row, Samples]], shape: tuple[int, int], caption: str) -> None:
-    """Draws a panel of samples for each row, pixel for pixel (enlarged by whole factors only).
-
-    Args:
-        path: the PNG to write.
-        panels: (row, samples); cell i of each panel is sample i, and cells without a sample stay empty.
-        shape: rows and columns of cells of a panel.
-        caption: one line above the panels.
-    """
-    mosaics = [mosaic(samples.images, shape, width=_PANEL_PIXELS) for _, samples in panels]
-    height, width = mosaics[0].shape[:2]
-    columns = len(panels) if len(panels) <= 4 and len(panels) * width <= _WIDE else math.ceil(len(panels) / 2)
-    lines = math.ceil(len(panels) / columns)
-    margin, head, top = 24, 58, 44
-    total = (margin + columns * (width + margin), top + lines * (head + height) + margin)
-    dpi = 100
-    figure = Figure(figsize=(total[0] / dpi, total[1] / dpi), dpi=dpi)
-    caption_text = figure.text(margin / total[0], 1 - 26 / total[1], caption, fontsize=10, color=plots.MUTED)
-    # Narrow panels get the short form of a caption that would be cut.
-    if caption_text.get_window_extent(FigureCanvasAgg(figure).get_renderer()).x1 > total[0]:
-        caption_text.set_text(caption.split(':')[0])
-    for i, ((row, _), picture) in enumerate(zip(panels, mosaics, strict=True)):
-        x = margin + (i % columns) * (width + margin)
-        y = total[1] - top - (i // columns + 1) * (head + height)
-        figure.figimage(picture, xo=x, yo=y, origin='upper')
-        place = (y + height) / total[1]
-        name = f'w = {row["w"]:g}' + (' (not guided)' if row['w'] == 0 else '')
-        scores = '   '.join(
-            f'{short} {score_text(number(row, key))}'
-            for short, key in (('FID', 'fid'), ('IS', 'inception_score'))
-            if key in row
-        )
-        figure.text(x / total[0], place + 28 / total[1], name, fontsize=13, color=plots.INK, fontweight='bold')
-        figure.text(x / total[0], place + 9 / total[1], scores, fontsize=10, color=plots.MUTED)
-    plots.save(figure, path)
+def _panel(row: Row, samples: Samples) -> Panel:
+    scores = {'FID': row.scores.fid, 'IS': row.scores.inception_score}
+    return Panel(row.source.w, samples, '   '.join(f'{name} {tables.score_text(of)}' for name, of in scores.items()))
 
 
 def _pick_all(
@@ -222,7 +141,7 @@ def _pick_all(
 ) -> dict[str, _Picked]:
     """What the report shows of each sample file that is left, by its path; one file is in memory at a time."""
     picked = {}
-    paths = dict.fromkeys(row['samples'] for curve in curves for row in curve.rows if row.get('samples'))
+    paths = dict.fromkeys(row.samples for curve in curves for row in curve.rows if row.samples)
     pixels = min(_PAGE_SAMPLE_PIXELS, _PAGE_PIXELS // max(len(paths), 1))
     for path in paths:
         samples = load_samples(workdir / path)
@@ -244,15 +163,15 @@ def _pick(samples: Samples, *, cells: int, one_class: int, pixels: int) -> _Pick
 
 def _panel_rows(curve: Curve, picked: Mapping[str, _Picked], grid_w: Sequence[float]) -> list[Row]:
     """The rows of the panels: those of `grid_w`, else up to six spread over all that have samples."""
-    available = [row for row in curve.rows if row.get('samples') in picked]
-    wanted = [row for w in grid_w for row in available if math.isclose(row['w'], w, abs_tol=1e-9)]
+    available = [row for row in curve.rows if row.samples in picked]
+    wanted = [row for w in grid_w for row in available if math.isclose(row.source.w, w, abs_tol=1e-9)]
     if wanted or len(available) <= _MAX_PANELS:
         return wanted or available
     return [available[i] for i in np.linspace(0, len(available) - 1, _MAX_PANELS).round().astype(int)]
 
 
 def _curve_of_each_step(curves: Sequence[Curve], picked: Mapping[str, _Picked]) -> list[Curve]:
-    """For each step, the curve with samples at the most w; the newest of equals."""
+    """For each step, the curve with samples at the most w; the last of equals."""
     chosen: dict[int, Curve] = {}
     for curve in curves:
         rival = chosen.get(curve.step)
@@ -262,22 +181,18 @@ def _curve_of_each_step(curves: Sequence[Curve], picked: Mapping[str, _Picked]) 
 
 
 def _sampled(curve: Curve, picked: Mapping[str, _Picked]) -> int:
-    return sum(row.get('samples') in picked for row in curve.rows)
-
-
-def _incomplete_notice(count: int) -> list[str]:
-    return [f'Rows of results.jsonl that lack a score are left out: {count}.'] if count else []
+    return sum(row.samples in picked for row in curve.rows)
 
 
 def _warnings(curves: Sequence[Curve]) -> list[str]:
     """The warnings of the rows, each once, with the rows that it is of where it is not of all."""
     rows = [(curve, row) for curve in curves for row in curve.rows]
     notices = []
-    for text in dict.fromkeys(text for _, row in rows for text in row.get('warnings') or ()):
+    for text in dict.fromkeys(text for _, row in rows for text in row.origin.warnings):
         ws: dict[str, list[str]] = {}
         for curve, row in rows:
-            if text in (row.get('warnings') or ()):
-                ws.setdefault(curve.label, []).append(f'{row["w"]:g}')
+            if text in row.origin.warnings:
+                ws.setdefault(curve.label, []).append(f'{row.source.w:g}')
         everywhere = sum(map(len, ws.values())) == len(rows)
         where = '; '.join(f'{label}: w = {", ".join(values)}' for label, values in ws.items())
         notices.append(text if everywhere else f'{text} ({where})')
@@ -287,10 +202,10 @@ def _warnings(curves: Sequence[Curve]) -> list[str]:
 def _missing_notice(curves: Sequence[Curve], picked: Mapping[str, _Picked]) -> list[str]:
     """One sentence that names the rows whose samples are gone, and one where none were kept; or nothing."""
     parts = []
-    if not any(row.get('samples') for curve in curves for row in curve.rows):
+    if not any(row.samples for curve in curves for row in curve.rows):
         return ['No samples were kept (config.eval.keep_samples=0), so there are no grids.']
     for curve in curves:
-        ws = [f'{row["w"]:g}' for row in curve.rows if row.get('samples') and row['samples'] not in picked]
+        ws = [f'{row.source.w:g}' for row in curve.rows if row.samples and row.samples not in picked]
         if ws:
             parts.append(f'{curve.label}: w = {", ".join(ws)}')
     if not parts:

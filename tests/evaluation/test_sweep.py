@@ -1,11 +1,13 @@
 """The sweep in one process: its product, its jobs, and going on in the middle of a row."""
 
 import contextlib
+import gc
 import itertools
 import json
 import re
 import shutil
 import signal
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,18 +16,18 @@ import torch
 
 from cfg.data.digits import digits
 from cfg.evaluation import references, sweep
-from cfg.evaluation.rows import digest, results_path
 from cfg.features.network import default_cache
 from cfg.features.small_classifier import small_classifier
 from cfg.metrics import distances
 from cfg.modes import compare, import_adm
-from cfg.report.results import IDENTITY_KEYS, group_curves, read_results
+from cfg.report.curves import group_curves
+from cfg.report.results import Results
+from cfg.runs.generate import Generator
 from cfg.runs.trained import TrainedRun
 from cfg.runtime import progress
 from cfg.runtime.errors import UserError
 from cfg.runtime.files import lock
 from cfg.settings.checks import check_config
-from cfg.settings.sampler import read_sampler
 from cfg.training import loop
 from tests.conftest import small_config
 from tests.models.adm_reference import Adm, classifier_forward, random_state
@@ -53,7 +55,7 @@ def trained_fixture(tmp_path_factory):
     workdir.mkdir()
     loop.train(small_config(), workdir)
     sweep.evaluate(config_of(w=(5.0,)), workdir)  # measures the real images, once
-    (workdir / 'results.jsonl').unlink()
+    forget(workdir)
     return workdir
 
 
@@ -62,8 +64,18 @@ def workdir_fixture(trained, tmp_path):
     return shutil.copytree(trained, tmp_path / 'run')
 
 
+def forget(workdir):
+    """Deletes all rows."""
+    shutil.rmtree(workdir / 'results')
+    (workdir / 'results.jsonl').unlink()
+
+
+def flat_rows(workdir):
+    return [row.flat for row in Results(workdir).read()]
+
+
 def rows_of(workdir):
-    return [{k: v for k, v in row.items() if k not in VARYING} for row in read_results(workdir)]
+    return [{k: v for k, v in row.items() if k not in VARYING} for row in flat_rows(workdir)]
 
 
 def test_a_sweep_is_the_product_of_all_that_varies(workdir, capsys):
@@ -85,7 +97,7 @@ def test_the_sampler_may_vary_too(workdir, capsys):
     sweep.evaluate(config_of(num_samples=20, w=(1.0,), logvar_interp=(0, 0.3, 0.3, 1.0)), workdir)
     rows = rows_of(workdir)
     # The first one was there: the sampler's own value is the same row.
-    assert [row['sampling']['logvar_interp'] for row in rows] == [0.3, 0.0, 1.0]
+    assert [row['sampling']['logvar_interp'] for row in rows] == [0.0, 0.3, 1.0]
     assert len({row['fid'] for row in rows}) == 3
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:3] == ['step', 'w', 'FID']
@@ -95,7 +107,7 @@ def test_the_sampler_may_vary_too(workdir, capsys):
     alone.sampling.logvar_interp = 1.0
     sweep.evaluate(alone, workdir)  # is there too
     assert rows_of(workdir) == rows
-    assert [curve.label for curve in group_curves(rows)] == ['v = 0.3', 'v = 0', 'v = 1']
+    assert [curve.label for curve in group_curves(Results(workdir).read())] == ['v = 0', 'v = 0.3', 'v = 1']
 
 
 def test_guidance_and_samplers_may_vary_too(workdir, capsys):
@@ -104,19 +116,20 @@ def test_guidance_and_samplers_may_vary_too(workdir, capsys):
     changes = {'num_samples': 20, 'w': (50.0,), 'guidance': rules, 'logvar_interp': (0.3, 0.3)}
     sweep.evaluate(config_of(sampler=('ancestral', 'ddim(eta=0.5)'), **changes), workdir)
     rows = rows_of(workdir)
-    found = [(row['sampling'].get('guidance', 'cfg'), row['sampling']['sampler'], row['w']) for row in rows]
+    found = [(row['sampling']['guidance'], row['sampling']['sampler'], row['w']) for row in rows]
     assert found == [
         (rule, sampler, 90.0 if rule == 'autoguidance(step=2)' else 50.0)
-        for rule in ('cfg', 'cfg(interval=(None, 0.0))', 'autoguidance(step=2)')
+        for rule in ('cfg', 'autoguidance(step=2)', 'cfg(interval=(None, 0.0))')
         for sampler in ('ancestral', 'ddim(eta=0.5)')
     ]
     assert len({row['fid'] for row in rows}) >= 4  # where there is little noise, this network hardly sees its label
-    assert [row['evaluations'] for row in rows] == [8, 8, 6, 6, 8, 8]  # two of the four levels are below 0
+    assert [row['evaluations'] for row in rows] == [8, 8, 8, 8, 6, 6]  # two of the four levels are below 0
     assert all(row['cost'] == row['evaluations'] for row in rows)  # the weaker model is as large
-    assert ['logvar_interp' in row['sampling'] for row in rows] == [True, False] * 3
-    (weaker,) = {row['weaker_params_sha256'] for row in rows if 'weaker_params_sha256' in row}
+    assert [row['sampling']['logvar_interp'] for row in rows] == [0.3, None] * 3
+    (weaker,) = {row['weaker_params_sha256'] for row in rows} - {None}
     sweep.evaluate(config_of(num_samples=20, w=(1.0,), steps=(2,)), workdir)
-    assert read_results(workdir)[-1]['params_sha256'] == weaker
+    (row,) = (row for row in rows_of(workdir) if row['step'] == 2)
+    assert row['params_sha256'] == weaker
     header = capsys.readouterr().out.splitlines()[0].split()
     assert header[:4] == ['step', 'guidance', 'sampler', 'v']
     alone = config_of(num_samples=20, w=(50.0,))
@@ -134,12 +147,6 @@ def test_the_rules_of_a_sweep_share_the_reading_of_its_checkpoint(workdir, monke
     assert read == [6]  # for the devices; its digest is beside it
     sweep.evaluate(config_of(num_samples=20, w=(0.0,), guidance=('cfg', 'scaled_score')), workdir)
     assert read == [6]
-
-
-def test_the_papers_sampler_leaves_the_identity_of_its_rows_as_it_was():
-    """So a sweep of an older version goes on."""
-    fields = ('sampler', 'num_steps', 'logvar_interp', 'clip_x', 'logsnr_min', 'logsnr_max', 'rounding')
-    assert set(sweep.sampling_identity(read_sampler(config_of()), 'round')) == set(fields)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +178,7 @@ def test_samplers_that_cannot_be_are_named(changes, expected):
 def test_networks_that_are_not_there_are_named_before_any_sample(workdir, guidance, expected):
     with pytest.raises(UserError, match=expected):
         sweep.evaluate(config_of(guidance=(guidance,)), workdir)
-    assert not read_results(workdir)
+    assert not flat_rows(workdir)
 
 
 @pytest.mark.parametrize('values', [(1.5,), (-0.1, 0.3), (float('nan'),), ('0.3',), (True,)])
@@ -182,9 +189,8 @@ def test_values_of_the_sampler_that_cannot_be_are_named(values):
 
 def test_a_row_says_how_it_was_measured(workdir):
     sweep.evaluate(config_of(w=(0.5,)), workdir)
-    (row,) = read_results(workdir)
-    assert digest({key: row[key] for key in IDENTITY_KEYS if key in row}) == row['identity']
-    assert row['warnings'] == []
+    (row,) = flat_rows(workdir)
+    assert row['warnings'] == ()
     for name in ('config_sha256', 'params_sha256', 'features_sha256', 'reference_sha256'):
         assert len(row[name]) == 64
     assert row['features_file_sha256'] is None
@@ -202,7 +208,7 @@ def test_a_row_says_how_it_was_measured(workdir):
 
 def test_the_kept_samples_are_the_measured_ones(workdir):
     sweep.evaluate(config_of(w=(0.5,), keep_samples=1000), workdir)
-    (row,) = read_results(workdir)
+    (row,) = flat_rows(workdir)
     with np.load(workdir / row['samples'], allow_pickle=False) as file:
         images = file['arr_0']
     network = small_classifier(default_cache(''), digits('train'), batch_size=100)
@@ -215,28 +221,65 @@ def test_the_kept_samples_are_the_measured_ones(workdir):
 def test_no_sample_needs_to_be_kept(workdir):
     before = set((workdir / 'samples').iterdir())
     sweep.evaluate(config_of(w=(0.5,), keep_samples=0), workdir)
-    (row,) = read_results(workdir)
+    (row,) = flat_rows(workdir)
     assert row['samples'] is None
     assert set((workdir / 'samples').iterdir()) == before
 
 
-def test_jobs_share_the_rows_and_a_merge_counts_each_once(workdir, tmp_path):
+def test_jobs_share_the_rows(workdir, tmp_path):
     ws = (0.0, 0.5, 1.0, 2.0, 3.0)
     alone = shutil.copytree(workdir, tmp_path / 'alone')
     sweep.evaluate(config_of(w=ws), alone)
+    counts = [0]
     for job in ('2/3', '1/3', '3/3'):
         sweep.evaluate(config_of(w=ws, job=job), workdir)
-    counts = [len(results_path(workdir, (i, 3)).read_text().splitlines()) for i in (1, 2, 3)]
-    assert counts == [2, 2, 1]
-    assert sorted(rows_of(workdir), key=lambda row: row['w']) == rows_of(alone)
-    # Another division measures nothing again, and lines that are there twice count once.
+        counts.append(len(flat_rows(workdir)))
+    assert np.diff(counts).tolist() == [2, 2, 1]
+    assert rows_of(workdir) == rows_of(alone)
+    # Another division measures nothing again.
+    before = {path: path.stat().st_mtime_ns for path in (workdir / 'results').iterdir()}
     for job in ('1/1', '1/2', '2/2'):
         sweep.evaluate(config_of(w=ws, job=job), workdir)
-    assert not (workdir / 'results.jsonl').exists()
-    shutil.copy(results_path(workdir, (1, 3)), workdir / 'results.job1of9.jsonl')
-    assert len(rows_of(workdir)) == 5
-    hashes = {row['config_sha256'] for row in [*read_results(workdir), *read_results(alone)]}
+    assert {path: path.stat().st_mtime_ns for path in (workdir / 'results').iterdir()} == before
+    lines = [json.loads(line) for line in (workdir / 'results.jsonl').read_text().splitlines()]
+    assert [line['w'] for line in lines] == list(ws)
+    hashes = {row['config_sha256'] for row in [*flat_rows(workdir), *flat_rows(alone)]}
     assert len(hashes) == 1  # the job is no part of what is measured
+
+
+def test_a_workdir_of_an_older_version_is_refused_and_left_alone(workdir):
+    (workdir / 'results.jsonl').write_text('{"step": 6}\n')
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob('*')}
+    with pytest.raises(UserError, match=r'results\.jsonl is of an older version'):
+        sweep.evaluate(config_of(), workdir)
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob('*')} == before
+
+
+def test_a_generator_is_let_go_of_when_no_row_needs_it(workdir, monkeypatch):
+    """Those of a sweep over T at two steps: each is built once, and is gone once its rows of the second are done."""
+    alive, built = [], weakref.WeakSet()
+    measure = sweep._Sweep._measure
+
+    class Watched(Generator):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            built.add(self)
+            alive.append(None)
+
+    def measuring(self, point, *args):
+        gc.collect()
+        alive.append((point.step, point.sampler.num_steps, len(built)))
+        return measure(self, point, *args)
+
+    monkeypatch.setattr(sweep, 'Generator', Watched)
+    monkeypatch.setattr(sweep._Sweep, '_measure', measuring)
+    sweep.evaluate(config_of(num_samples=20, steps=(4, 6), num_steps=(2, 3, 4), w=(1.0, 2.0)), workdir)
+    assert alive.count(None) == 3
+    counts = [item for item in alive if item]
+    assert counts[0] == (4, 2, 1)
+    assert counts[6:] == [(6, 2, 3), (6, 2, 3), (6, 3, 2), (6, 3, 2), (6, 4, 1), (6, 4, 1)]
+    gc.collect()
+    assert not built
 
 
 def test_a_comparison_of_a_part_of_the_sweep_says_so(workdir, capsys):
@@ -270,14 +313,14 @@ def test_a_comparison_with_a_bad_row_is_written_and_says_so(workdir, monkeypatch
 def test_a_row_that_another_process_measures_is_left_to_it(workdir, caplog):
     config = config_of(w=(0.0, 1.0))
     sweep.evaluate(config, workdir)
-    taken, _ = read_results(workdir)
-    (workdir / 'results.jsonl').unlink()
-    with lock(workdir / sweep.UNFINISHED, 'eval', part=taken['identity']), caplog.at_level('WARNING', 'cfg'):
+    taken, _ = Results(workdir).read()
+    forget(workdir)
+    with lock(workdir / sweep.UNFINISHED, 'eval', part=taken.identity), caplog.at_level('WARNING', 'cfg'):
         sweep.evaluate(config, workdir)
-    assert [row['w'] for row in read_results(workdir)] == [1.0]
+    assert [row['w'] for row in flat_rows(workdir)] == [1.0]
     assert '1 rows are left to another process' in caplog.text
     sweep.evaluate(config, workdir)
-    assert [row['w'] for row in read_results(workdir)] == [1.0, 0.0]
+    assert [row['w'] for row in flat_rows(workdir)] == [0.0, 1.0]
 
 
 class Died(BaseException):
@@ -301,7 +344,7 @@ def test_a_row_goes_on_where_its_process_died(workdir, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep.Measurement, 'add', dying)
     with pytest.raises(Died):
         sweep.evaluate(config, workdir)
-    assert not (workdir / 'results.jsonl').exists()
+    assert not flat_rows(workdir)
 
     again = []
 
@@ -322,7 +365,7 @@ def test_the_kept_samples_are_the_first_ones_if_their_number_changes_within_a_ro
 ):
     alone = shutil.copytree(workdir, tmp_path / 'alone')
     sweep.evaluate(config_of(w=(1.0,), keep_samples=1000, labels='random'), alone)
-    (whole,) = read_results(alone)
+    (whole,) = flat_rows(alone)
     add = sweep.Measurement.add
 
     def dying(self, *args, **kwargs):
@@ -334,7 +377,7 @@ def test_the_kept_samples_are_the_first_ones_if_their_number_changes_within_a_ro
         patch.setattr(sweep.Measurement, 'add', dying)
         sweep.evaluate(config_of(w=(1.0,), keep_samples=before, labels='random'), workdir)
     sweep.evaluate(config_of(w=(1.0,), keep_samples=after, labels='random'), workdir)
-    (row,) = read_results(workdir)
+    (row,) = flat_rows(workdir)
     with np.load(alone / whole['samples']) as expected, np.load(workdir / row['samples']) as found:
         assert np.array_equal(found['arr_0'], expected['arr_0'][:kept])
         assert np.array_equal(found['arr_1'], expected['arr_1'][:kept])
@@ -366,7 +409,7 @@ def test_a_bad_row_costs_no_other_row(workdir, monkeypatch):
     config.sampling.clip_x = False
     with pytest.raises(UserError, match=r'1 of 3 rows could not be measured; .*Sample \d+ at w=1e\+30 is not finite'):
         sweep.evaluate(config, workdir)
-    assert [row['w'] for row in read_results(workdir)] == [0.0, 1.0]
+    assert [row['w'] for row in flat_rows(workdir)] == [0.0, 1.0]
 
 
 def test_a_checkpoint_that_one_process_cannot_read_is_a_bad_row_for_all(workdir, monkeypatch):
@@ -382,7 +425,7 @@ def test_a_checkpoint_that_one_process_cannot_read_is_a_bad_row_for_all(workdir,
     monkeypatch.setattr(sweep.processes, 'on_each', on_each)
     with pytest.raises(UserError, match=r'1 of 2 rows could not be measured; .* Process 1: the checkpoint is damaged'):
         sweep.evaluate(config_of(w=(0.0, 1.0), num_samples=20), workdir)
-    assert [row['w'] for row in read_results(workdir)] == [1.0]
+    assert [row['w'] for row in flat_rows(workdir)] == [1.0]
 
 
 def test_a_stop_while_a_row_is_scored_begins_no_other_row(workdir, monkeypatch):
@@ -400,7 +443,7 @@ def test_a_stop_while_a_row_is_scored_begins_no_other_row(workdir, monkeypatch):
     monkeypatch.setattr(sweep.Measurement, 'add', added)
     with pytest.raises(SystemExit, match='143'):
         sweep.evaluate(config_of(w=(0.0, 1.0), num_samples=20), workdir)
-    assert [row['w'] for row in read_results(workdir)] == [0.0]
+    assert [row['w'] for row in flat_rows(workdir)] == [0.0]
     assert drawn == [20]
 
 
@@ -428,7 +471,7 @@ def test_a_job_that_waits_for_another_can_be_stopped(workdir, monkeypatch):
 
 def test_few_samples_are_a_warning_that_stays_in_the_row(workdir, capsys):
     sweep.evaluate(config_of(w=(0.0,), num_samples=40), workdir)
-    (row,) = read_results(workdir)
+    (row,) = flat_rows(workdir)
     assert any(text.startswith('40 samples are no more than the 64 features') for text in row['warnings'])
     assert any(text.startswith('KID is of subsets of 40') for text in row['warnings'])
     assert 'warning: 40 samples' in capsys.readouterr().out
@@ -440,20 +483,20 @@ def test_a_reference_file_takes_the_place_of_the_data_set(workdir, tmp_path):
     path = tmp_path / 'reference.npz'
     np.savez(path, images)
     sweep.evaluate(config_of(w=(0.0,), reference=str(path)), workdir)
-    (row,) = read_results(workdir)
+    (row,) = flat_rows(workdir)
     assert row['reference'] == f'reference.npz ({len(images)} images)'
     assert len(row['reference_file_sha256']) == 64
-    assert 'floor' not in row
+    assert row['floor'] is None
     pool = network.extract(images).pool.astype(np.float64)
     np.savez(path, images[:100], mu=pool.mean(axis=0), sigma=np.cov(pool.T))
     sweep.evaluate(config_of(w=(0.0,), reference=str(path)), workdir)
-    stored = read_results(workdir)[-1]
+    (stored,) = (row for row in flat_rows(workdir) if row['reference'].startswith('reference.npz (moments, '))
     assert stored['reference'] == 'reference.npz (moments, 100 images)'
     assert stored['fid'] == pytest.approx(row['fid'], rel=1e-4)  # of all, though the file holds 100 images
     assert stored['kid'] != row['kid']
     np.savez(path, mu=pool.mean(axis=0), sigma=np.cov(pool.T))
     sweep.evaluate(config_of(w=(0.0,), reference=str(path)), workdir)
-    bare = read_results(workdir)[-1]
+    (bare,) = (row for row in flat_rows(workdir) if row['reference'] == 'reference.npz (moments)')
     assert bare['fid'] == stored['fid']
     assert bare['kid'] is None
     assert bare['precision'] is None
@@ -508,7 +551,7 @@ def test_the_accuracy_of_an_imported_classifier_is_the_share_that_it_assigns_to_
     folder, shape, classes = adm_classifier
     config = shape(config_of(w=(0.5,), keep_samples=1000, classifier_workdir=str(folder)))
     sweep.evaluate(config, workdir)
-    (row,) = read_results(workdir)
+    (row,) = flat_rows(workdir)
     assert re.fullmatch('imported classifier [0-9a-f]{16}', row['classifier'])
     with np.load(workdir / row['samples'], allow_pickle=False) as file:
         images, labels = file['arr_0'], file['arr_1']
@@ -521,8 +564,7 @@ def test_the_accuracy_of_an_imported_classifier_is_the_share_that_it_assigns_to_
     assert 0 < row['floor_accuracy'] < 0.5
     # Another classifier is another measurement, and nothing else of it changes.
     sweep.evaluate(config_of(w=(0.5,)), workdir)
-    own = read_results(workdir)[-1]
-    assert own['classifier'] == 'the feature network'
+    (own,) = (other for other in flat_rows(workdir) if other['classifier'] == 'the feature network')
     assert own['accuracy'] != row['accuracy']
     assert own['fid'] == row['fid']
 
@@ -533,7 +575,7 @@ def test_a_classifier_guides(workdir, adm_classifier):
     rules = (f'classifier(workdir="{folder}")', f'classifier(model="unconditional", workdir="{folder}")')
     sweep.evaluate(config_of(w=(0.0, 30.0), num_samples=20, guidance=rules), workdir)
     sweep.evaluate(config_of(w=(0.0,), num_samples=20), workdir)
-    *guided, plain = read_results(workdir)
+    plain, *guided = flat_rows(workdir)
     assert [row['sampling']['guidance'] for row in guided[::2]] == [
         'classifier',
         "classifier(model='unconditional')",
@@ -561,4 +603,4 @@ def test_a_sweep_over_real_images_twice_measures_them_once(workdir, monkeypatch)
         sweep.evaluate(config, workdir)
     monkeypatch.undo()
     sweep.evaluate(config, workdir)
-    assert json.loads((workdir / 'results.jsonl').read_text())['floor_fid'] > 0
+    assert flat_rows(workdir)[0]['floor_fid'] > 0

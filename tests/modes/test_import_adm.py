@@ -1,7 +1,6 @@
 """From a file in guided-diffusion's format to samples and results, as a user does it."""
 
 import dataclasses
-import json
 import re
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 from cfg.evaluation import sweep
 from cfg.models.time import adm_logsnrs
 from cfg.modes import import_adm, sample
+from cfg.report.results import Results
 from cfg.runs.checkpoints import Checkpoints
 from cfg.runs.trained import TrainedRun
 from cfg.runtime.errors import UserError
@@ -87,9 +87,9 @@ def test_an_imported_network_is_sampled_and_evaluated(cond):
     assert images.shape == (20, 8, 8, 1)
     assert images.std() > 10
     sweep.evaluate(config, workdir)
-    (row,) = [json.loads(line) for line in (workdir / 'results.jsonl').read_text().splitlines()]
-    assert row['w'] == 0
-    assert np.isfinite(row['fid'])
+    (row,) = Results(workdir).read()
+    assert row.source.w == 0
+    assert row.scores.fid > 0
 
 
 def test_without_a_null_label_guidance_needs_a_second_model(cond):
@@ -125,12 +125,11 @@ def test_results_with_a_second_model_are_other_results(cond, uncond):
     config, workdir = cond
     config = config.copy_and_resolve_references()
     config.sampling.uncond_workdir = str(uncond[1])
-    before = len((workdir / 'results.jsonl').read_text().splitlines()) if (workdir / 'results.jsonl').exists() else 0
+    before = Results(workdir).read()
     config.eval.w = (0.5,)
     sweep.evaluate(config, workdir)
-    rows = [json.loads(line) for line in (workdir / 'results.jsonl').read_text().splitlines()]
-    assert len(rows) == before + 1
-    assert re.fullmatch('[0-9a-f]{64}', rows[-1]['uncond_params_sha256'])
+    (row,) = [row for row in Results(workdir).read() if row not in before]
+    assert re.fullmatch('[0-9a-f]{64}', row.source.uncond_params_sha256)
 
 
 def test_a_network_without_classes_is_only_the_unconditional_prediction(uncond):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from cfg.evaluation import references
 from cfg.features.network import FeatureNetwork, Features
 from cfg.features.weights import PYTORCH_FID
 from cfg.modes import evaluate_npz, stats
+from cfg.report.rows import Scores
 from cfg.runtime.errors import UserError
 from tests.conftest import small_config
 from tests.inception_file import write_torch
@@ -159,7 +161,8 @@ def scored(tmp_path, samples, reference, **changes):
     def refuse(name):
         raise AssertionError(f'{name} is no JSON')
 
-    return json.loads((tmp_path / 'evaluate_npz.jsonl').read_text().splitlines()[-1], parse_constant=refuse)
+    newest = max((tmp_path / 'evaluate_npz').iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    return json.loads(newest.read_text(), parse_constant=refuse)
 
 
 def moments_of(images):
@@ -188,7 +191,7 @@ def test_what_was_measured_of_samples_goes_and_of_the_reference_stays(fake, tmp_
     assert not folders(tmp_path / 'cache' / 'scored')
     # What was measured of samples stays until the row is written.
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(evaluate_npz, 'append', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(evaluate_npz.Results, 'write', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         scored(tmp_path, 'samples.npz', 'reference.npz')
     assert len(folders(tmp_path / 'cache' / 'scored')) == 1
     replace_features(monkeypatch, fake, extract=lambda _: pytest.fail('measured again'))
@@ -277,19 +280,29 @@ def test_an_uneven_last_split_of_the_inception_score_is_a_warning(fake, tmp_path
 def test_a_number_that_is_not_finite_is_no_row(fake, tmp_path, monkeypatch):
     np.savez(tmp_path / 'samples.npz', colours(30))
     np.savez(tmp_path / 'reference.npz', colours(40, seed=1))
-    monkeypatch.setattr(evaluate_npz, 'score', lambda *_: {'fid': 1.0, 'kid': float('nan'), 'accuracy': None})
-    with pytest.raises(UserError, match=r'evaluate_npz\.jsonl: kid is NaN; see'):
+    monkeypatch.setattr(
+        evaluate_npz, 'score', lambda *_: Scores(fid=1.0, inception_score=1.0, inception_score_std=0.0, kid=math.nan)
+    )
+    with pytest.raises(UserError, match=r'evaluate_npz/\w+\.json is not written: kid is nan; see'):
         scored(tmp_path, 'samples.npz', 'reference.npz')
-    assert not (tmp_path / 'evaluate_npz.jsonl').exists()
+    assert not list(tmp_path.glob('evaluate_npz*'))
 
 
-@pytest.mark.parametrize(('torn', 'whole'), [('{"fid": 1', 0), ('{"fid": 1.0}', 1), ('{"fid": 1.0}\n{"f', 1), ('', 0)])
-def test_a_line_that_was_cut_off_does_not_swallow_the_next_row(fake, tmp_path, torn, whole):
+def test_the_same_samples_again_are_the_same_row(fake, tmp_path):
     np.savez(tmp_path / 'samples.npz', colours(30))
-    path = tmp_path / 'evaluate_npz.jsonl'
-    path.write_text(torn)
-    row = scored(tmp_path, 'samples.npz', 'samples.npz')
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [{'fid': 1.0}] * whole + [row]
+    first = scored(tmp_path, 'samples.npz', 'samples.npz')
+    again = scored(tmp_path, 'samples.npz', 'samples.npz')
+    assert again == first | {'finished': again['finished']}
+    (line,) = (tmp_path / 'evaluate_npz.jsonl').read_text().splitlines()
+    assert json.loads(line) == again
+
+
+def test_rows_of_an_older_version_are_refused_first(fake, tmp_path, monkeypatch):
+    np.savez(tmp_path / 'samples.npz', colours(30))
+    (tmp_path / 'evaluate_npz.jsonl').write_text('{"fid": 1.0}')
+    replace_features(monkeypatch, fake, extract=lambda _: pytest.fail('images were measured'))
+    with pytest.raises(UserError, match=r'evaluate_npz\.jsonl is of an older version.* --mode=evaluate_npz measures'):
+        scored(tmp_path, 'samples.npz', 'samples.npz')
 
 
 @pytest.mark.parametrize('classifier', [None, 'noise-aware classifier 0123'])

@@ -8,34 +8,21 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cfg.evaluation.rows import append
-from cfg.modes import compare
-from cfg.report import frontier
+from cfg.modes.compare import check
+from cfg.report import compare, frontier, frontier_plots
 from cfg.runtime.errors import UserError
 from cfg.settings.values import config_dict
 from tests.conftest import small_config
+from tests.report.rows import row_of, write_rows
 
 
-def row(fid, *, w=1.0, guidance=None, sampler='ancestral', num_steps=8, evaluations=None, score=9.0, seed=1, **more):
-    sampling = {'sampler': sampler, 'num_steps': num_steps}
-    if sampler == 'ancestral':
-        sampling['logvar_interp'] = 0.3
-    evaluations = evaluations or num_steps * (1 + (w != 0))
-    return {
-        'identity': f'{fid}{w}{guidance}{sampler}{num_steps}{seed}',
-        'step': 100,
-        'w': w,
-        'fid': fid,
-        'inception_score': score,
-        'num_samples': 50,
-        'features': 'f',
-        'features_sha256': 'a',
-        'seed': seed,
-        'sampling': sampling | ({'guidance': guidance} if guidance else {}),
-        'evaluations': evaluations,
-        'cost': float(evaluations),
-        **more,
-    }
+def row(fid, *, w=1.0, guidance='cfg', sampler='ancestral', num_steps=8, score=9.0, seed=1, **more):
+    sampling = {'guidance': guidance, 'sampler': sampler, 'num_steps': num_steps}
+    if sampler != 'ancestral':
+        sampling['logvar_interp'] = None
+    cost = num_steps * (1 + (w != 0))
+    values = {'w': w, 'fid': fid, 'inception_score': score, 'seed': seed, 'evaluations': cost, 'cost': float(cost)}
+    return row_of(sampling=sampling, **(values | more))
 
 
 def test_the_spread_is_that_of_the_runs():
@@ -57,9 +44,17 @@ def test_the_spread_of_one_run_is_that_of_its_sampling_seeds():
 
 
 def test_settings_are_told_apart_and_runs_of_other_parameters_are_not():
-    rows = [row(1.0), row(2.0, w=0.0), row(3.0, guidance='apg'), row(4.0, sampler='ddim'), row(5.0, num_steps=16)]
-    again = [one | {'params_sha256': 'b', 'weaker_params_sha256': 'c'} for one in rows]
-    found = frontier.points([rows, again])
+    runs = [
+        [
+            row(1.0, **params),
+            row(2.0, w=0.0, **params),
+            row(3.0, guidance='apg', **params),
+            row(4.0, sampler='ddim', **params),
+            row(5.0, num_steps=16, **params),
+        ]
+        for params in ({}, {'params_sha256': 'b', 'weaker_params_sha256': 'c'})
+    ]
+    found = frontier.points(runs)
     assert [point.count for point in found] == [2] * 5
     assert len(frontier.curves(found)) == 4
     assert [point.w for point in next(iter(frontier.curves(found).values()))] == [0.0, 1.0]
@@ -69,7 +64,8 @@ def test_scores_of_other_features_are_not_compared():
     with pytest.raises(UserError, match=r'No row of run 2 can be compared with .* differ in features_sha256: '):
         frontier.points([[row(1.0)], [row(2.0, features_sha256='b')]])
     # Of one run those count that are like the newest.
-    found = frontier.points([[row(1.0), row(7.0, num_samples=9, w=3.0), row(2.0, w=0.5)]])
+    older = {'num_samples': 9, 'finished': '2025'}
+    found = frontier.points([[row(1.0), row(7.0, w=3.0, **older), row(2.0, w=0.5)]])
     assert [point.fid for point in found] == [1.0, 2.0]
 
 
@@ -91,13 +87,6 @@ def test_the_same_classifier_is_the_same_over_runs():
     ]
     found = [(point.fid, point.count) for point in frontier.points(runs)]
     assert found == [(1.0, 1), (pytest.approx(5.1), 2)]
-
-
-def test_rows_from_before_costs_were_written_have_one():
-    old = row(1.0)
-    del old['cost'], old['evaluations']
-    assert [frontier.cost_of(old | {'w': w}) for w in (0.0, -1.0, 0.5)] == [8.0, 8.0, 16.0]
-    assert frontier.cost_of(old | {'uncond_params_sha256': 'a'}) is None
 
 
 def test_the_best_at_a_cost():
@@ -122,7 +111,11 @@ def test_a_difference_in_its_standard_errors():
     a, b = rng.normal(1, 0.1, 3), rng.normal(1.3, 0.3, 3)
     expected = stats.ttest_rel(a, b).statistic
     runs = [[row(float(x)), row(float(y), guidance='apg')] for x, y in zip(a, b, strict=True)]
-    seeds = [one | {'seed': seed} for seed, run in enumerate(runs) for one in run]
+    seeds = [
+        row(float(fid), guidance=guidance, seed=seed)
+        for seed, fids in enumerate(zip(a, b, strict=True))
+        for fid, guidance in zip(fids, ('cfg', 'apg'), strict=True)
+    ]
     for found in (frontier.points(runs), frontier.points([seeds])):
         assert frontier.differs(*found) == pytest.approx(expected)
     assert math.isnan(frontier.differs(*frontier.points(runs[:1])))
@@ -131,19 +124,25 @@ def test_a_difference_in_its_standard_errors():
     assert frontier.differs(first, second) == pytest.approx(stats.ttest_rel(a[1:], b[1:]).statistic)
 
 
-def write_rows(folder, factor):
-    folder.mkdir()
-    for guidance in (None, 'apg(eta=0.5)', 'cfg(interval=(-3.0, 5.0))'):
+def write_run(folder, factor):
+    rows = []
+    for guidance in ('cfg', 'apg(eta=0.5)', 'cfg(interval=(-3.0, 5.0))'):
         for num_steps in (8, 16):
             for w in (0.0, 1.0, 4.0):
-                fid = factor * (1 + w * (guidance is None)) / num_steps
-                append(folder / 'results.jsonl', row(fid, w=w, guidance=guidance, num_steps=num_steps, score=9 + w / 9))
+                fid = factor * (1 + w * (guidance == 'cfg')) / num_steps
+                finished = f'2026-01-01T00:00:{len(rows):02d}'
+                rows.append(row(fid, w=w, guidance=guidance, num_steps=num_steps, score=9 + w / 9, finished=finished))
+    write_rows(folder, rows)
+
+
+def write(workdir, others=()):
+    return compare.write(check(workdir, others))
 
 
 def test_the_files(tmp_path):
-    write_rows(tmp_path / 'a', 1.0)
-    write_rows(tmp_path / 'b', 3.0)
-    page = compare.write(tmp_path / 'a', (str(tmp_path / 'b'), str(tmp_path / 'a')))
+    write_run(tmp_path / 'a', 1.0)
+    write_run(tmp_path / 'b', 3.0)
+    page = write(tmp_path / 'a', (str(tmp_path / 'b'), str(tmp_path / 'a')))
     assert page == tmp_path / 'a' / 'compare' / 'index.html'
     text = page.read_text()
     assert 'Means over 2 repetitions' in text
@@ -183,30 +182,70 @@ def changed(**changes):
 )
 def test_runs_of_other_configs_are_no_repetitions(tmp_path, monkeypatch, changes, expected):
     for folder in 'ab':
-        write_rows(tmp_path / folder, 1.0)
+        write_run(tmp_path / folder, 1.0)
     configs = {tmp_path / 'a': changed(), tmp_path / 'b': changed(**changes)}
-    monkeypatch.setattr(compare, 'config_of_run', configs.get)
+    monkeypatch.setattr('cfg.modes.compare.newest_meta', lambda folder: {'config': configs[folder]})
     with pytest.raises(UserError, match=expected):
-        compare.write(tmp_path / 'a', (str(tmp_path / 'b'),))
+        write(tmp_path / 'a', (str(tmp_path / 'b'),))
 
 
 def test_runs_may_differ_in_what_their_rows_tell(tmp_path, monkeypatch):
     for folder in 'abc':
-        write_rows(tmp_path / folder, 1.0)
+        write_run(tmp_path / folder, 1.0)
     configs = {'a': changed(), 'b': changed(seed=1), 'c': changed(model__label_in='decoder')}
-    monkeypatch.setattr(compare, 'config_of_run', lambda folder: configs[folder.name])
-    compare.write(tmp_path / 'a', (str(tmp_path / 'b'), str(tmp_path / 'c')))
+    monkeypatch.setattr('cfg.modes.compare.newest_meta', lambda folder: {'config': configs[folder.name]})
+    write(tmp_path / 'a', (str(tmp_path / 'b'), str(tmp_path / 'c')))
     with pytest.raises(UserError, match=r'holds .*none, which does not exist'):
-        compare.write(tmp_path / 'a', (str(tmp_path / 'none'),))
+        write(tmp_path / 'a', (str(tmp_path / 'none'),))
 
 
 def test_a_run_counts_once_however_its_folder_is_written(tmp_path, monkeypatch):
     for folder in 'ab':
-        write_rows(tmp_path / folder, 1.0)
+        write_run(tmp_path / folder, 1.0)
     monkeypatch.chdir(tmp_path)
-    assert 'Means over 2 repetitions' in compare.write(Path('a'), ('b', str(tmp_path / 'a'), './b')).read_text()
+    assert 'Means over 2 repetitions' in write(Path('a'), ('b', str(tmp_path / 'a'), './b')).read_text()
 
 
 def test_nothing_to_compare(tmp_path):
-    with pytest.raises(UserError, match='holds no rows with a cost'):
-        compare.write(tmp_path)
+    with pytest.raises(UserError, match='holds no rows to compare: run --mode=compare or --mode=eval first'):
+        compare.write([tmp_path])
+
+
+@pytest.mark.parametrize(
+    'rows',
+    [
+        [{'score': None}, {'score': None, 'w': 2.0}],  # no inception score
+        [{'fid': None, 'guidance': 'apg'}, {}],  # one rule without a FID
+        [{}],  # a single point
+        [{'w': 0.0}, {'w': 0.0, 'guidance': 'apg'}],  # all w equal
+        [{'fid': 0.0}, {'fid': 0.0, 'w': 2.0}],
+        [{'fid': 3e38, 'w': 2.0}, {'fid': 1e-300}],
+        [{'fid': None, 'guidance': f'cfg(threshold={n})'} for n in range(1, 8)] + [{}],  # panels
+    ],
+)
+def test_a_comparison_of_little_is_a_comparison(tmp_path, rows):
+    write_rows(tmp_path, [row(**({'fid': 1.0} | changes)) for changes in rows])
+    page = compare.write([tmp_path])
+    for name in ('frontier.png', 'cost.png'):
+        assert (page.parent / name).read_bytes().startswith(b'\x89PNG')
+    with (page.parent / 'points.csv').open() as file:
+        assert len(list(csv.DictReader(file))) == len(rows)
+
+
+def test_rows_without_any_fid_are_refused_with_a_sentence(tmp_path):
+    write_rows(tmp_path, [row(None), row(None, w=2.0)])
+    with pytest.raises(UserError, match=r'No row of .* has a FID, by which rules are compared: delete its folder '):
+        compare.write([tmp_path])
+    assert not (tmp_path / 'compare').exists()
+    # The figures alone say it, too.
+    found = frontier.points([[row(None), row(None, w=2.0)]])
+    for figure in (frontier_plots.figure_frontier(found, 'title'), frontier_plots.figure_cost(found, 'title')):
+        assert figure.axes
+
+
+def test_what_a_page_says_is_escaped(tmp_path):
+    hostile = '<b onclick="x">&'
+    write_rows(tmp_path, [row(1.0, guidance=hostile, features=hostile), row(2.0, features=hostile)])
+    text = compare.write([tmp_path], note=hostile).read_text()
+    assert hostile not in text
+    assert text.count('&lt;b onclick=&#34;x&#34;&gt;&amp;') == 3

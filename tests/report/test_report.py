@@ -14,51 +14,46 @@ from PIL import Image
 
 from cfg.data.grids import mosaic
 from cfg.report import page, plots, sweep_report
-from cfg.report.results import group_curves, load_samples, mixed_order, read_rows
+from cfg.report.curves import group_curves
+from cfg.report.rows import Row
+from cfg.report.sample_files import load_samples, mixed_order
 from cfg.runtime.errors import UserError
+from tests.report.rows import row_of, write_rows
 
 STEPS = (300, 1200)
 WS = (0.0, 0.3, 4.0)
 FID = {(300, 0.0): 30.0, (300, 0.3): 21.5, (300, 4.0): 19.25, (1200, 0.0): 9.5, (1200, 0.3): 4.125, (1200, 4.0): 11.0}
+GAUSSIAN = "as many draws of a Gaussian with the reference's own moments"
+SAMPLERS = (('ancestral', 0.0), ('ddim', None))
 CLASSES = ('zero', 'one', 'two', '</script><b>')
 
 
-def _row(step: int, w: float, **changes: object) -> dict:
-    return {
+def _row(step: int, w: float, *, sampling: dict | None = None, **changes: object) -> Row:
+    values = {
         'step': step,
         'w': w,
         'fid': FID[step, w],
         'inception_score': 2.0 + step / 1000 + w / 4,
         'num_samples': 1060,
         'features': 'digits-classifier (64 features; not Inception)',
-        'features_sha256': 'f' * 64,
         'accuracy': None if w == 4.0 else 0.875,
         'floor_fid': 1.5,
         'floor_inception_score': 3.9,
         'floor': 'real test half (898) against real training half (899)',
         'reference': 'real training half',
-        'sampling': {'sampler': 'ancestral', 'num_steps': 64, 'logvar_interp': 0.3, 'clip_x': True},
-        'labels': 'balanced',
-        'seed': 0,
-        'ema': True,
         'params_sha256': f'{step:064d}',
         'samples': f'samples/step{step:08d}_w{w:g}.npz',
         'versions': {'jax': '0.10.2', 'numpy': np.__version__},
-        'finished': '2026-01-01T00:00:00+00:00',
-        'an_extra_key': 1,
-    } | changes
+    }
+    return row_of(sampling={'num_steps': 64} | (sampling or {}), **(values | changes))
 
 
-def _write_rows(workdir: Path, rows: list[dict]) -> None:
-    (workdir / 'results.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
-
-
-def _write_samples(workdir: Path, rows: list[dict], shape: tuple[int, int, int], count: int) -> None:
+def _write_samples(workdir: Path, rows: list[Row], shape: tuple[int, int, int], count: int) -> None:
     (workdir / 'samples').mkdir(exist_ok=True)
     labels = np.arange(count, dtype=np.int32) % len(CLASSES)
     for i, row in enumerate(rows):
         images = np.random.default_rng(i).integers(0, 256, (count, *shape), dtype=np.uint8)
-        np.savez(workdir / row['samples'], images, labels)
+        np.savez(workdir / row.samples, images, labels)
 
 
 def _report(workdir: Path, **changes: object) -> Path:
@@ -77,7 +72,7 @@ def finished(tmp_path_factory) -> Path:
     """A workdir of 3 w x 2 steps, in no order, with its report."""
     workdir = tmp_path_factory.mktemp('workdir')
     rows = [_row(step, w) for step in reversed(STEPS) for w in (4.0, 0.0, 0.3)]
-    _write_rows(workdir, rows)
+    write_rows(workdir, rows)
     _write_samples(workdir, rows, (8, 8, 1), count=230)
     _report(workdir)
     return workdir
@@ -93,6 +88,7 @@ class _Page(HTMLParser):
         self._script = False
         self._script_text = ''
         self._cell = False
+        self.text = ''
         self.source = path.read_text(encoding='utf-8')
         self.feed(self.source)
         self.data = json.loads(self._script_text)
@@ -113,6 +109,7 @@ class _Page(HTMLParser):
             self._script = False
 
     def handle_data(self, data):
+        self.text += data
         if self._script:
             self._script_text += data
         if self._cell:
@@ -154,7 +151,7 @@ def test_files_and_pictures(finished):
 
 
 def test_grid_shows_the_pixels(finished):
-    samples = load_samples(finished / _row(1200, 4.0)['samples'])
+    samples = load_samples(finished / _row(1200, 4.0).samples)
     picture = np.asarray(Image.open(finished / 'report' / 'grid_one_class.png').convert('RGB'))
     panel = mosaic(samples.images[samples.labels == 2], (3, 4), width=480)
     height, width = panel.shape[:2]
@@ -184,10 +181,11 @@ def test_page_has_every_row_and_marks_the_best(finished):
     for step, best_w in ((300, 4.0), (1200, 0.3)):
         for w in WS:
             row = _row(step, w)
-            fid = 'best ' * (w == best_w) + f'{row["fid"]:.2f}'
-            score = 'best ' * (w == 4.0) + f'{row["inception_score"]:.2f}'
+            fid = 'best ' * (w == best_w) + f'{row.scores.fid:.2f}'
+            score = 'best ' * (w == 4.0) + f'{row.scores.inception_score:.2f}'
             expected.append([f'{step:,}', f'{w:g}', fid, score, 'n/a' if w == 4.0 else '87.5%', '1,060'])
     expected.append(['Floor: real test half (898) against real training half (899)', '1.50', '3.90', '', ''])
+    expected.append([f'Floor of 1,060 samples: {GAUSSIAN}', '0.25', '', '', ''])
     assert parsed.table == expected
     for text in ('digits-classifier', 'ancestral', 'num_steps 64', 'clip_x yes', 'jax 0.10.2', 'f' * 64):
         assert text in parsed.source
@@ -199,7 +197,7 @@ def test_sprites_are_the_samples(finished):
     for curve in data['curves']:
         assert [point['w'] for point in curve['points']] == list(WS)
         for point in curve['points']:
-            samples = load_samples(finished / _row(int(curve['key']), point['w'])['samples'])
+            samples = load_samples(finished / _row(int(curve['key']), point['w']).samples)
             sprite = data['sprites'][point['sprite']]
             np.testing.assert_array_equal(_cells(sprite), samples.images[:200])
             assert sprite['labels'] == samples.labels[:200].tolist()
@@ -210,36 +208,35 @@ def test_table_is_the_rows(finished):
         lines = list(csv.DictReader(file))
     assert len(lines) == 6
     for line, (step, w) in zip(lines, [(step, w) for step in STEPS for w in WS], strict=True):
-        row = _row(step, w)
+        row = _row(step, w).flat
         assert line.keys() == row.keys()
         for key, value in row.items():
-            if isinstance(value, dict):
-                assert json.loads(line[key]) == value
+            if isinstance(value, dict | tuple):
+                assert json.loads(line[key]) == (list(value) if isinstance(value, tuple) else value)
             else:
                 assert line[key] == ('' if value is None else str(value))
 
 
 def test_larger_colour_images(tmp_path):
     rows = [_row(1200, w) for w in WS]
-    _write_rows(tmp_path, rows)
+    write_rows(tmp_path, rows)
     _write_samples(tmp_path, rows, (64, 64, 3), count=104)
     data = _Page(_report(tmp_path)).data
-    samples = load_samples(tmp_path / rows[1]['samples'])
+    samples = load_samples(tmp_path / rows[1].samples)
     np.testing.assert_array_equal(
         _cells(data['sprites'][data['curves'][0]['points'][1]['sprite']]), samples.images[:100]
     )
     assert not list((tmp_path / 'report').glob('*_step*'))
 
 
-def test_deleted_samples_and_unfinished_rows_are_told(tmp_path):
+def test_deleted_samples_are_told(tmp_path):
     rows = [_row(step, w) for step in STEPS for w in WS]
-    _write_rows(tmp_path, [*rows, {'step': 1200, 'w': 9.0}])
+    write_rows(tmp_path, rows)
     _write_samples(tmp_path, rows[:2], (8, 8, 1), count=12)
-    (tmp_path / rows[1]['samples']).write_bytes((tmp_path / rows[1]['samples']).read_bytes()[:100])
+    (tmp_path / rows[1].samples).write_bytes((tmp_path / rows[1].samples).read_bytes()[:100])
     parsed = _Page(_report(tmp_path))
     missing = 'their grids are missing (step 300: w = 0.3, 4; step 1,200: w = 0, 0.3, 4).'
     assert missing in parsed.source
-    assert 'lack a score are left out: 1.' in parsed.source
     assert [point['sprite'] for curve in parsed.data['curves'] for point in curve['points']] == [0] + [None] * 5
     names = {path.name for path in (tmp_path / 'report').glob('*.png')}
     suffixed = {'grid_random_classes_step000300.png', 'grid_one_class_step000300.png'}
@@ -247,14 +244,14 @@ def test_deleted_samples_and_unfinished_rows_are_told(tmp_path):
 
 
 def test_numbers_that_are_not(tmp_path):
-    _write_rows(tmp_path, [_row(1200, 0.0), _row(1200, 0.3, fid=float('nan')), _row(1200, 4.0, fid=None)])
+    write_rows(tmp_path, [_row(1200, 0.0), _row(1200, 0.3, fid=None), _row(1200, 4.0, fid=None, inception_score=None)])
     parsed = _Page(_report(tmp_path))
     assert [point['fid'] for point in parsed.data['curves'][0]['points']] == ['9.50', 'n/a', 'n/a']
     assert 'best 9.50' in parsed.table[1]
 
 
 def test_the_error_of_kid_is_said_to_be_what_it_is(tmp_path):
-    _write_rows(tmp_path, [_row(1200, w, kid=0.002, kid_standard_error=0.0001) for w in WS])
+    write_rows(tmp_path, [_row(1200, w, kid=0.002, kid_standard_error=0.0001) for w in WS])
     parsed = _Page(_report(tmp_path))
     assert '2.000 ± 0.100' in parsed.table[1]
     assert 'with the standard error of the estimate, which is not the spread over subsets' in parsed.source
@@ -262,12 +259,12 @@ def test_the_error_of_kid_is_said_to_be_what_it_is(tmp_path):
 
 
 def test_curves_are_told_apart_by_what_differs():
-    other = _row(1200, 0.0)['sampling'] | {'num_steps': 256}
+    other = {'num_steps': 256}
     rows = [_row(1200, 0.3), _row(1200, 0.0), _row(1200, 0.0, sampling=other), _row(1200, 0.0, fid=7.0)]
     curves = group_curves(rows)
     assert [curve.label for curve in curves] == ['T = 64', 'T = 256']
     assert [curve.key for curve in curves] == ['1200', '1200.2']
-    assert [(row['w'], row['fid']) for row in curves[0].rows] == [(0.0, 7.0), (0.3, 4.125)]
+    assert [(row.source.w, row.scores.fid) for row in curves[0].rows] == [(0.0, 7.0), (0.3, 4.125)]
     assert [curve.label for curve in group_curves([_row(300, 0.0), _row(1200, 0.0)])] == ['step 300', 'step 1,200']
     retrained = group_curves([_row(300, 0.0), _row(300, 0.0, params_sha256='abcdef0123')])
     assert retrained[1].label == 'step 300, params abcdef01'
@@ -291,7 +288,7 @@ def test_curves_are_told_apart_by_what_differs():
 def test_rows_that_are_other_measurements_are_other_curves(key, values, labels):
     """No row takes the place of another, and a label says what differs and no more."""
     curves = group_curves([_row(1200, w, **{key: value}) for value in values for w in WS])
-    assert [[row[key] for row in curve.rows] for curve in curves] == [[value] * 3 for value in values]
+    assert [[row.flat[key] for row in curve.rows] for curve in curves] == [[value] * 3 for value in values]
     labels = [label.replace('...', 'precision and recall') for label in labels]
     assert [curve.label for curve in curves] == [f'step 1,200, {label}' for label in labels]
 
@@ -302,16 +299,16 @@ def test_labels_name_details_only_where_they_are_needed():
     assert [curve.label for curve in curves] == ['1,060 samples', '50,000 samples']
     curves = group_curves([_row(1200, 0.0, kid_subsets=n, params_sha256=str(n)) for n in (1, 2)])
     assert [curve.label for curve in curves] == ['step 1,200, kid_subsets 1', 'step 1,200, kid_subsets 2']
-    where = {'label_in': 'everywhere'}, {'label_in': 'decoder'}
-    curves = group_curves([_row(1200, 0.0), _row(1200, 4.0, **where[0]), _row(1200, 0.0, **where[1])])
+    curves = group_curves([_row(1200, 0.0), _row(1200, 0.0, label_in='decoder')])
     assert [curve.label for curve in curves] == ['label everywhere', 'label in the decoder']
-    assert [len(curve.rows) for curve in curves] == [2, 1]  # older rows do not say where
+    curves = group_curves([_row(1200, 0.0, sampling={'sampler': s, 'logvar_interp': v}) for s, v in SAMPLERS])
+    assert [curve.label for curve in curves] == ['ancestral, v = 0', 'ddim, no v']
 
 
 def test_best_is_the_lowest_fid_of_each_curve():
     curves = group_curves([_row(step, w) for step in STEPS for w in WS])
     for curve in curves:
-        assert curve.rows[curve.best_fid]['fid'] == min(FID[curve.step, w] for w in WS)
+        assert curve.rows[curve.best_fid].scores.fid == min(FID[curve.step, w] for w in WS)
 
 
 def test_the_plots_mark_the_best_fid_and_the_best_inception_score():
@@ -327,7 +324,7 @@ def test_the_plots_mark_the_best_fid_and_the_best_inception_score():
                 if line.get_marker() == '*' and (line.get_markerfacecolor() != 'white') == filled
             ]
             rows = [curve.rows[getattr(curve, best)] for curve in curves]
-            assert stars == [(row[x], row[y]) for row in rows], (x, y, best)
+            assert stars == [(row.flat[x], row.flat[y]) for row in rows], (x, y, best)
     for figure in (against_w, against_is):
         (legend,) = figure.legends
         texts = [text.get_text() for text in legend.get_texts()]
@@ -341,31 +338,44 @@ def test_mixed_order_takes_the_first_of_each_class_first():
     assert mixed_order(np.arange(30) % 10).tolist() == list(range(30))
 
 
-def test_rows_of_a_killed_process(tmp_path):
-    path = tmp_path / 'results.jsonl'
-    path.write_text('{"w": 0}\n\n{"w": 1}\n{"w": 2, "fi')
-    assert read_rows(path) == [{'w': 0}, {'w': 1}]
-    path.write_text('{"w": 0}\n{"w": 1, "fi\n{"w": 2}\n')
-    with pytest.raises(UserError, match='Line 2 of'):
-        read_rows(path)
+def test_no_results(tmp_path):
+    with pytest.raises(UserError, match=r'results has no rows: run --mode=eval first'):
+        _report(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ('key', 'value'),
-    [('w', None), ('w', '1'), ('w', float('nan')), ('step', None), ('num_samples', [3]), ('fid', 'low'), ('kid', True)],
+    'rows',
+    [
+        [{'fid': None}, {'fid': None, 'w': 1.0}],
+        [{'inception_score': None}, {'inception_score': None, 'w': 1.0}],
+        [{'fid': None, 'inception_score': None}],
+        [{}],
+        [{'step': 1}, {'step': 2}],  # all w equal
+        [{'fid': 0.0}, {'fid': 0.0, 'w': 1.0}],
+        [{'floor': 'test', 'floor_fid': 1.0, 'floor_inception_score': 2.0}],
+    ],
 )
-def test_a_row_whose_numbers_are_none_is_named(tmp_path, key, value):
-    _write_rows(tmp_path, [_row(1200, 0.0), _row(1200, 0.3) | {key: value}, _row(1200, 4.0)])
-    with pytest.raises(UserError, match=rf'Line 2 of .*results\.jsonl has {key}=.*, which is no .*number: delete'):
-        _report(tmp_path)
+def test_a_report_of_little_is_a_report(tmp_path, rows):
+    write_rows(tmp_path, [row_of(**changes) for changes in rows])
+    parsed = _Page(_report(tmp_path, paper='table1_imagenet64'))
+    assert len(parsed.data['curves'][0]['points']) == len({row.get('w') for row in rows})
 
 
-@pytest.mark.parametrize('content', [None, '', '{"step": 300, "w": 0.1, "fi', '{"step": 300}\n'])
-def test_no_results(tmp_path, content):
-    if content is not None:
-        (tmp_path / 'results.jsonl').write_text(content)
-    with pytest.raises(UserError, match='run --mode=eval first'):
-        _report(tmp_path)
+HOSTILE = '</script><b onclick="x">&amp;\u2028\''
+
+
+def test_what_a_row_says_is_escaped(tmp_path):
+    changes = dict.fromkeys(('features', 'reference', 'floor', 'classifier', 'device', 'config_sha256'), HOSTILE)
+    changes |= {'floor_fid': 1.0, 'floor_inception_score': 1.0, 'warnings': [HOSTILE], 'versions': {HOSTILE: HOSTILE}}
+    row = _row(1200, 0.0, sampling={'guidance': HOSTILE}, **changes)
+    write_rows(tmp_path, [row, _row(1200, 0.0)])
+    _write_samples(tmp_path, [row], (8, 8, 1), count=12)
+    parsed = _Page(_report(tmp_path, paper='table1_imagenet64', title=HOSTILE, class_names=[HOSTILE] * 4))
+    assert not [attributes for tag, attributes in parsed.elements if tag == 'b' or 'onclick' in attributes]
+    assert HOSTILE not in parsed.source
+    assert parsed.text.count(HOSTILE) >= 10
+    assert parsed.data['classes'][0]['name'] == HOSTILE
+    assert HOSTILE in parsed.data['curves'][0]['label'] + parsed.data['curves'][1]['label']
 
 
 def test_unknown_class(tmp_path):

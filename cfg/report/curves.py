@@ -1,0 +1,163 @@
+"""The curves that rows of a sweep form, and what people call them."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cfg.report.rows import Row, Sampling
+
+# What a label names where curves differ in it, beside the step.
+_SETTINGS = (
+    *('p_uncond', 'features', 'reference', 'labels', 'ema', 'seed', 'num_samples', 'is_split_size', 'label_in'),
+    *(field.name for field in dataclasses.fields(Sampling)),
+)
+# These say little to people, and the hashes differ between steps by nature, so a label names them only where it would
+# be ambiguous without.
+_DETAILS = ('neighbours_dtype', 'kid_subsets', 'kid_subset_size', 'num_reference_features', 'classifier')
+_HASHES = (
+    *('params_sha256', 'uncond_params_sha256', 'weaker_params_sha256', 'classifier_params_sha256'),
+    *('features_sha256', 'reference_sha256'),
+)
+
+# Settings in the fewest words that still say what they are: with a value, and without one.
+_PHRASES = {
+    'step': ('step {:,}', ''),
+    'features': ('{}', ''),
+    'reference': ('{}', ''),
+    'guidance': ('{}', ''),
+    'sampler': ('{}', ''),
+    'grid': ('{} grid', ''),
+    'num_samples': ('{:,} samples', ''),
+    'p_uncond': ('p_uncond = {:g}', ''),
+    'num_steps': ('T = {}', ''),
+    'logvar_interp': ('v = {:g}', 'no v'),
+    'neighbours_dtype': ('precision and recall in {}', ''),
+    'num_reference_features': ('{:,} reference images', 'no reference images'),
+    'classifier': ('classes by {}', 'no classifier'),
+    'uncond_params_sha256': ('second model {:.8}', 'no second model'),
+    'weaker_params_sha256': ('weaker model {:.8}', 'no weaker model'),
+    'classifier_params_sha256': ('guiding classifier {:.8}', 'no guiding classifier'),
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The rows that differ in nothing but w, in ascending w.
+
+    Attributes:
+        key: unique among the curves of a report; the step, with '.2', '.3', ... for further curves of that step.
+        label: what tells this curve from the others, for people.
+        rows: one row a w.
+    """
+
+    key: str
+    label: str
+    rows: tuple[Row, ...]
+
+    @property
+    def step(self) -> int:
+        """The step of the checkpoint."""
+        return self.rows[0].source.step
+
+    @property
+    def w(self) -> np.ndarray:
+        """The guidance strengths, float64 [len(rows)]."""
+        return np.array([row.source.w for row in self.rows])
+
+    def values(self, name: str) -> np.ndarray:
+        """The score of this name of each row, float64 [len(rows)]; nan where it could not be measured."""
+        return np.array([number(getattr(row.scores, name)) for row in self.rows])
+
+    @property
+    def best_fid(self) -> int | None:
+        """Index of the row of lowest FID; None if there is no FID."""
+        return _best(-self.values('fid'))
+
+    @property
+    def best_inception_score(self) -> int | None:
+        """Index of the row of highest inception score; None if there is none."""
+        return _best(self.values('inception_score'))
+
+
+def number(value: float | None) -> float:
+    """A score, nan for None."""
+    return math.nan if value is None else value
+
+
+def group_curves(rows: Sequence[Row]) -> list[Curve]:
+    """Groups rows into curves, in ascending step; of several rows of one curve and w the last one counts."""
+    groups: dict[tuple, dict[float, Row]] = {}
+    for row in rows:
+        source = dataclasses.replace(row.source, w=0.0)
+        alike = (source, row.method, row.p_uncond, row.label_in, row.beside.reference)
+        groups.setdefault(alike, {})[row.source.w] = row
+    members = [tuple(group[w] for w in sorted(group)) for group in groups.values()]
+    members.sort(key=lambda rows: rows[0].source.step)
+    steps = [rows[0].source.step for rows in members]
+    earlier = [steps[:place].count(step) for place, step in enumerate(steps)]
+    keys = [f'{step}.{count + 1}' if count else str(step) for step, count in zip(steps, earlier, strict=True)]
+    labels = _labels([settings_of(rows[0]) for rows in members])
+    return [Curve(key, label, rows) for key, label, rows in zip(keys, labels, members, strict=True)]
+
+
+def settings_of(row: Row) -> dict[str, Any]:
+    """The fields of a row and of its parts, those of `sampling` too, by name."""
+    flat = row.flat
+    return flat | flat['sampling']
+
+
+def phrase(name: str, value: Any) -> str:
+    """The setting of a row in words."""
+    if name in _PHRASES:
+        form, without = _PHRASES[name]
+        return without if value is None else form.format(value)
+    if name == 'label_in':
+        return f'label in the {value}' if value == 'decoder' else f'label {value}'
+    if isinstance(value, bool):
+        return name if value else f'no {name}'
+    return f'{name.removesuffix("_sha256")} {value[:8]}' if name in _HASHES else f'{name} {value}'
+
+
+def floors(curves: Sequence[Curve]) -> dict[str, Row]:
+    """A row for each floor of real data, by what the floor is, with the features where they differ."""
+    rows = [row for curve in curves for row in curve.rows if row.beside.floor_fid is not None]
+    several = len({row.method.features for row in rows}) > 1
+    return {f'{row.beside.floor}, {row.method.features}' if several else row.beside.floor: row for row in rows}
+
+
+def finite_sample_floors(curves: Sequence[Curve]) -> list[tuple[int, float]]:
+    """(number of samples, the FID that so many draws of a Gaussian with the reference's own moments would score)."""
+    rows = [row for curve in curves for row in curve.rows]
+    return list(dict.fromkeys((row.method.num_samples, row.beside.finite_sample_fid) for row in rows))
+
+
+def _best(values: np.ndarray) -> int | None:
+    return None if np.isnan(values).all() else int(np.nanargmax(values))
+
+
+def _labels(firsts: Sequence[dict[str, Any]]) -> list[str]:
+    """A label for each curve, from the settings of one row of each: only what differs between the curves."""
+    names = _differing(firsts, _SETTINGS)
+    if not names or _differing(firsts, ['step']):
+        names.insert(0, 'step')
+    labels = [', '.join(phrase(name, settings[name]) for name in names) for settings in firsts]
+    for more in (_DETAILS, _HASHES):
+        labels = _told_apart(labels, firsts, more)
+    return labels
+
+
+def _told_apart(labels: Sequence[str], firsts: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:
+    """Labels that several curves share, with what differs between these."""
+    told = []
+    for label, settings in zip(labels, firsts, strict=True):
+        same = [other for other, shared in zip(firsts, labels, strict=True) if shared == label]
+        told.append(', '.join([label, *(phrase(name, settings[name]) for name in _differing(same, names))]))
+    return told
+
+
+def _differing(settings: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:
+    return [name for name in names if any(other[name] != settings[0][name] for other in settings)]

@@ -1,0 +1,375 @@
+"""A row of results: one measurement of samples, with what it was made of, as a file and as a line of text.
+
+The file of a row holds one JSON object, in which the fields of a row's parts stand side by side: `w`, `fid`,
+`reference`. Every field is there, and null where there is nothing to say.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from cfg.runtime.errors import UserError
+
+# Guidance, sampler and grid of the paper.
+PAPER = {'guidance': 'cfg', 'sampler': 'ancestral', 'grid': 'paper'}
+
+
+class _Floats:
+    """A dataclass whose numbers are floats where it says so, so that 1 and 1.0 are one measurement."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if field.type in (float, float | None) and type(value := getattr(self, field.name)) is int:
+                object.__setattr__(self, field.name, float(value))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling(_Floats):
+    """The way from noise to samples, but for w.
+
+    Attributes:
+      guidance, sampler, grid: their texts, as in a config.
+      num_steps: T.
+      logvar_interp: the paper's v; None of samplers that have none.
+      clip_x: whether the estimate of x is clipped to [-1, 1] at every step.
+      logsnr_min, logsnr_max: the ends of the model's noise levels.
+      rounding: to whole grey levels, 'round' or 'truncate'.
+      prediction: what the network predicts: eps, x or v.
+      dtype: in which the network computes.
+    """
+
+    guidance: str
+    sampler: str
+    grid: str
+    num_steps: int
+    logvar_interp: float | None
+    clip_x: bool
+    logsnr_min: float
+    logsnr_max: float
+    rounding: str
+    prediction: str
+    dtype: str
+
+    @property
+    def departures(self) -> list[str]:
+        """What is not as in the paper, in words: 'grid uniform'."""
+        return [f'{name} {getattr(self, name)}' for name, usual in PAPER.items() if getattr(self, name) != usual]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn(_Floats):
+    """Where the samples of a sweep's row come from.
+
+    Attributes:
+      step: of the checkpoint.
+      ema: whether its averaged parameters were used.
+      params_sha256: of these parameters.
+      uncond_params_sha256, weaker_params_sha256, classifier_params_sha256: of the other networks that guide; None
+        where there is none.
+      sampling: how they were drawn.
+      labels: how their labels were drawn, 'balanced' or 'random'.
+      seed: of noise and labels.
+      w: the guidance strength.
+    """
+
+    step: int
+    ema: bool
+    params_sha256: str
+    uncond_params_sha256: str | None = None
+    weaker_params_sha256: str | None = None
+    classifier_params_sha256: str | None = None
+    sampling: Sampling
+    labels: str
+    seed: int
+    w: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """Samples that were given as a file, by its digest."""
+
+    samples_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """How samples were scored.
+
+    Attributes:
+      num_samples: how many.
+      is_split_size: samples a split of the inception score.
+      neighbours_dtype: in which precision and recall are computed.
+      kid_subsets, kid_subset_size: of KID.
+      num_reference_features: real images that precision, recall and KID are against.
+      features, features_sha256: the network of the features, in words, and the digest of its parameters.
+      classifier: what says the class of a sample; None if nothing does.
+      reference_sha256: of the real images, or of the file that stands for them.
+    """
+
+    num_samples: int
+    is_split_size: int
+    neighbours_dtype: str
+    kid_subsets: int
+    kid_subset_size: int
+    num_reference_features: int
+    features: str
+    features_sha256: str
+    classifier: str | None
+    reference_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores(_Floats):
+    """The metrics of samples, see docs/evaluation.md; None for what cannot be measured."""
+
+    fid: float | None
+    sfid: float | None = None
+    inception_score: float | None
+    inception_score_std: float | None
+    precision: float | None = None
+    recall: float | None = None
+    kid: float | None = None
+    kid_std: float | None = None
+    kid_standard_error: float | None = None
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside(_Floats):
+    """What scores are read beside.
+
+    Attributes:
+      reference: the real images, in words.
+      reference_file_sha256: of their file; None for a data set.
+      finite_sample_fid: what as many draws of a Gaussian with the reference's own moments score.
+      floor: which real images are scored against which others, in words; None where no images are held out.
+      floor_fid, floor_inception_score, floor_accuracy: what they score.
+    """
+
+    reference: str
+    reference_file_sha256: str | None
+    finite_sample_fid: float
+    floor: str | None = None
+    floor_fid: float | None = None
+    floor_inception_score: float | None = None
+    floor_accuracy: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """How a row came about.
+
+    Attributes:
+      warnings: sentences that a reader of the scores must know.
+      features_file_sha256: of the file of the features' network; None if it has none.
+      device: its kind.
+      versions: of the libraries that a number may depend on.
+      finished: when, in UTC (ISO 8601).
+    """
+
+    warnings: tuple[str, ...]
+    features_file_sha256: str | None
+    device: str
+    versions: dict[str, str]
+    finished: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured(_Floats):
+    """What rows of every kind have.
+
+    Attributes:
+      source, method: what makes a row the measurement that it is: rows that agree in both are the same one.
+      scores: what was measured.
+      beside: what to read the scores beside.
+      origin: how the row came about.
+    """
+
+    FOLDER: ClassVar[str]  # of the workdir, which holds the files of such rows
+    MODE: ClassVar[str]  # that measures them
+
+    source: Drawn | Given
+    method: Method
+    scores: Scores
+    beside: Beside
+    origin: Origin
+
+    @property
+    def identity(self) -> str:
+        """A digest of what makes the row the measurement that it is."""
+        return identity_of(self.source, self.method)
+
+    @property
+    def flat(self) -> dict[str, Any]:
+        """The identity, and the fields of the row and of its parts, by their names."""
+        found = {'identity': self.identity}
+        for name, value in dataclasses.asdict(self).items():
+            found |= value if dataclasses.is_dataclass(getattr(self, name)) else {name: value}
+        return found
+
+    def to_json(self, indent: int | None = None) -> str:
+        """The row as one JSON object.
+
+        Raises:
+          ValueError: when a number is not finite, which JSON cannot say.
+        """
+        return json.dumps(self.flat, allow_nan=False, indent=indent)
+
+    @classmethod
+    def from_flat(cls, values: dict[str, Any]) -> Self:
+        """The row of the fields that `flat` gives, as JSON has them.
+
+        Raises:
+          ValueError: when a field is missing or of another type than it should be.
+        """
+        return _build(cls, values, place=None)
+
+    @classmethod
+    def from_json(cls, content: str | bytes, named: str) -> Self:
+        """The row that `to_json` wrote.
+
+        Args:
+          named: the file that holds it, for the user.
+
+        Raises:
+          UserError: when a field is missing, unknown, or of another type than it should be.
+        """
+        try:
+            values = json.loads(content)
+            if not isinstance(values, dict):
+                raise ValueError('is not a JSON object')
+            row = cls.from_flat(values)
+            _check_names(values.keys(), row.flat.keys(), '')
+            if values['identity'] != row.identity:
+                raise ValueError(f'has identity={values["identity"]!r}, but its other fields make it {row.identity!r}')
+        except json.JSONDecodeError:
+            problem = 'is not JSON'
+        except ValueError as error:
+            problem = str(error)
+        else:
+            return row
+        raise UserError(f'{named} {problem}: delete that file, and --mode={cls.MODE} measures the row again.')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row(_Measured):
+    """A row of a sweep.
+
+    Attributes:
+      p_uncond: of the model's training.
+      label_in: which blocks of its network are told the label.
+      evaluations: network evaluations for one sample.
+      cost: their arithmetic, in evaluations of the model for one prediction.
+      samples: the file of the kept samples, relative to the workdir; None if none were kept.
+      config_sha256: of the whole config, but for how the work was divided.
+      seconds: that the row took the process that finished it.
+    """
+
+    FOLDER: ClassVar[str] = 'results'
+    MODE: ClassVar[str] = 'eval'
+
+    source: Drawn
+    p_uncond: float
+    label_in: str
+    evaluations: int
+    cost: float
+    samples: str | None
+    config_sha256: str
+    seconds: float
+
+    @property
+    def order(self) -> tuple:
+        """The place of a row among others.
+
+        It is that of the step, of averaged parameters before the others, of guidance, sampler and grid (the paper's
+        first, then by their texts), of T, v, the seed and w.
+        """
+        source, sampling = self.source, self.source.sampling
+        texts = [(getattr(sampling, name) != usual, getattr(sampling, name)) for name, usual in PAPER.items()]
+        v = -1.0 if sampling.logvar_interp is None else sampling.logvar_interp
+        return source.step, not source.ema, *texts, sampling.num_steps, v, source.seed, source.w, self.identity
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRow(_Measured):
+    """A row of somebody's samples, whose file is `samples`."""
+
+    FOLDER: ClassVar[str] = 'evaluate_npz'
+    MODE: ClassVar[str] = 'evaluate_npz'
+
+    source: Given
+    samples: str
+
+    @property
+    def order(self) -> tuple:
+        """The place of a row among others: that of its file's name."""
+        return self.samples, self.identity
+
+
+def identity_of(source: Drawn | Given, method: Method) -> str:
+    """The identity of a row that is not measured yet: 16 hexadecimal digits."""
+    values = [dataclasses.asdict(source), dataclasses.asdict(method)]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+_WORDS = {
+    int: 'whole number',
+    float: 'finite number',
+    bool: 'true or false',
+    str: 'text',
+    tuple: 'list of texts',
+    dict: 'object of texts',
+}
+
+_hints = functools.cache(typing.get_type_hints)
+
+
+def _build(kind: type, values: dict[str, Any], place: str | None) -> Any:
+    """A dataclass from the JSON of its fields.
+
+    Args:
+      place: the name of the JSON object, with a dot; None for that of a row, which the fields of its parts are in too.
+    """
+    found = {}
+    for field in dataclasses.fields(kind):
+        hint, name = _hints(kind)[field.name], f'{place or ""}{field.name}'
+        if place is None and dataclasses.is_dataclass(hint):
+            found[field.name] = _build(hint, values, '')
+        elif field.name not in values:
+            raise ValueError(f'has no {name}')
+        else:
+            found[field.name] = _value(hint, values[field.name], name)
+    return kind(**found)
+
+
+def _value(hint: Any, value: Any, name: str) -> Any:
+    """A value of JSON as the type of its field."""
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        (hint,) = set(typing.get_args(hint)) - {types.NoneType}
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        _check_names(value.keys(), {field.name for field in dataclasses.fields(hint)}, f'{name}.')
+        return _build(hint, value, f'{name}.')
+    kind = typing.get_origin(hint) or hint
+    items = list(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
+    if kind is tuple and isinstance(value, list):
+        value = tuple(value)
+    right = type(value) in ((int, float) if kind is float else (kind,)) and all(isinstance(item, str) for item in items)
+    if not right or (kind is float and not math.isfinite(value)):
+        shown = json.dumps(value)
+        shown = shown if len(shown) <= 60 else f'{shown[:57]}...'
+        raise ValueError(f'has {name}={shown}, which is no {_WORDS.get(kind, "object")}')
+    return value
+
+
+def _check_names(found: typing.Iterable[str], expected: typing.Iterable[str], place: str) -> None:
+    for names, text in ((set(expected) - set(found), 'no {}'), (set(found) - set(expected), '{}, which rows have not')):
+        if names:
+            raise ValueError(f'has {text.format(place + min(names))}')

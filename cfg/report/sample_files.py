@@ -1,0 +1,59 @@
+"""Sample files in ADM's layout: written by the sweep, read by its report."""
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cfg.runtime.files import replacing
+
+FOLDER = 'samples'
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images, uint8 [N, H, W, C] with C 1 or 3, and their intended labels, int32 [N]."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def take(self, indices: np.ndarray) -> 'Samples':
+        """The samples at `indices`, in that order."""
+        return Samples(self.images[indices], self.labels[indices])
+
+
+def write_samples(workdir: Path, name: str, images: np.ndarray, labels: np.ndarray) -> str:
+    """Writes `arr_0` uint8 [N, H, W, C] and `arr_1` int32 [N], whole or not at all; returns the path in the workdir."""
+    path = workdir / FOLDER / name
+    with replacing(path) as file:
+        np.savez_compressed(file, images, labels)
+    return str(path.relative_to(workdir))
+
+
+def load_samples(path: Path) -> Samples | None:
+    """Reads a sample file; None if it was deleted or cut off."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return Samples(images=archive['arr_0'], labels=archive['arr_1'])
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+        return None
+
+
+def mixed_order(labels: np.ndarray) -> np.ndarray:
+    """An order of the samples in which every prefix is as even over the classes as it can be.
+
+    The first sample of each class comes first, then the second of each, whatever order the labels are
+    in. Labels that already alternate (0, 1, ..., 9, 0, 1, ...) keep their order.
+
+    Args:
+        labels: int [N].
+
+    Returns:
+        Indices, int [N].
+    """
+    by_class = np.argsort(labels, kind='stable')
+    _, counts = np.unique(labels, return_counts=True)
+    rank = np.empty(len(labels), dtype=np.int64)
+    rank[by_class] = np.concatenate([np.arange(count) for count in counts]) if len(counts) else []
+    return np.argsort(rank, kind='stable')

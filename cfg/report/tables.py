@@ -1,0 +1,219 @@
+"""Tables of rows: as text for the terminal, as CSV with all digits, and for LaTeX."""
+
+import csv
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cfg.report.curves import Curve, number, settings_of
+from cfg.report.rows import FileRow, Row, Scores
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column of a table.
+
+    Attributes:
+        key: of the scores.
+        head: of the column, with an arrow to where better values are.
+        show: the text of a cell.
+        always: whether the column stays where no row has a value.
+    """
+
+    key: str
+    head: str
+    show: Callable[[Scores], str]
+    always: bool = False
+
+
+def score_text(value: float | None) -> str:
+    """A FID or inception score as the report writes it everywhere."""
+    if not math.isfinite(number(value)):
+        return 'n/a'
+    return f'{value:.2f}' if abs(value) >= 1 else f'{value:.3g}'
+
+
+def percent(value: float | None) -> str:
+    """A share of 1."""
+    return 'n/a' if value is None else f'{100 * value:.1f}%'
+
+
+def _share(value: float | None) -> str:
+    return 'n/a' if value is None else f'{value:.3f}'
+
+
+def _kid(scores: Scores) -> str:
+    """KID with its standard error, in thousandths."""
+    if scores.kid is None:
+        return 'n/a'
+    error = '' if scores.kid_standard_error is None else f' ± {1000 * scores.kid_standard_error:.3f}'
+    return f'{1000 * scores.kid:.3f}{error}'
+
+
+METRICS = (
+    Metric('fid', 'FID ↓', lambda scores: score_text(scores.fid), always=True),
+    Metric('inception_score', 'IS ↑', lambda scores: score_text(scores.inception_score), always=True),
+    Metric('sfid', 'sFID ↓', lambda scores: score_text(scores.sfid)),
+    Metric('precision', 'precision ↑', lambda scores: _share(scores.precision)),
+    Metric('recall', 'recall ↑', lambda scores: _share(scores.recall)),
+    Metric('kid', 'KID x 1000 ↓', _kid),
+    Metric('accuracy', 'accuracy', lambda scores: percent(scores.accuracy)),
+)
+
+
+def present(curves: Sequence[Curve]) -> list[Metric]:
+    """The metrics that any row has a number of."""
+    scores = [row.scores for curve in curves for row in curve.rows]
+    return [metric for metric in METRICS if metric.always or any(getattr(s, metric.key) is not None for s in scores)]
+
+
+# Columns of the printed table: what they show, the field, and how.
+_PRINTED = (
+    ('step', 'step', '9d'),
+    ('ema', 'ema', ''),
+    ('guidance', 'guidance', ''),
+    ('sampler', 'sampler', ''),
+    ('grid', 'grid', ''),
+    ('T', 'num_steps', 'd'),
+    ('v', 'logvar_interp', 'g'),
+    ('seed', 'seed', 'd'),
+    ('w', 'w', '5g'),
+    ('FID', 'fid', '9.4f'),
+    ('sFID', 'sfid', '9.4f'),
+    ('IS', 'inception_score', '8.4f'),
+    ('precision', 'precision', '.4f'),
+    ('recall', 'recall', '.4f'),
+    ('KID', 'kid', '9.6f'),
+    ('accuracy', 'accuracy', '.4f'),
+    ('evaluations', 'evaluations', 'd'),
+    ('samples', 'num_samples', '8d'),
+)
+_ONLY_IF_SEVERAL = ('ema', 'guidance', 'sampler', 'grid', 'num_steps', 'logvar_interp', 'seed', 'evaluations')
+
+
+def text_table(rows: Sequence[Row | FileRow]) -> str:
+    """Rows as text, one a line; the features, the reference and what must be known of them below."""
+    flat = [settings_of(row) if isinstance(row, Row) else row.flat for row in rows]
+    columns = []
+    for header, key, form in _PRINTED:
+        values = [row.get(key) for row in flat]
+        shown = len(set(values)) > 1 if key in _ONLY_IF_SEVERAL else any(value is not None for value in values)
+        if shown:
+            cells = [header, *('' if value is None else format(value, form) for value in values)]
+            width = max(map(len, cells))
+            columns.append([cell.rjust(width) for cell in cells])
+    lines = [' '.join(cells) for cells in zip(*columns, strict=True)]
+    lines += dict.fromkeys(f'features: {row.method.features}; reference: {row.beside.reference}' for row in rows)
+    for beside in {row.beside.floor: row.beside for row in rows if row.beside.floor is not None}.values():
+        lines.append(f'floor: FID {beside.floor_fid:.4f}, IS {beside.floor_inception_score:.4f} ({beside.floor})')
+    for count, value in {row.method.num_samples: row.beside.finite_sample_fid for row in rows}.items():
+        lines.append(f'floor of {count} samples: FID {value:.4f} (as many draws of a Gaussian with its own moments)')
+    lines += dict.fromkeys(f'warning: {text}' for row in rows for text in row.origin.warnings)
+    return '\n'.join(lines)
+
+
+# What people look for stands first.
+_CSV_FIRST = ('step', 'w', 'fid', 'inception_score', 'accuracy', 'num_samples', 'features', 'seed')
+
+
+def write_csv(path: Path, curves: Sequence[Curve]) -> None:
+    """Writes all rows of the curves, every field a column; objects are written as JSON."""
+    rows = [row.flat for curve in curves for row in curve.rows]
+    with path.open('w', newline='', encoding='utf-8') as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys([*_CSV_FIRST, *rows[0]])))
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: json.dumps(v) if isinstance(v, dict | tuple) else v for k, v in row.items()})
+
+
+def write_tex(path: Path, curves: Sequence[Curve]) -> None:
+    """Writes the metrics of all rows for LaTeX; the lowest FID and the highest inception score of a curve are bold."""
+    metrics = present(curves)
+    heads = [[Cell(''), Cell('w'), *(Cell(metric.head) for metric in metrics), Cell('samples')]]
+    groups = []
+    for curve in curves:
+        best = {'fid': curve.best_fid, 'inception_score': curve.best_inception_score}
+        groups.append(
+            [
+                [
+                    Cell(curve.label if place == 0 else ''),
+                    Cell(f'{row.source.w:g}'),
+                    *(Cell(metric.show(row.scores), bold=best.get(metric.key) == place) for metric in metrics),
+                    Cell(f'{row.method.num_samples:,}'),
+                ]
+                for place, row in enumerate(curve.rows)
+            ]
+        )
+    rows = [row for curve in curves for row in curve.rows]
+    notes = dict.fromkeys(f'{row.method.features}; {row.beside.reference}.' for row in rows)
+    path.write_text(tabular('lr' + 'r' * (len(metrics) + 1), heads, groups, [*notes]), encoding='utf-8')
+
+
+_ESCAPED = {
+    '\\': r'\textbackslash{}',
+    '~': r'\textasciitilde{}',
+    '^': r'\textasciicircum{}',
+    '±': r'$\pm$',
+    '↓': r'$\downarrow$',
+    '↑': r'$\uparrow$',
+} | {character: f'\\{character}' for character in '&%$#_{}'}
+_SIGNED = re.compile(r'[+-][0-9.]+')
+_SPECIAL = re.compile('|'.join(map(re.escape, _ESCAPED)))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The text of a cell for LaTeX, which may be bold and may span columns."""
+
+    text: str
+    bold: bool = False
+    columns: int = 1
+
+    def __str__(self) -> str:
+        text = rf'\textbf{{{escape(self.text)}}}' if self.bold else escape(self.text)
+        return rf'\multicolumn{{{self.columns}}}{{c}}{{{text}}}' if self.columns > 1 else text
+
+
+def escape(text: str) -> str:
+    """Text that LaTeX prints as it is, a number's sign as a sign."""
+    if _SIGNED.fullmatch(text):
+        return f'${text}$'
+    return _SPECIAL.sub(lambda match: _ESCAPED[match[0]], text)
+
+
+def tabular(
+    columns: str, heads: Sequence[Sequence[Cell]], groups: Sequence[Sequence[Sequence[Cell]]], notes: Sequence[str] = ()
+) -> str:
+    """A tabular environment, which needs the package booktabs.
+
+    Args:
+        columns: LaTeX's column types, e.g. 'lrr'.
+        heads: lines above the first rule; a line under which cells span gets rules under those.
+        groups: lines of the body, with a rule between groups.
+        notes: sentences that become comments above the table, one a line.
+    """
+    lines = [f'% {note}' for note in [*notes, r'Needs \usepackage{booktabs}.']]
+    lines += [rf'\begin{{tabular}}{{{columns}}}', r'\toprule']
+    for head in heads:
+        lines += [_line(head), *_rules(head)]
+    for place, group in enumerate(groups):
+        lines.append(r'\addlinespace' if place else r'\midrule')
+        lines += [_line(cells) for cells in group]
+    return '\n'.join([*lines, r'\bottomrule', r'\end{tabular}', ''])
+
+
+def _line(cells: Sequence[Cell]) -> str:
+    return ' & '.join(map(str, cells)) + r' \\'
+
+
+def _rules(cells: Sequence[Cell]) -> list[str]:
+    rules, first = [], 1
+    for cell in cells:
+        last = first + cell.columns - 1
+        if cell.columns > 1:
+            rules.append(rf'\cmidrule(lr){{{first}-{last}}}')
+        first = last + 1
+    return [' '.join(rules)] if rules else []
