@@ -1,6 +1,5 @@
 """The results of a workdir: a finished row is one file, and a table of all rows is made from these files."""
 
-import math
 from pathlib import Path
 
 from cfg.report.rows import FileRow, Row
@@ -65,11 +64,10 @@ class Results:
           UserError: when a number is not finite, which JSON cannot say.
         """
         path = self.path(row.identity)
-        numbers = {key: value for key, value in row.flat.items() if isinstance(value, float)}
-        if bad := [f'{key} is {value}' for key, value in numbers.items() if not math.isfinite(value)]:
+        if row.not_finite:
             raise UserError(
-                f'{path} is not written: {", ".join(bad)}; see whether the weights, the reference and the images are '
-                'right.'
+                f'{path} is not written: {", ".join(row.not_finite)}; see whether the weights, the reference and the '
+                'images are right.'
             )
         write_whole(path, f'{row.to_json(indent=1)}\n'.encode())
         self.write_lines()

@@ -5,7 +5,6 @@ The file of a row holds one JSON object, in which the fields of a row's parts st
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 import math
@@ -20,17 +19,17 @@ from cfg.runtime.errors import UserError
 PAPER = {'guidance': 'cfg', 'sampler': 'ancestral', 'grid': 'paper'}
 
 
-class _Floats:
-    """A dataclass whose numbers are floats where it says so, so that 1 and 1.0 are one measurement."""
+class _Checked:
+    """A dataclass that refuses values of another type than its fields'; what JSON writes otherwise is converted."""
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            if field.type in (float, float | None) and type(value := getattr(self, field.name)) is int:
-                object.__setattr__(self, field.name, float(value))
+            value = _checked(field.type, getattr(self, field.name), field.name)
+            object.__setattr__(self, field.name, value)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling(_Floats):
+class Sampling(_Checked):
     """The way from noise to samples, but for w.
 
     Attributes:
@@ -63,7 +62,7 @@ class Sampling(_Floats):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn(_Floats):
+class Drawn(_Checked):
     """Where the samples of a sweep's row come from.
 
     Attributes:
@@ -91,14 +90,14 @@ class Drawn(_Floats):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
+class Given(_Checked):
     """Samples that were given as a file, by its digest."""
 
     samples_sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
+class Method(_Checked):
     """How samples were scored.
 
     Attributes:
@@ -125,7 +124,7 @@ class Method:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores(_Floats):
+class Scores(_Checked):
     """The metrics of samples, see docs/evaluation.md; None for what cannot be measured."""
 
     fid: float | None
@@ -141,7 +140,7 @@ class Scores(_Floats):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beside(_Floats):
+class Beside(_Checked):
     """What scores are read beside.
 
     Attributes:
@@ -162,7 +161,7 @@ class Beside(_Floats):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Origin:
+class Origin(_Checked):
     """How a row came about.
 
     Attributes:
@@ -181,7 +180,7 @@ class Origin:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Measured(_Floats):
+class _Measured(_Checked):
     """What rows of every kind have.
 
     Attributes:
@@ -213,22 +212,25 @@ class _Measured(_Floats):
             found |= value if dataclasses.is_dataclass(getattr(self, name)) else {name: value}
         return found
 
-    def to_json(self, indent: int | None = None) -> str:
-        """The row as one JSON object.
+    @property
+    def not_finite(self) -> list[str]:
+        """The numbers that JSON has no words for: 'fid is nan'."""
+        values = self.flat | self.flat.get('sampling', {})
+        return [f'{name} is {x}' for name, x in values.items() if isinstance(x, float) and not math.isfinite(x)]
 
-        Raises:
-          ValueError: when a number is not finite, which JSON cannot say.
-        """
+    def to_json(self, indent: int | None = None) -> str:
+        """The row as one JSON object; its numbers must be finite."""
         return json.dumps(self.flat, allow_nan=False, indent=indent)
 
     @classmethod
     def from_flat(cls, values: dict[str, Any]) -> Self:
-        """The row of the fields that `flat` gives, as JSON has them.
+        """The row of the fields that `flat` gives, as they are in JSON.
 
         Raises:
           ValueError: when a field is missing or of another type than it should be.
         """
-        return _build(cls, values, place=None)
+        parts = {field.name: field.type for field in dataclasses.fields(cls)}
+        return _of(cls, values | {n: _of(part, values) for n, part in parts.items() if dataclasses.is_dataclass(part)})
 
     @classmethod
     def from_json(cls, content: str | bytes, named: str) -> Self:
@@ -245,15 +247,16 @@ class _Measured(_Floats):
             if not isinstance(values, dict):
                 raise ValueError('is not a JSON object')
             row = cls.from_flat(values)
-            _check_names(values.keys(), row.flat.keys(), '')
-            if values['identity'] != row.identity:
-                raise ValueError(f'has identity={values["identity"]!r}, but its other fields make it {row.identity!r}')
+            if row.not_finite:
+                raise ValueError(f'says that {row.not_finite[0]}, which is no number')
+            expected = json.loads(row.to_json())
+            if wrong := [name for name in values | expected if values.get(name, ...) != expected.get(name, ...)]:
+                raise ValueError(f'has {wrong[0]}={_shown(values.get(wrong[0]))}, which does not fit its other fields')
+            return row
         except json.JSONDecodeError:
             problem = 'is not JSON'
         except ValueError as error:
             problem = str(error)
-        else:
-            return row
         raise UserError(f'{named} {problem}: delete that file, and --mode={cls.MODE} measures the row again.')
 
 
@@ -320,56 +323,39 @@ def identity_of(source: Drawn | Given, method: Method) -> str:
 
 _WORDS = {
     int: 'whole number',
-    float: 'finite number',
+    float: 'number',
     bool: 'true or false',
     str: 'text',
     tuple: 'list of texts',
     dict: 'object of texts',
 }
 
-_hints = functools.cache(typing.get_type_hints)
+
+def _of(kind: type, values: dict[str, Any]) -> Any:
+    """A dataclass from those values that are its fields."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    if missing := [name for name in names if name not in values]:
+        raise ValueError(f'has no {missing[0]}')
+    return kind(**{name: values[name] for name in names})
 
 
-def _build(kind: type, values: dict[str, Any], place: str | None) -> Any:
-    """A dataclass from the JSON of its fields.
-
-    Args:
-      place: the name of the JSON object, with a dot; None for that of a row, which the fields of its parts are in too.
-    """
-    found = {}
-    for field in dataclasses.fields(kind):
-        hint, name = _hints(kind)[field.name], f'{place or ""}{field.name}'
-        if place is None and dataclasses.is_dataclass(hint):
-            found[field.name] = _build(hint, values, '')
-        elif field.name not in values:
-            raise ValueError(f'has no {name}')
-        else:
-            found[field.name] = _value(hint, values[field.name], name)
-    return kind(**found)
-
-
-def _value(hint: Any, value: Any, name: str) -> Any:
+def _checked(kind: Any, value: Any, name: str) -> Any:
     """A value of JSON as the type of its field."""
-    if isinstance(hint, types.UnionType):
+    if isinstance(kind, types.UnionType):  # X | None
         if value is None:
             return None
-        (hint,) = set(typing.get_args(hint)) - {types.NoneType}
-    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        _check_names(value.keys(), {field.name for field in dataclasses.fields(hint)}, f'{name}.')
-        return _build(hint, value, f'{name}.')
-    kind = typing.get_origin(hint) or hint
-    items = list(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
-    if kind is tuple and isinstance(value, list):
-        value = tuple(value)
-    right = type(value) in ((int, float) if kind is float else (kind,)) and all(isinstance(item, str) for item in items)
-    if not right or (kind is float and not math.isfinite(value)):
-        shown = json.dumps(value)
-        shown = shown if len(shown) <= 60 else f'{shown[:57]}...'
-        raise ValueError(f'has {name}={shown}, which is no {_WORDS.get(kind, "object")}')
+        kind = typing.get_args(kind)[0]
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        return _of(kind, value)
+    kind = typing.get_origin(kind) or kind
+    if (kind is float and type(value) is int) or (kind is tuple and isinstance(value, list)):
+        value = kind(value)
+    items = list(value.values() if kind is dict else value) if isinstance(value, dict | tuple) else []
+    if type(value) is not kind or not all(isinstance(item, str) for item in items):
+        raise ValueError(f'has {name}={_shown(value)}, which is no {_WORDS.get(kind, "object")}')
     return value
 
 
-def _check_names(found: typing.Iterable[str], expected: typing.Iterable[str], place: str) -> None:
-    for names, text in ((set(expected) - set(found), 'no {}'), (set(found) - set(expected), '{}, which rows have not')):
-        if names:
-            raise ValueError(f'has {text.format(place + min(names))}')
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f'{text[:57]}...'
