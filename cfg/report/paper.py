@@ -1,15 +1,13 @@
 """The paper's Tables 1 and 2, the numbers behind its Fig. 4 and 5."""
 
 import csv
-import importlib.resources
-from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from cfg.report.curves import Curve
 from cfg.report.rows import Row
-from cfg.runtime.errors import UserError
 
 NUM_SAMPLES = 50_000  # of each number in the tables
 NUM_STEPS = 256  # T where the paper does not state it, from the authors' related work
@@ -50,13 +48,11 @@ class PaperTable:
 
     Attributes:
         title: what it is of.
-        figure: the figure of the paper that draws it.
         key: what its columns differ in, 'p_uncond' or 'num_steps'.
         curves: one for each value of it.
     """
 
     title: str
-    figure: str
     key: str
     curves: tuple[PaperCurve, ...]
 
@@ -72,47 +68,28 @@ class PaperTable:
         return row.p_uncond if self.key == 'p_uncond' else row.source.sampling.num_steps
 
 
-# Name of the file -> title, figure, what the columns differ in, how it is written in a column's name and in a label.
+# Name of the file -> title, what the columns differ in, how it is written in a column's name and in a label.
 _TABLES = {
-    'table1_imagenet64': ('Table 1, ImageNet 64x64', 'Fig. 4', 'p_uncond', 'p', 'p_uncond = {}'),
-    'table2_imagenet128': ('Table 2, ImageNet 128x128', 'Fig. 5', 'num_steps', 'T', 'T = {}'),
+    'table1_imagenet64': ('Table 1, ImageNet 64x64', 'p_uncond', 'p', 'p_uncond = {}'),
+    'table2_imagenet128': ('Table 2, ImageNet 128x128', 'num_steps', 'T', 'T = {}'),
 }
 
 
 def paper_table(name: str) -> PaperTable:
-    """A table of the paper, from the package's data.
-
-    Raises:
-        UserError: there is no such table.
-    """
-    if name not in _TABLES:
-        raise UserError(f'The paper has no table {name!r}: give one of {", ".join(_TABLES)}.')
-    title, figure, key, prefix, label = _TABLES[name]
-    text = importlib.resources.files('cfg.report').joinpath('tables', f'{name}.csv').read_text(encoding='utf-8')
+    """A table of the paper by its file's name, see `cfg.settings.checks.TABLES`."""
+    title, key, prefix, label = _TABLES[name]
+    text = (Path(__file__).with_name('paper_tables') / f'{name}.csv').read_text(encoding='utf-8')
     lines = list(csv.DictReader(text.splitlines()))
-    start = f'fid_{prefix}'
-    settings = [column.removeprefix(start) for column in lines[0] if column.startswith(start)]
-
-    def column(column_name: str) -> np.ndarray:
-        return np.array([float(line[column_name]) for line in lines])
-
-    return PaperTable(
-        title=title,
-        figure=figure,
-        key=key,
-        curves=tuple(
-            PaperCurve(
-                setting=float(setting),
-                label=label.format(setting),
-                w=column('w'),
-                fid=column(f'fid_{prefix}{setting}'),
-                inception_score=column(f'is_{prefix}{setting}'),
-            )
-            for setting in settings
-        ),
-    )
-
-
-def names() -> Sequence[str]:
-    """The names of the tables."""
-    return tuple(_TABLES)
+    columns = {head: np.array([float(line[head]) for line in lines]) for head in lines[0]}
+    settings = [head.removeprefix(f'fid_{prefix}') for head in columns if head.startswith(f'fid_{prefix}')]
+    curves = [
+        PaperCurve(
+            setting=float(setting),
+            label=label.format(setting),
+            w=columns['w'],
+            fid=columns[f'fid_{prefix}{setting}'],
+            inception_score=columns[f'is_{prefix}{setting}'],
+        )
+        for setting in settings
+    ]
+    return PaperTable(title, key, tuple(curves))

@@ -36,13 +36,8 @@ PLAIN = FuncFormatter(lambda value, _: f'{value:g}')  # of ticks on a logarithmi
 _LEGEND_CHARACTERS = 78  # a line of the legend, in the width of a plot
 
 
-def plot_against_w(path: Path, curves: Sequence[Curve], paper: PaperTable | None = None) -> None:
-    """Draws FID and inception score against w, one above the other; the paper's curves too, if there are any."""
-    save(figure_against_w(curves, paper), path)
-
-
 def figure_against_w(curves: Sequence[Curve], paper: PaperTable | None) -> Figure:
-    """The figure of `plot_against_w`."""
+    """Draws FID and inception score against w, one above the other; the paper's curves too, if there are any."""
     floor_style = {'color': MUTED, 'linestyle': '--', 'linewidth': 1.1}
     figure = _figure(_legend_entries(curves, Line2D([], [], **floor_style), paper))
     upper, lower = figure.subplots(2, 1, sharex=True)
@@ -68,13 +63,8 @@ def figure_against_w(curves: Sequence[Curve], paper: PaperTable | None) -> Figur
     return figure
 
 
-def plot_fid_against_is(path: Path, curves: Sequence[Curve], paper: PaperTable | None = None) -> None:
-    """Draws FID against inception score, a point for each w (Fig. 4 and 5); the paper's curves too, if any."""
-    save(figure_fid_against_is(curves, paper), path)
-
-
 def figure_fid_against_is(curves: Sequence[Curve], paper: PaperTable | None) -> Figure:
-    """The figure of `plot_fid_against_is`."""
+    """Draws FID against inception score, a point for each w (Fig. 4 and 5); the paper's curves too, if any."""
     figure = _figure(_legend_entries(curves, Line2D([], [], **_FLOOR_POINT), paper))
     axes = figure.subplots()
     own = styles(len(curves))
@@ -103,17 +93,8 @@ _FLOOR_POINT = {'marker': 'X', 'markersize': 8, 'color': MUTED, 'linestyle': 'no
 
 
 def styles(count: int) -> list[dict]:
-    """The line style of each curve; the last one stands in front."""
-    return [
-        {
-            'color': COLOURS[place % len(COLOURS)],
-            'marker': MARKERS[place % len(MARKERS)],
-            'markersize': 5,
-            'linewidth': 1.8,
-            'zorder': 3 - place / count,
-        }
-        for place in reversed(range(count))
-    ]
+    """The line style of each curve; the last one has the first colour and stands in front."""
+    return [styles_of(place) | {'linewidth': 1.8, 'zorder': 3 - place / count} for place in reversed(range(count))]
 
 
 def styles_of(number: int, variant: int = 0) -> dict:

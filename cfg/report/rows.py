@@ -30,30 +30,19 @@ class _Checked:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling(_Checked):
-    """The way from noise to samples, but for w.
-
-    Attributes:
-      guidance, sampler, grid: their texts, as in a config.
-      num_steps: T.
-      logvar_interp: the paper's v; None of samplers that have none.
-      clip_x: whether the estimate of x is clipped to [-1, 1] at every step.
-      logsnr_min, logsnr_max: the ends of the model's noise levels.
-      rounding: to whole grey levels, 'round' or 'truncate'.
-      prediction: what the network predicts: eps, x or v.
-      dtype: in which the network computes.
-    """
+    """The way from noise to samples, but for w; guidance, sampler and grid are their texts, as in a config."""
 
     guidance: str
     sampler: str
     grid: str
-    num_steps: int
-    logvar_interp: float | None
-    clip_x: bool
-    logsnr_min: float
+    num_steps: int  # T
+    logvar_interp: float | None  # the paper's v; None of samplers that have none
+    clip_x: bool  # the estimate of x, to [-1, 1] at every step
+    logsnr_min: float  # the ends of the model's noise levels
     logsnr_max: float
-    rounding: str
-    prediction: str
-    dtype: str
+    rounding: str  # to whole grey levels: round or truncate
+    prediction: str  # of the network: eps, x or v
+    dtype: str  # in which the network computes
 
     @property
     def departures(self) -> list[str]:
@@ -63,64 +52,41 @@ class Sampling(_Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn(_Checked):
-    """Where the samples of a sweep's row come from.
+    """Where the samples of a sweep's row come from."""
 
-    Attributes:
-      step: of the checkpoint.
-      ema: whether its averaged parameters were used.
-      params_sha256: of these parameters.
-      uncond_params_sha256, weaker_params_sha256, classifier_params_sha256: of the other networks that guide; None
-        where there is none.
-      sampling: how they were drawn.
-      labels: how their labels were drawn, 'balanced' or 'random'.
-      seed: of noise and labels.
-      w: the guidance strength.
-    """
-
-    step: int
-    ema: bool
-    params_sha256: str
-    uncond_params_sha256: str | None = None
+    step: int  # of the checkpoint
+    ema: bool  # whether its averaged parameters were used
+    params_sha256: str  # of these parameters
+    uncond_params_sha256: str | None = None  # of the other networks that guide; None where there is none
     weaker_params_sha256: str | None = None
     classifier_params_sha256: str | None = None
     sampling: Sampling
-    labels: str
-    seed: int
+    labels: str  # how they were drawn: balanced or random
+    seed: int  # of noise and labels
     w: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Given(_Checked):
-    """Samples that were given as a file, by its digest."""
+    """Samples that were given as a file."""
 
     samples_sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method(_Checked):
-    """How samples were scored.
-
-    Attributes:
-      num_samples: how many.
-      is_split_size: samples a split of the inception score.
-      neighbours_dtype: in which precision and recall are computed.
-      kid_subsets, kid_subset_size: of KID.
-      num_reference_features: real images that precision, recall and KID are against.
-      features, features_sha256: the network of the features, in words, and the digest of its parameters.
-      classifier: what says the class of a sample; None if nothing does.
-      reference_sha256: of the real images, or of the file that stands for them.
-    """
+    """How samples were scored."""
 
     num_samples: int
-    is_split_size: int
-    neighbours_dtype: str
+    is_split_size: int  # samples a split of the inception score
+    neighbours_dtype: str  # in which precision and recall are computed
     kid_subsets: int
     kid_subset_size: int
-    num_reference_features: int
-    features: str
-    features_sha256: str
-    classifier: str | None
-    reference_sha256: str
+    num_reference_features: int  # real images that precision, recall and KID are against
+    features: str  # the network of the features, in words
+    features_sha256: str  # of its parameters
+    classifier: str | None  # what says the class of a sample; None if nothing does
+    reference_sha256: str  # of the real images, or of the file that stands for them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,20 +107,12 @@ class Scores(_Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Beside(_Checked):
-    """What scores are read beside.
+    """What scores are read beside."""
 
-    Attributes:
-      reference: the real images, in words.
-      reference_file_sha256: of their file; None for a data set.
-      finite_sample_fid: what as many draws of a Gaussian with the reference's own moments score.
-      floor: which real images are scored against which others, in words; None where no images are held out.
-      floor_fid, floor_inception_score, floor_accuracy: what they score.
-    """
-
-    reference: str
-    reference_file_sha256: str | None
-    finite_sample_fid: float
-    floor: str | None = None
+    reference: str  # the real images, in words
+    reference_file_sha256: str | None  # None for a data set
+    finite_sample_fid: float  # of as many draws of a Gaussian with the reference's own moments
+    floor: str | None = None  # which real images are scored against which others; None where none are held out
     floor_fid: float | None = None
     floor_inception_score: float | None = None
     floor_accuracy: float | None = None
@@ -162,33 +120,18 @@ class Beside(_Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Origin(_Checked):
-    """How a row came about.
+    """How a row came about."""
 
-    Attributes:
-      warnings: sentences that a reader of the scores must know.
-      features_file_sha256: of the file of the features' network; None if it has none.
-      device: its kind.
-      versions: of the libraries that a number may depend on.
-      finished: when, in UTC (ISO 8601).
-    """
-
-    warnings: tuple[str, ...]
-    features_file_sha256: str | None
-    device: str
-    versions: dict[str, str]
-    finished: str
+    warnings: tuple[str, ...]  # sentences that a reader of the scores must know
+    features_file_sha256: str | None  # None if the features' network has no file
+    device: str  # its kind
+    versions: dict[str, str]  # of the libraries that a number may depend on
+    finished: str  # when, in UTC (ISO 8601)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Measured(_Checked):
-    """What rows of every kind have.
-
-    Attributes:
-      source, method: what makes a row the measurement that it is: rows that agree in both are the same one.
-      scores: what was measured.
-      beside: what to read the scores beside.
-      origin: how the row came about.
-    """
+    """What rows of every kind have; those that agree in source and method are the same measurement."""
 
     FOLDER: ClassVar[str]  # of the workdir, which holds the files of such rows
     MODE: ClassVar[str]  # that measures them
@@ -262,29 +205,19 @@ class _Measured(_Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Row(_Measured):
-    """A row of a sweep.
-
-    Attributes:
-      p_uncond: of the model's training.
-      label_in: which blocks of its network are told the label.
-      evaluations: network evaluations for one sample.
-      cost: their arithmetic, in evaluations of the model for one prediction.
-      samples: the file of the kept samples, relative to the workdir; None if none were kept.
-      config_sha256: of the whole config, but for how the work was divided.
-      seconds: that the row took the process that finished it.
-    """
+    """A row of a sweep."""
 
     FOLDER: ClassVar[str] = 'results'
     MODE: ClassVar[str] = 'eval'
 
     source: Drawn
-    p_uncond: float
-    label_in: str
-    evaluations: int
-    cost: float
-    samples: str | None
-    config_sha256: str
-    seconds: float
+    p_uncond: float  # of the model's training
+    label_in: str  # which blocks of its network are told the label
+    evaluations: int  # of networks, for one sample
+    cost: float  # their arithmetic, in evaluations of the model for one prediction
+    samples: str | None  # the file of the kept samples, relative to the workdir; None if none were kept
+    config_sha256: str  # of the whole config, but for how the work was divided
+    seconds: float  # that the row took the process that finished it
 
     @property
     def order(self) -> tuple:

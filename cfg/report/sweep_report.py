@@ -65,8 +65,7 @@ def write_report(
         The path of index.html.
 
     Raises:
-        UserError: there are no results, a file of them is damaged, `one_class` is not a label, or there is no such
-            table.
+        UserError: there are no results, a file of them is damaged, or `one_class` is not a label.
     """
     workdir = Path(workdir)
     if not 0 <= one_class < len(class_names):
@@ -80,8 +79,9 @@ def write_report(
 
     tables.write_csv(output / 'table.csv', curves)
     tables.write_tex(output / 'table.tex', curves)
-    plots.plot_against_w(output / 'fid_is_vs_w.png', curves, table)
-    plots.plot_fid_against_is(output / 'fid_vs_is.png', curves, table)
+    pictures = output / 'fid_is_vs_w.png', output / 'fid_vs_is.png'
+    plots.save(plots.figure_against_w(curves, table), pictures[0])
+    plots.save(plots.figure_fid_against_is(curves, table), pictures[1])
     if compared:
         side_by_side.write_csv(output / 'paper_table.csv', compared)
         side_by_side.write_tex(output / 'paper_table.tex', compared)
@@ -112,7 +112,7 @@ def write_report(
         curves=curves,
         samples={path: pick.page for path, pick in picked.items()},
         class_names=class_names,
-        plots=(output / 'fid_is_vs_w.png', output / 'fid_vs_is.png'),
+        plots=pictures,
         notices=notices,
         comparison=compared,
     )

@@ -22,7 +22,6 @@ from cfg.metrics import distances
 from cfg.modes import compare, import_adm
 from cfg.report.curves import group_curves
 from cfg.report.results import Results
-from cfg.runs.generate import Generator
 from cfg.runs.trained import TrainedRun
 from cfg.runtime import progress
 from cfg.runtime.errors import UserError
@@ -257,29 +256,23 @@ def test_a_workdir_of_an_older_version_is_refused_and_left_alone(workdir):
 
 def test_a_generator_is_let_go_of_when_no_row_needs_it(workdir, monkeypatch):
     """Those of a sweep over T at two steps: each is built once, and is gone once its rows of the second are done."""
-    alive, built = [], weakref.WeakSet()
-    measure = sweep._Sweep._measure
+    alive, built, make = [], [], sweep.make_generator
 
-    class Watched(Generator):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            built.add(self)
-            alive.append(None)
+    def making(config, networks, sampler):
+        generator = make(config, networks, sampler)
+        built.append(weakref.ref(generator))
+        return generator
 
-    def measuring(self, point, *args):
+    def measuring(self, point, *_):
+        self._generator(point)
         gc.collect()
-        alive.append((point.step, point.sampler.num_steps, len(built)))
-        return measure(self, point, *args)
+        alive.append((point.step, point.sampler.num_steps, sum(ref() is not None for ref in built)))
 
-    monkeypatch.setattr(sweep, 'Generator', Watched)
+    monkeypatch.setattr(sweep, 'make_generator', making)
     monkeypatch.setattr(sweep._Sweep, '_measure', measuring)
-    sweep.evaluate(config_of(num_samples=20, steps=(4, 6), num_steps=(2, 3, 4), w=(1.0, 2.0)), workdir)
-    assert alive.count(None) == 3
-    counts = [item for item in alive if item]
-    assert counts[0] == (4, 2, 1)
-    assert counts[6:] == [(6, 2, 3), (6, 2, 3), (6, 3, 2), (6, 3, 2), (6, 4, 1), (6, 4, 1)]
-    gc.collect()
-    assert not built
+    sweep.evaluate(config_of(steps=(4, 6), num_steps=(2, 3, 4), w=(1.0, 2.0)), workdir)
+    assert alive[::2] == [(4, 2, 1), (4, 3, 2), (4, 4, 3), (6, 2, 3), (6, 3, 2), (6, 4, 1)]
+    assert len(built) == 3
 
 
 def test_a_comparison_of_a_part_of_the_sweep_says_so(workdir, capsys):
