@@ -74,7 +74,7 @@ class Results:
 
     def write_lines(self) -> None:
         """Writes `lines` anew, until it has all rows: another process may finish one meanwhile."""
-        while True:
+        while self.folder.is_dir():  # without it the lines would be taken for those of an older version
             files = self._files()
             write_whole(self.lines, ''.join(f'{row.to_json()}\n' for row in self.read()).encode())
             if self._files() == files:

@@ -1,9 +1,10 @@
 """A sweep that dies at any moment goes on to the rows and samples of one that did not."""
 
+import json
 import shutil
 
 from cfg.evaluation import sweep
-from cfg.report.results import read_results
+from cfg.report.results import Results
 from cfg.training import loop
 from tests.kill_points import KillPoints, made_once
 
@@ -12,7 +13,9 @@ VARYING = ('seconds', 'finished')
 
 def results_of(workdir):
     """Returns (the rows without what may differ between two runs, {name: content} of the sample files)."""
-    rows = [{k: v for k, v in row.items() if k not in VARYING} for row in read_results(workdir)]
+    rows = [json.loads(line) for line in (workdir / 'results.jsonl').read_text().splitlines()]
+    assert rows == [json.loads(row.to_json()) for row in Results(workdir).read()]
+    rows = [{k: v for k, v in row.items() if k not in VARYING} for row in rows]
     return rows, {path.name: path.read_bytes() for path in (workdir / 'samples').iterdir() if path.name[0] != '.'}
 
 

@@ -125,6 +125,8 @@ def test_a_workdir_of_an_older_version_is_refused(tmp_path, names):
 def test_there_are_no_rows_yet(tmp_path):
     assert Results(tmp_path).read() == []
     Results(tmp_path).check()
+    Results(tmp_path).write_lines()
+    assert not list(tmp_path.iterdir())
 
 
 def test_rows_are_in_one_order_whoever_wrote_them_when(tmp_path):
