@@ -76,7 +76,7 @@ _TABLES = {
 
 
 def paper_table(name: str) -> PaperTable:
-    """A table of the paper by its file's name, see `cfg.settings.checks.TABLES`."""
+    """A table of the paper by its file's name, see `cfg.settings.table.TABLES`."""
     title, key, prefix, label = _TABLES[name]
     text = (Path(__file__).with_name('paper_tables') / f'{name}.csv').read_text(encoding='utf-8')
     lines = list(csv.DictReader(text.splitlines()))
