@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from cfg.data.built_in import BUILT_IN
 from cfg.data.manifest import ALIASES, default_dir, find_manifest, is_preparable
 from cfg.runtime.errors import UserError
 
@@ -24,7 +25,7 @@ class DataSpec:
 def data_spec(name: str, image_size: int, *, data_dir: str, crop: str) -> DataSpec:
     """Returns the shapes and classes of the data set of a config.
 
-    Those of ImageNet are known, those of others are read from their manifests.
+    Those of ImageNet and of `cfg.data.built_in` are known, those of others are read from their manifests.
 
     Args:
       name: `config.data.name`.
@@ -36,10 +37,14 @@ def data_spec(name: str, image_size: int, *, data_dir: str, crop: str) -> DataSp
       UserError: when the name is not that of a data set with images, it has no images of that size, or it is not
         prepared.
     """
-    if name == 'digits':
-        if image_size != 8:
-            raise UserError(f"config.data.image_size={image_size} must be 8: data.name='digits' has 8x8 images only.")
-        return DataSpec(name, (8, 8, 1), 10)
+    if name in BUILT_IN:
+        shape = BUILT_IN[name].image_shape
+        if image_size != shape[0]:
+            raise UserError(
+                f'config.data.image_size={image_size} must be {shape[0]}: data.name={name!r} has '
+                f'{shape[0]}x{shape[1]} images only.'
+            )
+        return DataSpec(name, shape, BUILT_IN[name].num_classes)
     if ALIASES.get(name, name) == ALIASES['imagenet']:
         return DataSpec(name, (image_size, image_size, 3), 1000)
     if is_preparable(name):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from cfg.data.digits import SPLITS
+from cfg.data.built_in import BUILT_IN
 from cfg.diffusion import sampler as samplers
 from cfg.settings.sampler import check_texts, check_w
 from cfg.settings.table import SEED, TABLE
@@ -47,7 +47,9 @@ def _check_job(config: ConfigDict) -> None:
 
 def _check_split(config: ConfigDict) -> None:
     data = config.data
-    require(data.name != 'digits' or data.split in SPLITS, 'data.split', data.split, f'one of {", ".join(SPLITS)}')
+    if data.name in BUILT_IN:
+        splits = BUILT_IN[data.name].splits
+        require(data.split in splits, 'data.split', data.split, f'one of {", ".join(splits)}')
 
 
 def _check_networks(config: ConfigDict) -> None:

@@ -2,13 +2,11 @@
 
 from ml_collections import ConfigDict
 
-from cfg.data.digits import digits
+from cfg.data.built_in import BUILT_IN
 from cfg.data.disk import open_prepared
-from cfg.data.manifest import default_dir, find_manifest
+from cfg.data.manifest import default_dir, find_manifest, is_preparable
 from cfg.data.source import Source
 from cfg.data.spec import DataSpec, data_spec
-
-BUILT_IN = ('digits', 'mixture')  # data sets that need no preparation
 
 
 def spec_of(config: ConfigDict) -> DataSpec:
@@ -28,9 +26,9 @@ def open_source(config: ConfigDict, split: str | None = None) -> Source:
       UserError: when it has no images, is not prepared, or lacks files or the split.
     """
     data = config.data
-    if data.name in BUILT_IN:
+    if data.name in BUILT_IN or not is_preparable(data.name):
         spec_of(config)  # says what cannot be
-        return digits(split or data.split)
+        return BUILT_IN[data.name].open(split or data.split)
     return open_prepared(
         data.name,
         data_dir=default_dir(data.dir),
@@ -42,9 +40,10 @@ def open_source(config: ConfigDict, split: str | None = None) -> Source:
 
 def open_held_out(config: ConfigDict) -> Source | None:
     """Opens the split that was not trained on; None if the data set has none."""
-    if config.data.name == 'digits':
-        return open_source(config, 'test')
     data = config.data
+    if data.name in BUILT_IN:
+        split = BUILT_IN[data.name].held_out
+        return None if split is None else open_source(config, split)
     manifest = find_manifest(data.name, data_dir=default_dir(data.dir), size=data.image_size, crop=data.crop)
     split = next((name for name in ('validation', 'test') if name in manifest['splits']), None)
     return None if split is None else open_source(config, split)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from cfg.data.built_in import BUILT_IN
 from cfg.data.crop import CROPS
 from cfg.data.images import ROUNDINGS
 from cfg.data.manifest import is_preparable
@@ -11,9 +12,9 @@ from cfg.diffusion.options import is_finite
 from cfg.diffusion.process import PREDICTIONS
 from cfg.models.time import TIMES
 from cfg.models.unet import LABEL_IN
-from cfg.settings.data import BUILT_IN
 
 DTYPES = ('float32', 'bfloat16')
+MIXTURE = 'mixture'  # a name of `data.name` that has exact scores in the place of images
 FEATURES = ('inception', 'small_classifier')
 TABLES = ('table1_imagenet64', 'table2_imagenet128')  # of the paper, see cfg/report/paper.py
 
@@ -75,8 +76,8 @@ _STRENGTHS = _several(_number(-math.inf), 'one or more finite numbers', least=1)
 _STEPS = _several(_whole(2), 'whole numbers of at least 2')
 _LOGSNR = _number(-20, 20, 'within -20 and 20 for float32')
 _NAME = Check(
-    lambda name: _TEXT.holds(name) and (name in BUILT_IN or is_preparable(name)),
-    f'one of {", ".join(BUILT_IN)}, imagenet, tfds:NAME, folder:PATH',
+    lambda name: _TEXT.holds(name) and (name in (*BUILT_IN, MIXTURE) or is_preparable(name)),
+    f'one of {", ".join((*BUILT_IN, MIXTURE))}, imagenet, tfds:NAME, folder:PATH',
 )
 
 

@@ -100,7 +100,7 @@ def _held_out(config: ConfigDict, source: Source, network: nn.Module) -> Callabl
     each time. The levels lie in the middle of as many equal strata of p(logsnr) as there are images.
     """
     held = open_held_out(config)
-    if held is None or held.name == source.name or source.name == 'digits/all':
+    if held is None or held.name == source.name or source.name.endswith('/all'):
         log.info('%s leaves no images that are not trained on: accuracies are those of training.', source.name)
         return None
     count = min(len(held), MOST_HELD_OUT)
