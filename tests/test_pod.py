@@ -145,7 +145,7 @@ def test_when_one_is_killed_the_other_says_so_and_ends(folder):
     workdir = folder / 'killed'
     runs = group(f'--workdir={workdir}', '--mode=train', '--config.train.num_steps=100000', folder=folder / 'logs')
     beat = workdir / 'heartbeats' / 'train.1.json'  # rewritten every few seconds
-    wait_until(lambda: beat.exists() and 'work' in json.loads(beat.read_text()))
+    wait_until(lambda: beat.exists() and json.loads(beat.read_text())['work'])
     runs[1].signal(signal.SIGKILL)
     assert finish(runs) == [75, -signal.SIGKILL], runs[0].text
     assert re.search(r'error: process 1 \(.*\) is gone \(last seen train \d+/100000 steps', runs[0].text)

@@ -189,7 +189,9 @@ class Watch:
         limit = self._limits.start
         if self._count == 1 or time.monotonic() - self._began <= limit:
             return None
-        there = [b for b in beats.read_all(self._workdir, self._own.what) if b.started > self._own.started - limit]
+        now, earliest = time.time(), self._own.started - limit
+        found = [beat for beat in beats.read_all(self._workdir, self._own.what) if beat.started > earliest]
+        there = [beat for beat in found if not beat.is_gone(now - beat.time, self._limits.silence)]
         if self._count is None:
             what = f'some processes have not started; these have: {", ".join(sorted(beat.host for beat in there))}'
         else:

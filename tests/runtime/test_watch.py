@@ -203,12 +203,13 @@ def test_one_that_waits_for_another_that_works_does_not_hang(tmp_path, ended, cl
 def test_who_has_not_started_is_named(tmp_path, ended, clock, capsys):
     other(tmp_path, index=2, state='starting')
     other(tmp_path, index=1, state='starting', started=clock.now - 1000)  # of the day before
-    with make(tmp_path, ended, count=4, start=60.0):
+    other(tmp_path, index=4, state='starting', pid=dead_pid())  # it started, and died
+    with make(tmp_path, ended, count=5, start=60.0):
         clock.sleep(60.0)
         assert not ended
         clock.sleep(INTERVAL)
         assert ended == [STATUS_START_AGAIN]
-    assert 'After 60 s of 4 processes, number 1, 3 has not started' in capsys.readouterr().err
+    assert 'After 60 s of 5 processes, number 1, 3, 4 has not started' in capsys.readouterr().err
 
 
 def test_where_only_jax_knows_the_number_those_that_started_are_named(tmp_path, ended, clock, capsys):
