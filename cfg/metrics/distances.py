@@ -126,7 +126,7 @@ def kid(samples: Array, reference: Array, *, num_subsets: int, subset_size: int,
 
 
 def _unbiased_mmd2(x: Array, y: Array) -> float:
-    """Computes it for two sets [m, D]; pairs of a vector with itself are left out of the means within a set."""
+    """Estimates squared MMD of two sets [m, D], leaving out the pairs of a vector with itself."""
     m = len(x)
 
     def kernel(a: Array, b: Array) -> Array:

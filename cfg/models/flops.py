@@ -1,4 +1,4 @@
-"""Counts of the arithmetic in a network, from its traced program: no device and no data."""
+"""Counts of the arithmetic in a network, which are read off its traced program without a device or data."""
 
 import functools
 import math
@@ -58,7 +58,7 @@ def forward_flops(network: nn.Module, image_shape: tuple[int, int, int]) -> floa
 def guided_flops(network: nn.Module, image_shape: tuple[int, int, int]) -> float:
     """Counts the FLOP of the predictions for two labels of one image (`UNet.both`), as `forward_flops` does.
 
-    Twice as many, or less where the two share a part of the network.
+    It is twice as much, or less where the two share a part of the network.
     """
     return _network_flops(network, image_shape, 'both', num_labels=2)
 

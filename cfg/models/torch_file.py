@@ -106,7 +106,7 @@ _ADMITTED = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Admits what a state dict needs and nothing else; `storages` holds what the pickle referred to, by key."""
+    """An unpickler that admits what a state dict needs; `storages` holds what the pickle referred to, by key."""
 
     def __init__(self, file: IO[bytes]):
         super().__init__(file, encoding='utf-8')
