@@ -56,7 +56,7 @@ def test_fields_of_the_config_exist(page):
 
 
 def is_function(name):
-    """Whether it is one of the paper's modules, such as `sampler.parse_rule`."""
+    """Whether it is one of the paper's modules, such as `mixture.eps_fn`."""
     module, _, function = name.partition('.')
     return (ROOT / f'cfg/diffusion/{module}.py').exists() and hasattr(
         importlib.import_module(f'cfg.diffusion.{module}'), function
