@@ -121,13 +121,33 @@ def of_one_network(
 
 
 def of_two_networks(
-    first: Callable[[Array], Array], second: Callable[[Array], Array], z: Array, needed: tuple[Array, Array]
+    models: tuple[Denoiser, Denoiser],
+    z: Array,
+    logsnr: Array,
+    labels: Array,
+    other_labels: Array,
+    needed: tuple[Array, Array],
 ) -> tuple[Array, Array]:
-    """Returns the outputs of two networks at z, running those alone that any example needs."""
+    """Returns the outputs of two networks, each for its own label; what no example needs is not run.
+
+    Args:
+      needed: which of the two each example needs, two bool [N]. Where one network runs, both results are its output.
+
+    Returns:
+      Both [N, ...], as predictions of the first network's kind (eps, x or v).
+    """
+    model, second = models
     cond, other = needed
 
-    def twice(output):
-        return output, output
+    def of_second(z):
+        output = second(z, logsnr, other_labels)
+        if second.prediction == model.prediction:
+            return output
+        read = process.from_output(output, z, logsnr, prediction=second.prediction)
+        return process.target(read.x, read.eps, logsnr, prediction=model.prediction)
 
-    branches = (lambda z: twice(first(z)), lambda z: twice(second(z)), lambda z: (first(z), second(z)))
+    def of_model(z):
+        return model(z, logsnr, labels)
+
+    branches = (lambda z: (of_model(z),) * 2, lambda z: (of_second(z),) * 2, lambda z: (of_model(z), of_second(z)))
     return jax.lax.switch(jnp.where(jnp.any(other), jnp.where(jnp.any(cond), 2, 1), 0), branches, z)

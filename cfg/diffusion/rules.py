@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cfg.diffusion import corrections, denoiser, options, process, schedule, strength
-from cfg.diffusion.denoiser import Denoiser, Models, Point
+from cfg.diffusion.denoiser import Models, Point
 from cfg.diffusion.process import Prediction
 
 Array = jax.Array
@@ -234,33 +234,13 @@ class Pair(Rule):
         model = models.model
         if self.compares_with_null and models.uncond is not None:
             null = jnp.full_like(labels, models.uncond.null_label)
-            return self.outputs_of_two(model, models.uncond, z, logsnr, (labels, null), needed)
+            return denoiser.of_two_networks((model, models.uncond), z, logsnr, labels, null, needed)
         if self.compares_with_null:
             others = jnp.full_like(labels, model.null_label)
         else:
             draw = jax.vmap(lambda key: jax.random.randint(key, (), 0, model.num_classes, labels.dtype))
             others = draw(keys)
         return denoiser.of_one_network(model, z, logsnr, labels, others, needed)
-
-    def outputs_of_two(
-        self,
-        model: Denoiser,
-        second: Denoiser,
-        z: Array,
-        logsnr: Array,
-        labels: tuple[Array, Array],
-        needed: tuple[Array, Array],
-    ) -> tuple[Array, Array]:
-        """Returns the outputs of two networks, each with its labels; the second one's in the terms of the first."""
-
-        def other(z):
-            output = second(z, logsnr, labels[1])
-            if second.prediction == model.prediction:
-                return output
-            read = process.from_output(output, z, logsnr, prediction=second.prediction)
-            return process.target(read.x, read.eps, logsnr, prediction=model.prediction)
-
-        return denoiser.of_two_networks(lambda z: model(z, logsnr, labels[0]), other, z, needed)
 
     def init(self, keys: Array, z: Array) -> _PairState:
         streams = jax.vmap(lambda key: jax.random.fold_in(key, _STREAM))(keys)
@@ -414,7 +394,7 @@ class Autoguidance(Pair):
     threshold: float | None = threshold()
 
     def outputs(self, models, z, logsnr, labels, keys, needed):
-        return self.outputs_of_two(models.model, models.weaker, z, logsnr, (labels, labels), needed)
+        return denoiser.of_two_networks((models.model, models.weaker), z, logsnr, labels, labels, needed)
 
     def combine(self, at, cond, other, memory):
         return at.read(classifier_free(cond, other, at.w)), memory

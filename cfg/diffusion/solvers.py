@@ -251,17 +251,17 @@ class Heun(Solver):
         if self.s_max is not None and self.s_min > self.s_max:
             raise ValueError('s_min must be at most s_max, or s_churn changes nothing')
 
-    def gamma(self, sigma: Any, most: Any) -> Any:
-        """Returns by which share churn raises EDM's sigma, `most` where there is churn at all."""
+    def gamma(self, sigma: Array, largest: Array | float) -> Array:
+        """Returns by which share churn raises EDM's sigma; `largest` where there is churn at all."""
         inside = (sigma >= self.s_min) & (sigma <= (math.inf if self.s_max is None else self.s_max))
-        return (np if isinstance(sigma, np.ndarray) else jnp).where(inside, most, 0.0)
+        return jnp.where(inside, largest, 0.0)
 
-    def most(self, num_steps: int) -> float:
-        """Returns the largest gamma, min(S_churn / T, sqrt(2) - 1) (Karras et al. 2022, Alg. 2)."""
+    def largest_gamma(self, num_steps: int) -> float:
+        """Returns min(S_churn / T, sqrt(2) - 1) (Karras et al. 2022, Alg. 2)."""
         return min(self.s_churn / num_steps, math.sqrt(2.0) - 1.0)
 
     def memory(self, z, num_steps):
-        return jnp.float32(self.most(num_steps))
+        return jnp.float32(self.largest_gamma(num_steps))
 
     def step(self, guided, at, z, state, memory, noise):
         logsnr_t = at.logsnr_t
@@ -289,7 +289,7 @@ class Heun(Solver):
 
     def visits(self, logsnrs):
         found = np.empty(2 * len(logsnrs) - 1, logsnrs.dtype)
-        found[::2] = logsnrs - 2.0 * np.log1p(self.gamma(np.exp(-0.5 * logsnrs), self.most(len(logsnrs))))
+        found[::2] = logsnrs - 2.0 * np.log1p(self.gamma(np.exp(-0.5 * logsnrs), self.largest_gamma(len(logsnrs))))
         found[1::2] = logsnrs[1:]
         return found
 

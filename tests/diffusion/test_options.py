@@ -208,7 +208,8 @@ SWITCHES = {Ddim: {'eta': 0.5}, DpmSolver2M: {'stochastic': True}, Heun: {'s_chu
 @hypothesis.settings(max_examples=20, deadline=None, derandomize=True)
 @hypothesis.given(data=st.data())
 def test_a_text_says_every_option_that_is_not_where_something_lies(kind, data):
-    values = {field.name: data.draw(VALUES[field.name]) for field in dataclasses.fields(kind)}
+    fields = dataclasses.fields(kind)
+    values = {field.name: data.draw(VALUES.get(field.name, st.just(field.default))) for field in fields}
     for name, on in SWITCHES.get(kind, {}).items():
         values[name] = values[name] or on
     made = kind(**values)
