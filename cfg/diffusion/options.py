@@ -110,9 +110,8 @@ class Described:
     @property
     def text(self) -> str:
         """Returns the canonical text."""
-        values = {field.name: getattr(self, field.name) for field in self.options() if field.metadata['printed']}
-        defaults = {field.name: field.default for field in self.options()}
-        changed = [f'{key}={value!r}' for key, value in values.items() if value != defaults[key]]
+        said = [(field, getattr(self, field.name)) for field in self.options() if field.metadata['printed']]
+        changed = [f'{field.name}={value!r}' for field, value in said if value != field.default]
         return f'{self.name}({", ".join(changed)})' if changed else self.name
 
     @classmethod
