@@ -1,1 +1,1 @@
-"""Evaluation: features, moments, metrics, the sweep over w and its report."""
+"""This room measures samples: the sweep over w, its references, and files of samples."""

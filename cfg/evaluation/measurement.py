@@ -1,4 +1,4 @@
-"""What is measured of a stream of images, kept on disk so that a process that dies loses little of it."""
+"""Measures a stream of images and keeps what it has on disk, so that a process that dies loses little of it."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ _STATE, _FEATURES, _IMAGES = 'state.npz', 'features.f32', 'images.u8'
 
 
 class Measurement:
-    """Moments, inception score sums, features and images of a stream, in a folder.
+    """A measurement holds moments, inception score sums, features and images of a stream, in a folder.
 
     Everything is saved together: `count` says how many images of the stream are in it, and the next ones give, bit for
     bit, what an unbroken run would have given as long as the batches are cut in the same places.
@@ -131,17 +131,17 @@ class Measurement:
 
     @property
     def features(self) -> Array:
-        """The kept pool features, float32 [n, D], read from disk as they are needed."""
+        """Returns the kept pool features, float32 [n, D], read from disk as they are needed."""
         return self._mapped(_FEATURES, '<f4', (self._num_features, self._network.width))
 
     @property
     def images(self) -> Array:
-        """The kept images, uint8 [n, H, W, C], likewise."""
+        """Returns the kept images, uint8 [n, H, W, C], likewise."""
         return self._mapped(_IMAGES, '|u1', (self._num_images, *self._image_shape))
 
     @property
     def accuracy(self) -> float | None:
-        """The share that is classified as its label; None if nothing classifies."""
+        """Returns the share that is classified as its label; None if nothing classifies."""
         return self.agree / self.count if self._network.classifier else None
 
     def remove(self) -> None:
@@ -173,7 +173,7 @@ class Measurement:
                 raise ValueError(f'{name} is shorter than it was')
 
     def _sizes(self) -> dict[str, int]:
-        """Bytes that the files of raw values must have."""
+        """Returns how many bytes the files of raw values must have."""
         return {
             _FEATURES: self._num_features * 4 * self._network.width,
             _IMAGES: self._num_images * int(np.prod(self._image_shape)),

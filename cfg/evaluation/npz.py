@@ -1,4 +1,4 @@
-"""Files of samples and of references in ADM's layout, read as a stream: no pickle is opened, nothing is held whole.
+"""Reads files of samples and of references in ADM's layout as a stream: no pickle is opened, nothing is held whole.
 
 A sample file holds `arr_0`, uint8 [N, H, W, C], and maybe `arr_1`, labels [N]. A reference file holds any of `arr_0`,
 `mu` [2048] and `sigma` of the pool features, `mu_s` [2023] and `sigma_s` of the spatial ones; ours also say in
@@ -31,7 +31,7 @@ _BROKEN = (zipfile.BadZipFile, EOFError, ValueError, OSError, KeyError, RuntimeE
 
 
 def check(path: Path, what: str) -> None:
-    """Whether an npz or npy can be opened.
+    """Checks that an npz or npy can be opened.
 
     Args:
       path: of the file.
@@ -45,7 +45,7 @@ def check(path: Path, what: str) -> None:
 
 
 def has_images(path: Path, what: str) -> bool:
-    """Whether an npz holds `arr_0`, of more than no images.
+    """Returns whether an npz holds `arr_0`, of at least one image.
 
     Raises:
       UserError: as in `check`.
@@ -58,7 +58,7 @@ def has_images(path: Path, what: str) -> bool:
 
 @dataclass(frozen=True)
 class ImageFile:
-    """The images of a file.
+    """An image file gives the images of an npz or npy.
 
     Attributes:
       path: of the file.
@@ -74,11 +74,11 @@ class ImageFile:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Of the file."""
+        """Returns the SHA-256 of the file."""
         return sha256_of_file(self.path)
 
     def labels(self) -> Array | None:
-        """int32 [N]; None if the file holds none.
+        """Returns int32 [N]; None if the file holds none.
 
         Raises:
           UserError: when they are not one whole number an image.
@@ -95,7 +95,7 @@ class ImageFile:
         return labels.astype(np.int32)
 
     def batches(self, batch_size: int) -> Iterator[Array]:
-        """uint8 [n, H, W, C] in order, n = batch_size but for the last.
+        """Yields uint8 [n, H, W, C] in order, n = batch_size but for the last.
 
         Raises:
           UserError: when the file ends too early.
@@ -115,7 +115,7 @@ class ImageFile:
 
 
 def open_images(path: Path, what: str) -> ImageFile:
-    """The images of an npz (`arr_0`) or npy; only the header is read.
+    """Opens the images of an npz (`arr_0`) or npy; only the header is read.
 
     Args:
       path: of the file.
@@ -147,7 +147,7 @@ def open_images(path: Path, what: str) -> ImageFile:
 
 
 def read_moments(path: Path, what: str) -> dict[str, Array] | None:
-    """The moments of a reference file, float64: `mu` and `sigma`, and where present `mu_s` and `sigma_s`.
+    """Returns the moments of a reference file, float64: `mu`, `sigma`, and where present `mu_s` and `sigma_s`.
 
     Returns:
       None if there is no `mu`.
@@ -173,7 +173,7 @@ def read_moments(path: Path, what: str) -> dict[str, Array] | None:
 
 
 def features_of(path: Path, what: str) -> str | None:
-    """The SHA-256 of the weights that the moments of a reference file were made with; None if it does not say.
+    """Returns the SHA-256 of the weights that the moments of a file were made with; None if it does not say.
 
     Raises:
       UserError: when the file is missing or damaged.
@@ -238,7 +238,7 @@ def _check_moments(moments: dict[str, Array], mean_name: str, cov_name: str, nam
 
 @contextlib.contextmanager
 def _opened(path: Path, what: str) -> Iterator[zipfile.ZipFile | Path]:
-    """The archive, or the path of a plain npy."""
+    """Opens the archive; of a plain npy it gives the path."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f'{what}={path} does not exist: give the path of an npz file.')
@@ -259,7 +259,7 @@ def _member(archive: zipfile.ZipFile | Path, name: str) -> IO[bytes]:
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """(shape, whether in Fortran order, type), and the file stands where the values begin."""
+    """Returns (shape, whether in Fortran order, type); the file then stands where the values begin."""
     version = np.lib.format.read_magic(file)
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in read:
@@ -268,7 +268,7 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def _shape(archive: zipfile.ZipFile | Path, path: Path, what: str) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """What `_header` says of `arr_0`."""
+    """Returns what `_header` says of `arr_0`."""
     try:
         with _member(archive, 'arr_0') as file:
             return _header(file)

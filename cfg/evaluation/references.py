@@ -1,4 +1,4 @@
-"""What samples are compared with: the moments and some features of real images, measured once and kept."""
+"""Measures what samples are compared with: the moments and some features of real images, once, and keeps them."""
 
 import contextlib
 import hashlib
@@ -31,48 +31,37 @@ SPLIT_SIZE = 5000  # of references, whose inception score nobody asks for
 
 
 class Gaussian(NamedTuple):
-    """Mean [D] and covariance [D, D], float64."""
+    """A Gaussian has a mean [D] and a covariance [D, D], float64."""
 
     mean: Array
     cov: Array
 
     @classmethod
     def of(cls, moments: Moments | None) -> 'Gaussian | None':
-        """Of features; None of none."""
+        """Returns that of features; None of none."""
         return None if moments is None else cls(moments.mean, moments.covariance())
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What samples are compared with.
+    """A reference is what samples are compared with."""
 
-    Attributes:
-      name: for results and figures.
-      sha256: of the images (their fingerprint), or of the file.
-      file_sha256: of the file; None if the images of a data set were measured.
-      image_shape: (H, W, C) of the images; None if there are none.
-      count: images that the moments are of; None where they were read, as files do not say.
-      pool: of the pool features.
-      spatial: of the spatial features; None without.
-      features: float32 [M, D], pool features of some of the images, for precision, recall and KID; None without.
-    """
-
-    name: str
-    sha256: str
-    file_sha256: str | None
-    image_shape: tuple[int, ...] | None
-    count: int | None
-    pool: Gaussian
-    spatial: Gaussian | None
-    features: Array | None
+    name: str  # for results and figures
+    sha256: str  # of the images (their fingerprint), or of the file
+    file_sha256: str | None  # None if the images of a data set were measured
+    image_shape: tuple[int, ...] | None  # (H, W, C) of the images; None if there are none
+    count: int | None  # images that the moments are of; None where they were read, as files do not say
+    pool: Gaussian  # of the pool features
+    spatial: Gaussian | None  # of the spatial features; None without
+    features: Array | None  # float32 [M, D], of some of the images, for precision, recall and KID; None without
 
     @property
     def num_features(self) -> int:
-        """How many images have features."""
+        """Returns how many images have features."""
         return 0 if self.features is None else len(self.features)
 
     def beside(self, num_samples: int) -> Beside:
-        """What every row of `num_samples` samples says of it."""
+        """Returns what every row of `num_samples` samples says of it."""
         return Beside(
             reference=self.name,
             reference_file_sha256=self.file_sha256,
@@ -82,40 +71,35 @@ class Reference:
 
 @dataclass(frozen=True)
 class Stream:
-    """Images in a fixed order.
+    """A stream is images in a fixed order.
 
-    Attributes:
-      name: for the user, 'images of ...'.
-      sha256: two streams that agree here hold the same images and labels.
-      count: how many.
-      image_shape: (H, W, C).
-      kept: indices of those whose features are kept, ascending.
-      batches: index of the first image, a multiple of BATCH -> batches of BATCH (images, labels or None) from there on.
+    Its `batches` takes the index of the first image, a multiple of BATCH, and gives batches of BATCH (images, labels or
+    None) from there on.
     """
 
-    name: str
-    sha256: str
+    name: str  # for the user, 'images of ...'
+    sha256: str  # two streams that agree here hold the same images and labels
     count: int
-    image_shape: tuple[int, ...]
-    kept: Array
+    image_shape: tuple[int, ...]  # (H, W, C)
+    kept: Array  # indices of those whose features are kept, ascending
     batches: Callable[[int], Iterator[tuple[Array, Array | None]]]
 
 
 def chosen(count: int, num_images: int) -> Array:
-    """Which of `count` images stand for all: `num_images` at random, the same every time, ascending."""
+    """Returns which of `count` images stand for all: `num_images` at random, the same every time, ascending."""
     if num_images >= count:
         return np.arange(count)
     return np.sort(np.random.default_rng(0).choice(count, num_images, replace=False))
 
 
 def images_of(source: Source, indices: Array) -> Iterator[Array]:
-    """Some images of a data set, in batches of BATCH."""
+    """Yields some images of a data set, in batches of BATCH."""
     for start in range(0, len(indices), BATCH):
         yield source.fetch(indices[start : start + BATCH])['image']
 
 
 def stream_of_source(source: Source, num_images: int) -> Stream:
-    """A data set; the features of `num_images` of its images are kept."""
+    """Makes a data set a stream; the features of `num_images` of its images are kept."""
 
     def batches(start: int) -> Iterator[tuple[Array, Array]]:
         for first in range(start, len(source), BATCH):
@@ -128,7 +112,7 @@ def stream_of_source(source: Source, num_images: int) -> Stream:
 
 
 def stream_of_file(file: npz.ImageFile) -> Stream:
-    """The images of an npz; the features of all are kept."""
+    """Makes the images of an npz a stream; the features of all are kept."""
 
     def batches(start: int) -> Iterator[tuple[Array, Array | None]]:
         labels = file.labels()
@@ -151,7 +135,7 @@ def measuring(
     stop: StopSignal,
     folder: str = 'measured',
 ) -> Iterator[Measurement]:
-    """What `measure` gives, and no other process has it until the block ends.
+    """Gives what `measure` gives; no other process has it until the block ends.
 
     Args:
       folder: in the cache of the network.
@@ -203,7 +187,7 @@ def measure(
 
 
 def open_reference(config: ConfigDict, network: FeatureNetwork, stop: StopSignal) -> Reference:
-    """The reference of `config.eval.reference`, or else the images of `config.data.split`.
+    """Measures the reference of `config.eval.reference`, or else the images of `config.data.split`.
 
     Raises:
       UserError: when the file cannot be read or is of other features than the network's.
@@ -214,7 +198,7 @@ def open_reference(config: ConfigDict, network: FeatureNetwork, stop: StopSignal
 
 
 def reference_of_source(config: ConfigDict, source: Source, network: FeatureNetwork, stop: StopSignal) -> Reference:
-    """All images of a data set; the features of `config.stats.num_images` of them."""
+    """Measures all images of a data set, and the features of `config.stats.num_images` of them."""
     measured = measure_reference(config, stream_of_source(source, config.stats.num_images), network, stop)
     return Reference(
         name=f'{source.name} ({len(source)} real images)',
@@ -229,13 +213,13 @@ def reference_of_source(config: ConfigDict, source: Source, network: FeatureNetw
 
 
 def measure_reference(config: ConfigDict, stream: Stream, network: FeatureNetwork, stop: StopSignal) -> Measurement:
-    """`measure` for moments and features alone, which are the same however samples are classified and split."""
+    """Measures moments and features alone, which are the same however samples are classified and split."""
     save_seconds = config.eval.save_seconds
     return measure(stream, network.plain or network, is_split_size=SPLIT_SIZE, save_seconds=save_seconds, stop=stop)
 
 
 def reference_of_file(config: ConfigDict, network: FeatureNetwork, stop: StopSignal) -> Reference:
-    """An npz in ADM's layout: its moments if it holds any, or else those of its images."""
+    """Reads an npz in ADM's layout: its moments if it holds any, or else those of its images."""
     path, what = Path(config.eval.reference), 'config.eval.reference'
     stored = npz.read_moments(path, what)
     if stored is not None:
@@ -268,7 +252,7 @@ def reference_of_file(config: ConfigDict, network: FeatureNetwork, stop: StopSig
 
 
 def check_features(path: Path, what: str, stored: dict[str, Array], network: FeatureNetwork) -> None:
-    """Whether stored moments are of the features of the network: as many, and of the same weights where the file says.
+    """Checks that stored moments are of the network's features: as many, and of the same weights where the file says.
 
     Raises:
       UserError: when not.
@@ -289,7 +273,7 @@ def check_features(path: Path, what: str, stored: dict[str, Array], network: Fea
 
 
 def floor(config: ConfigDict, source: Source, network: FeatureNetwork, stop: StopSignal) -> dict[str, Any]:
-    """What real images that were not trained on would score: those held out against those trained on.
+    """Scores real images that were not trained on: those held out against those trained on.
 
     Args:
       source: the images of `config.data.split`.

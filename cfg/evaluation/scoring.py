@@ -1,4 +1,4 @@
-"""From what was measured of samples, and a reference, to the numbers of a row."""
+"""Makes the numbers of a row from what was measured of samples, and a reference."""
 
 import datetime
 import importlib.metadata
@@ -22,7 +22,7 @@ LIBRARIES = ('jax', 'jaxlib', 'flax', 'numpy')  # that a number may depend on
 
 
 def score(measured: Measurement, reference: Reference, options: ConfigDict) -> Scores:
-    """FID, sFID, inception score, precision, recall, KID and accuracy; None for what cannot be measured.
+    """Computes the scores of samples; None for what cannot be measured.
 
     Args:
       measured: of the samples, with the features of all of them.
@@ -54,7 +54,7 @@ def score(measured: Measurement, reference: Reference, options: ConfigDict) -> S
 
 
 def method(options: ConfigDict, network: FeatureNetwork, reference: Reference, *, num_samples: int) -> Method:
-    """What a row says of how it was scored; `options` is `config.eval`."""
+    """Returns what a row says of how it was scored; `options` is `config.eval`."""
     names = ('is_split_size', 'neighbours_dtype', 'kid_subsets', 'kid_subset_size')
     return Method(
         num_samples=num_samples,
@@ -68,7 +68,7 @@ def method(options: ConfigDict, network: FeatureNetwork, reference: Reference, *
 
 
 def origin(network: FeatureNetwork, warnings: Sequence[str]) -> Origin:
-    """What a row that is finished now says of how it came about."""
+    """Returns what a row that is finished now says of how it came about."""
     return Origin(
         warnings=tuple(warnings),
         features_file_sha256=network.file_sha256,
@@ -79,7 +79,7 @@ def origin(network: FeatureNetwork, warnings: Sequence[str]) -> Origin:
 
 
 def kid_subset_size(options: ConfigDict, num_samples: int, num_real: int) -> int:
-    """`config.eval.kid_subset_size`, or as many as there are."""
+    """Returns `config.eval.kid_subset_size`, or as many as there are."""
     return min(options.kid_subset_size, num_samples, num_real)
 
 
@@ -91,7 +91,7 @@ def warnings(
     num_samples: int,
     image_shape: tuple[int, ...],
 ) -> list[str]:
-    """What a reader of the numbers must know, one sentence each; it stays in the row."""
+    """Returns what a reader of the numbers must know, a sentence each; it stays in the row."""
     found = []
     if num_samples <= network.width:
         found.append(

@@ -1,4 +1,4 @@
-"""The sweep of `--mode=eval`: every metric of any product of checkpoints, samplers and guidance, a row measured once.
+"""Measures the sweep of `--mode=eval`: every metric of any product of checkpoints, samplers and guidance, each once.
 
 A row is measured in a folder of its own under `unfinished/`, from where a process that died goes on in the middle of
 it. A finished row is one file, see `cfg.report.results`.
@@ -56,7 +56,7 @@ DIVISION = ('job', 'save_seconds')
 
 
 class Point(NamedTuple):
-    """One point of the product that a sweep is."""
+    """A point is one of the product that a sweep is."""
 
     step: int
     ema: bool
@@ -70,7 +70,7 @@ class Point(NamedTuple):
 
 
 class Planned(NamedTuple):
-    """A row of the sweep, measured or not."""
+    """A planned row is one of the sweep, measured or not."""
 
     point: Point
     source: Drawn
@@ -78,7 +78,7 @@ class Planned(NamedTuple):
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> int | None:
-    """All metrics of every row of the sweep that is not measured yet; prints the table of the rows asked for.
+    """Measures every row of the sweep that is not measured yet; prints the table of the rows asked for.
 
     Returns:
       On the first process, how many rows are still missing because other jobs have not measured them yet.
@@ -96,13 +96,13 @@ def evaluate(config: ConfigDict, workdir: Path) -> int | None:
 
 
 class _Latest:
-    """The value of one key at a time: that of the key before is let go of first."""
+    """This holds the value of one key at a time: that of the key before is let go of first."""
 
     def __init__(self):
         self._key = self._value = None
 
     def get(self, key: Any, make: Callable[[], Any]) -> Any:
-        """The value of a key, made if it is not the latest."""
+        """Returns the value of a key, made if it is not the latest."""
         if self._key != key:
             self._key = self._value = None
             self._key, self._value = key, make()
@@ -110,7 +110,7 @@ class _Latest:
 
 
 class _Sweep:
-    """What all rows share, opened and checked before the first one is measured.
+    """A sweep holds what all rows share, opened and checked before the first one is measured.
 
     The reference, the warnings and the results are the first process's alone.
     """
@@ -161,7 +161,7 @@ class _Sweep:
         self._asked = self._rows[number - 1 :: count]
 
     def _points(self) -> list[Point]:
-        """The product; parameters and compiled samplers change as rarely as they can."""
+        """Returns the product, in which parameters and compiled samplers change as rarely as they can."""
         options, sampling = self._config.eval, self._config.sampling
         product = itertools.product(
             dict.fromkeys(step for step, _ in self._models),
@@ -205,7 +205,7 @@ class _Sweep:
         return processes.on_first(lambda: self._report(failures))
 
     def _missing(self) -> list[Planned]:
-        """The rows that are to be measured."""
+        """Returns the rows that are to be measured."""
         todo = [row for row in self._asked if row.identity not in self._results]
         log.info('%d of the %d rows of the sweep are to be done.', len(todo), len(self._asked))
         for row in self._asked:  # finished, by a process that died before it could tidy up
@@ -314,19 +314,19 @@ class _Sweep:
         self._generators = {sampler: made for sampler, made in self._generators.items() if sampler in needed}
 
     def _on_devices(self, point: Point) -> Any:
-        """The parameters of a point; those of one checkpoint, and beside it of one rule, are on the devices."""
+        """Returns the parameters of a point; those of one checkpoint, and of one rule beside it, are on the devices."""
         step, rule = (point.step, point.ema), (point.sampler.rule, point.ema)
         model = self._model_params.get(step, lambda: on_devices({'model': self._models[step]}))
         return model | self._companion_params.get(rule, lambda: on_devices(self._companions[rule]))
 
     @functools.cached_property
     def _both(self) -> float:
-        """The arithmetic of two predictions at once, in those of one."""
+        """Returns the arithmetic of two predictions at once, in those of one."""
         model = next(iter(self._models.values()))
         return guided_flops(model.network, self._spec.image_shape) / model.flops
 
     def _cost(self, point: Point) -> dict[str, float]:
-        """Network evaluations for one sample, and their arithmetic in evaluations of the model for one prediction."""
+        """Counts network evaluations for one sample, and their arithmetic in those of the model for one prediction."""
         companions = self._companions[point.sampler.rule, point.ema]
         passes = point.sampler.passes(point.w, second_uncond='uncond' in companions)
         second = sum(it.flops for name, it in companions.items() if name != 'classifier')
@@ -368,7 +368,7 @@ def _unswept(rule: Rule) -> Rule:
 
 
 def config_sha256(config: ConfigDict) -> str:
-    """Of the whole config, but for how the work is divided."""
+    """Returns the digest of the whole config, but for how the work is divided."""
     values = copy.deepcopy(config_dict(config))
     del values['processes']
     for name in DIVISION:

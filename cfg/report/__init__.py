@@ -1,1 +1,1 @@
-"""What people look at: tables, plots, pages."""
+"""This room makes what people look at: rows, tables, plots, pages."""

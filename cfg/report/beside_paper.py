@@ -1,4 +1,4 @@
-"""Our numbers beside the paper's: one column a curve, one row a w."""
+"""Sets our numbers beside the paper's: one column a curve, one row a w."""
 
 import csv
 import itertools
@@ -19,34 +19,27 @@ _DIGITS = 6  # w that agree to so many are one w
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the table.
+    """A column of the table holds one score of one curve."""
 
-    Attributes:
-        metric: 'FID' or 'IS'.
-        whose: 'paper', 'ours', or 'difference' (ours minus the paper's).
-        label: of the curve.
-        values: [number of w], nan where there is none.
-    """
-
-    metric: str
-    whose: str
-    label: str
-    values: np.ndarray
+    metric: str  # 'FID' or 'IS'
+    whose: str  # 'paper', 'ours', or 'difference' (ours minus the paper's)
+    label: str  # of the curve
+    values: np.ndarray  # [number of w], nan where there is none
 
     @property
     def best(self) -> int | None:
-        """Index of the lowest FID or the highest IS; None for differences, and where there is no value."""
+        """Returns the index of the lowest FID or the highest IS; None for differences, and where there is no value."""
         if self.whose == 'difference' or np.isnan(self.values).all():
             return None
         return int(np.nanargmin(self.values) if self.metric == 'FID' else np.nanargmax(self.values))
 
     @property
     def name(self) -> str:
-        """Heading of the column where there is one line of headings."""
+        """Returns the heading of the column where there is one line of headings."""
         return f'{self.metric} {self.whose} ({self.label})'
 
     def text(self, place: int) -> str:
-        """A cell as people read it; differences have their sign."""
+        """Returns a cell as people read it; differences have their sign."""
         value = self.values[place]
         if math.isnan(value):
             return ''
@@ -55,28 +48,21 @@ class Column:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The paper's table with our columns beside it.
+    """A comparison is the paper's table with our columns beside it."""
 
-    Attributes:
-        title: of the paper's table.
-        w: every w of the paper and of ours, ascending.
-        columns: those of FID, then those of IS; of each the paper's, ours, and the differences.
-        notes: sentences to read with the table.
-    """
-
-    title: str
-    w: np.ndarray
-    columns: tuple[Column, ...]
-    notes: tuple[str, ...]
+    title: str  # of the paper's table
+    w: np.ndarray  # every one of the paper and of ours, ascending
+    columns: tuple[Column, ...]  # those of FID, then those of IS; of each the paper's, ours, and the differences
+    notes: tuple[str, ...]  # sentences to read with the table
 
     @property
     def metrics(self) -> list[tuple[str, int]]:
-        """Each metric, with the number of its columns."""
+        """Returns each metric, with the number of its columns."""
         return [(metric, sum(column.metric == metric for column in self.columns)) for _, metric in _METRICS]
 
     @property
     def groups(self) -> list[tuple[str, int]]:
-        """Whose the neighbouring columns of one metric are, with their number."""
+        """Returns whose the neighbouring columns of one metric are, with their number."""
         groups = itertools.groupby(self.columns, key=lambda column: (column.metric, column.whose))
         return [(whose, len(list(columns))) for (_, whose), columns in groups]
 
@@ -123,14 +109,14 @@ def write_tex(path: Path, comparison: Comparison) -> None:
 
 
 def _on(w: np.ndarray, own_w: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Values at `own_w`, placed at the same w of a longer list."""
+    """Places values at `own_w` at the same w of a longer list."""
     placed = np.full(len(w), np.nan)
     placed[np.searchsorted(w, np.round(own_w, _DIGITS))] = values
     return placed
 
 
 def _notes(paper: PaperTable, curves: Sequence[Curve]) -> list[str]:
-    """How our numbers were made, and what keeps them from being compared with the paper's."""
+    """Says how our numbers were made, and what keeps them from being compared with the paper's."""
     notes, reasons = [], {}
     for curve in curves:
         row = curve.rows[0]

@@ -1,4 +1,4 @@
-"""Rules, samplers, T and w on one model beside each other: FID against IS, FID against cost, and a table.
+"""Sets rules, samplers, T and w beside each other: FID against IS, FID against cost, and a table.
 
 Written from the rows of a sweep: `frontier.png`, `cost.png`, `points.csv`, `best_at_cost.csv` and `index.html`.
 """
@@ -52,7 +52,7 @@ def write(folders: Sequence[Path], *, note: str = '') -> Path:
 
 
 def best_table(found: Sequence[Point]) -> list[list[str]]:
-    """The best FID of each rule at each cost or less, with what reaches it; the first line is the heading.
+    """Returns the best FID of each rule at each cost or less, with what reaches it, below a line of headings.
 
     A cell is the mean, the spread over repetitions if there are several, how many standard errors it is from plain
     `cfg` at the same cost (paired by repetition), and the w of the point, with sampler, grid and T where these differ.

@@ -1,4 +1,4 @@
-"""The curves that rows of a sweep form, and what people call them."""
+"""Groups the rows of a sweep into curves, and names them."""
 
 import dataclasses
 import math
@@ -46,45 +46,39 @@ _PHRASES = {
 
 @dataclass(frozen=True)
 class Curve:
-    """The rows that differ in nothing but w, in ascending w.
+    """A curve is the rows that differ in nothing but w, in ascending w."""
 
-    Attributes:
-        key: unique among the curves of a report; the step, with '.2', '.3', ... for further curves of that step.
-        label: what tells this curve from the others, for people.
-        rows: one row a w.
-    """
-
-    key: str
-    label: str
-    rows: tuple[Row, ...]
+    key: str  # unique among the curves of a report; the step, with '.2', '.3', ... for further curves of that step
+    label: str  # what tells this curve from the others, for people
+    rows: tuple[Row, ...]  # one a w
 
     @property
     def step(self) -> int:
-        """The step of the checkpoint."""
+        """Returns the step of the checkpoint."""
         return self.rows[0].source.step
 
     @property
     def w(self) -> np.ndarray:
-        """The guidance strengths, float64 [len(rows)]."""
+        """Returns the guidance strengths, float64 [len(rows)]."""
         return np.array([row.source.w for row in self.rows])
 
     def values(self, name: str) -> np.ndarray:
-        """The score of this name of each row, float64 [len(rows)]; nan where it could not be measured."""
+        """Returns the score of this name of each row, float64 [len(rows)]; nan where it could not be measured."""
         return np.array([number(getattr(row.scores, name)) for row in self.rows])
 
     @property
     def best_fid(self) -> int | None:
-        """Index of the row of lowest FID; None if there is no FID."""
+        """Returns the index of the row of lowest FID; None if there is no FID."""
         return _best(-self.values('fid'))
 
     @property
     def best_inception_score(self) -> int | None:
-        """Index of the row of highest inception score; None if there is none."""
+        """Returns the index of the row of highest inception score; None if there is none."""
         return _best(self.values('inception_score'))
 
 
 def number(value: float | None) -> float:
-    """A score, nan for None."""
+    """Returns a score, nan for None."""
     return math.nan if value is None else value
 
 
@@ -105,13 +99,13 @@ def group_curves(rows: Sequence[Row]) -> list[Curve]:
 
 
 def settings_of(row: Row) -> dict[str, Any]:
-    """The fields of a row and of its parts, those of `sampling` too, by name."""
+    """Returns the fields of a row and of its parts, those of `sampling` too, by name."""
     flat = row.flat
     return flat | flat['sampling']
 
 
 def phrase(name: str, value: Any) -> str:
-    """The setting of a row in words."""
+    """Returns the setting of a row in words."""
     if name in _PHRASES:
         form, without = _PHRASES[name]
         return without if value is None else form.format(value)
@@ -123,14 +117,14 @@ def phrase(name: str, value: Any) -> str:
 
 
 def floors(curves: Sequence[Curve]) -> dict[str, Row]:
-    """A row for each floor of real data, by what the floor is, with the features where they differ."""
+    """Returns a row for each floor of real data, by what the floor is, with the features where they differ."""
     rows = [row for curve in curves for row in curve.rows if row.beside.floor_fid is not None]
     several = len({row.method.features for row in rows}) > 1
     return {f'{row.beside.floor}, {row.method.features}' if several else row.beside.floor: row for row in rows}
 
 
 def finite_sample_floors(curves: Sequence[Curve]) -> list[tuple[int, float]]:
-    """(number of samples, the FID that so many draws of a Gaussian with the reference's own moments would score)."""
+    """Returns each (number of samples, FID of so many draws of a Gaussian with the reference's own moments)."""
     rows = [row for curve in curves for row in curve.rows]
     return list(dict.fromkeys((row.method.num_samples, row.beside.finite_sample_fid) for row in rows))
 
@@ -140,7 +134,7 @@ def _best(values: np.ndarray) -> int | None:
 
 
 def _labels(firsts: Sequence[dict[str, Any]]) -> list[str]:
-    """A label for each curve, from the settings of one row of each: only what differs between the curves."""
+    """Makes a label for each curve from the settings of one row of each: only what differs between the curves."""
     names = _differing(firsts, _SETTINGS)
     if not names or _differing(firsts, ['step']):
         names.insert(0, 'step')
@@ -151,7 +145,7 @@ def _labels(firsts: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _told_apart(labels: Sequence[str], firsts: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:
-    """Labels that several curves share, with what differs between these."""
+    """Adds to labels that several curves share what differs between these."""
     told = []
     for label, settings in zip(labels, firsts, strict=True):
         same = [other for other, shared in zip(firsts, labels, strict=True) if shared == label]

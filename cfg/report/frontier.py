@@ -1,4 +1,4 @@
-"""What rows of several rules, samplers and runs say of each other: means with their spread, and the best at a cost."""
+"""Compares rows of several rules, samplers and runs: means with their spread, and the best at a cost."""
 
 import dataclasses
 import itertools
@@ -22,55 +22,42 @@ _SAME = ('num_samples', 'labels', 'is_split_size', 'features_sha256', 'reference
 
 @dataclass(frozen=True)
 class Setting:
-    """How samples were drawn, but for w.
+    """A setting is how samples were drawn, but for w.
 
-    Attributes:
-        step: of the checkpoint.
-        guidance, sampler, grid: their texts.
-        num_steps: T.
-        logvar_interp: the paper's v; None of samplers that have none.
-        networks: 0, or a number for each further set of networks that was used in this way: other classifiers, or
-            in one run other weaker models, or parameters of the step itself after it was trained again.
-        rest: everything else, by name.
+    Its number of networks is 0, or one for each further set of networks that was used in this way: other classifiers,
+    or in one run other weaker models, or parameters of the step itself after it was trained again.
     """
 
-    step: int
-    guidance: str
+    step: int  # of the checkpoint
+    guidance: str  # this and the next two: their texts
     sampler: str
     grid: str
-    num_steps: int
-    logvar_interp: float | None
+    num_steps: int  # T
+    logvar_interp: float | None  # the paper's v; None of samplers that have none
     networks: int
-    rest: tuple[tuple[str, Any], ...]
+    rest: tuple[tuple[str, Any], ...]  # everything else, by name
 
 
 @dataclass(frozen=True)
 class Point:
-    """One setting at one w, over all repetitions.
+    """A point is one setting at one w, over all repetitions.
 
-    Attributes:
-        setting: how.
-        w: the guidance strength.
-        cost: network evaluations for one sample, those of other networks by their share of the model's arithmetic.
-        fid, inception_score: means over the repetitions; nan where one has none.
-        fid_spread, inception_score_spread: standard deviations over the repetitions, n - 1; nan for one.
-        count: of the repetitions.
-        fids: ((repetition, FID), ...), a repetition being the number of a run or a sampling seed.
+    Scores are means over them, nan where one has none; spreads are standard deviations (n - 1), nan for one repetition.
     """
 
     setting: Setting
     w: float
-    cost: float
+    cost: float  # network evaluations for one sample, those of other networks by their share of the model's arithmetic
     fid: float
     fid_spread: float
     inception_score: float
     inception_score_spread: float
-    count: int
-    fids: tuple[tuple[int, float], ...]
+    count: int  # of the repetitions
+    fids: tuple[tuple[int, float], ...]  # of each repetition, by the number of its run or its sampling seed
 
 
 def points(runs: Sequence[Sequence[Row]]) -> list[Point]:
-    """Points of the rows of each run, in the order in which their first rows were finished.
+    """Makes points of the rows of each run, in the order in which their first rows were finished.
 
     With several runs, one training seed each, the repetitions are the runs, and within a run the mean over sampling
     seeds counts; with one run they are its sampling seeds. Rows that cannot be compared with the newest one of the
@@ -107,7 +94,7 @@ def points(runs: Sequence[Sequence[Row]]) -> list[Point]:
 
 
 def newest(runs: Sequence[Sequence[Row]]) -> Row:
-    """The row that was finished last, of the first run that has any."""
+    """Returns the row that was finished last, of the first run that has any."""
     return max(next(run for run in runs if run), key=_finished)
 
 
@@ -120,7 +107,7 @@ def _same(row: Row) -> list[Any]:
 
 
 def _place(value: Any, known: list[Any]) -> int:
-    """The place of a value in a list, at whose end it is put if it is new."""
+    """Returns the place of a value in a list, at whose end it is put if it is new."""
     if value not in known:
         known.append(value)
     return known.index(value)
@@ -152,7 +139,7 @@ def _point(setting: Setting, w: float, by_run: dict[int, list[Row]], *, several:
 
 
 def curves(found: Sequence[Point]) -> dict[Setting, list[Point]]:
-    """The points of each setting in ascending w."""
+    """Returns the points of each setting in ascending w."""
     by_setting: dict[Setting, list[Point]] = {}
     for point in sorted(found, key=lambda point: point.w):
         by_setting.setdefault(point.setting, []).append(point)
@@ -160,7 +147,7 @@ def curves(found: Sequence[Point]) -> dict[Setting, list[Point]]:
 
 
 def best(found: Sequence[Point], cost: float = math.inf) -> Point | None:
-    """The point of lowest mean FID among those that cost no more; None where there is none.
+    """Returns the point of lowest mean FID among those that cost no more; None where there is none.
 
     Points with fewer repetitions than others of `found` do not count: theirs may be the lowest by luck.
     """
@@ -171,7 +158,7 @@ def best(found: Sequence[Point], cost: float = math.inf) -> Point | None:
 
 
 def budgets(found: Sequence[Point], most: int = 6) -> list[float]:
-    """Costs at which rules are compared: those that the points have, at most so many of them, evenly picked."""
+    """Picks the costs at which rules are compared, evenly from those that the points have, at most so many."""
     costs = sorted({point.cost for point in found})
     if len(costs) <= most:
         return costs
@@ -179,7 +166,7 @@ def budgets(found: Sequence[Point], most: int = 6) -> list[float]:
 
 
 def differs(a: Point, b: Point) -> float:
-    """(FID of a - FID of b), over the repetitions that both have, in standard errors of its mean: Student's paired t.
+    """Returns the mean of (FID of a - FID of b) over the repetitions of both, in its standard errors: Student's t.
 
     What a repetition has in common, such as the luck of its training, drops out. nan for fewer than two, or where all
     differences are equal.

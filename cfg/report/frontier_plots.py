@@ -1,4 +1,4 @@
-"""The pictures of `--mode=compare`, and how it names settings."""
+"""Draws the pictures of `--mode=compare`, and names settings."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +22,7 @@ _LEGEND_CHARACTERS = 145  # a line of the legend, in the width of a picture
 
 
 def namer(settings: Sequence[Setting], fields: Sequence[str] = FIELDS, lone: bool = True) -> Callable[[Setting], str]:
-    """Settings in words: only what differs between them; `lone`: the rule, if nothing does, and the rest."""
+    """Returns what names settings: only by what differs; `lone`: by the rule, if nothing does, and the rest."""
     # Of samplers without v it says nothing that the sampler does not.
     values = {name: {getattr(setting, name) for setting in settings} - {None} for name in fields}
     differing = [name for name in fields if len(values[name]) > 1] or ['guidance'] * lone
@@ -38,17 +38,17 @@ def namer(settings: Sequence[Setting], fields: Sequence[str] = FIELDS, lone: boo
 
 
 def rule_namer(settings: Sequence[Setting]) -> Callable[[Setting], str]:
-    """The rule of each setting in words; the rule alone if nothing else differs."""
+    """Returns what names the rule of each setting; by the rule alone if nothing else differs."""
     return namer(settings, ('step', 'guidance', 'networks'))
 
 
 def way_namer(settings: Sequence[Setting]) -> Callable[[Setting], str]:
-    """How each setting is sampled, in words; '' if all are sampled alike."""
+    """Returns what names the way each setting is sampled; '' if all are sampled alike."""
     return namer(settings, ('sampler', 'grid', 'num_steps', 'logvar_interp'), lone=False)
 
 
 def figure_frontier(found: Sequence[Point], title: str) -> Figure:
-    """FID against the inception score, a line a setting through its w, with the spread over repetitions as bars.
+    """Draws FID against the inception score, a line a setting through its w, with spreads over repetitions as bars.
 
     Where there are too many rules for one plot each has a panel, with those of 'cfg', or of the first rule, in grey.
     """
@@ -127,7 +127,7 @@ def _draw(axes: Axes, line: Sequence[Point], **style: Any) -> None:
 
 
 def figure_cost(found: Sequence[Point], title: str) -> Figure:
-    """The lowest FID over w against the cost of a sample, a line for each rule and sampler through its T."""
+    """Draws the lowest FID over w against the cost of a sample, a line for each rule and sampler through its T."""
     figure = Figure(figsize=(9, 7), layout='constrained')
     axes = figure.subplots()
     name = namer([point.setting for point in found], tuple(field for field in FIELDS if field != 'num_steps'))
@@ -162,7 +162,7 @@ def figure_cost(found: Sequence[Point], title: str) -> Figure:
 
 
 def rule_of(setting: Setting) -> tuple:
-    """What makes two settings the same rule."""
+    """Returns what makes two settings the same rule."""
     return tuple(getattr(setting, name) for name in _RULE)
 
 
@@ -171,7 +171,7 @@ def _key(setting: Setting, without: Sequence[str]) -> tuple:
 
 
 def _styles(settings: Iterable[Setting]) -> list[dict]:
-    """A colour for each rule, a kind of line for each way to sample it."""
+    """Picks a colour for each rule, and a kind of line for each way to sample it."""
     rules, ways, found = [], [], []
     for setting in settings:
         rule, way = rule_of(setting), _key(setting, _RULE)
@@ -182,7 +182,7 @@ def _styles(settings: Iterable[Setting]) -> list[dict]:
 
 
 def _limit(found: Sequence[Point]) -> float:
-    """The largest FID that is drawn, so that what has failed does not hide what is compared."""
+    """Returns the largest FID that is drawn, so that what has failed does not hide what is compared."""
     return 12.0 * min((point.fid for point in found if point.fid > 0), default=math.inf)
 
 
@@ -191,7 +191,7 @@ def _bar(spread: float) -> float:
 
 
 def _finish(figure: Figure, panels: Sequence[Axes], drawn: Sequence[Point], limit: float, title: str) -> None:
-    """The scale of FID, the same in all panels, the title with what it leaves out, and the legend."""
+    """Sets the scale of FID, the same in all panels, the title with what it leaves out, and the legend."""
     positive = [point.fid for point in drawn if 0 < point.fid <= limit]
     for axes in panels:
         if positive and max(positive) > plots.LOG_RATIO * min(positive):

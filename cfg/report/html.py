@@ -1,4 +1,4 @@
-"""Pages from the templates beside this file; what is put into them is escaped."""
+"""Writes pages from the templates beside this file; what is put into them is escaped."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The page of a report: one HTML file that needs nothing else."""
+"""Writes the page of a report: one HTML file that needs nothing else."""
 
 import base64
 import io
@@ -66,7 +66,7 @@ def write_page(
 
 
 def sprite(images: np.ndarray) -> bytes:
-    """One PNG of all images in rows of `SPRITE_COLUMNS`, edge to edge, row by row.
+    """Puts all images into one PNG, in rows of `SPRITE_COLUMNS`, edge to edge.
 
     Args:
         images: uint8 [N, H, W, C] with C 1 or 3.
@@ -87,7 +87,7 @@ def _data_uri(png: bytes) -> str:
 
 
 def _viewer_data(curves: Sequence[Curve], samples: Mapping[str, Samples], class_names: Sequence[str]) -> dict[str, Any]:
-    """What the page's script needs: the points of each curve, and a sprite for each sample file."""
+    """Returns what the page's script needs: the points of each curve, and a sprite for each sample file."""
     sprites = {path: place for place, path in enumerate(samples)}
     labels = sorted({int(label) for shown in samples.values() for label in shown.labels})
     return {
@@ -129,7 +129,7 @@ def _viewer_data(curves: Sequence[Curve], samples: Mapping[str, Samples], class_
 
 
 def _bests(curve: Curve, place: int) -> list[str]:
-    """The scores in which the row at `place` is the best of its curve."""
+    """Returns the scores in which the row at `place` is the best of its curve."""
     bests = {'fid': curve.best_fid, 'inception_score': curve.best_inception_score}
     return [name for name, best in bests.items() if best == place]
 
@@ -152,7 +152,7 @@ def _listed(items: Sequence[str]) -> str:
 
 
 def _floors(curves: Sequence[Curve]) -> list[tuple[str, dict[str, str]]]:
-    """The last lines of the table, of real data and of so many samples: the text of each metric, '' without."""
+    """Returns the last lines of the table, of real data and of so many samples: a text for each metric, '' without."""
     lines = []
     for label, row in floors(curves).items():
         beside = row.beside
@@ -204,7 +204,7 @@ _PROVENANCE = {
 
 
 def _provenance(curves: Sequence[Curve]) -> dict[str, dict[str, list[str]]]:
-    """What is said under each name, with the labels of the curves of which it is said."""
+    """Returns what is said under each name, with the labels of the curves of which it is said."""
     found: dict[str, dict[str, list[str]]] = {}
     for curve in curves:
         flat = [row.flat for row in curve.rows]
@@ -216,7 +216,7 @@ def _provenance(curves: Sequence[Curve]) -> dict[str, dict[str, list[str]]]:
 
 
 def _words(value: Any) -> str:
-    """A value for people; of an object the names and values."""
+    """Returns a value for people; of an object the names and values."""
     if isinstance(value, dict):
         return ', '.join(f'{name} {_words(item)}' for name, item in value.items() if item is not None)
     return {True: 'yes', False: 'no'}[value] if isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""The paper's Tables 1 and 2, the numbers behind its Fig. 4 and 5."""
+"""Reads the paper's Tables 1 and 2, the numbers behind its Fig. 4 and 5."""
 
 import csv
 from dataclasses import dataclass
@@ -15,56 +15,42 @@ NUM_STEPS = 256  # T where the paper does not state it, from the authors' relate
 
 @dataclass(frozen=True)
 class PaperCurve:
-    """One model of a table, or one T.
+    """A curve of the paper is one model of a table, or one T; w (ascending) and scores are [N]."""
 
-    Attributes:
-        setting: value of p_uncond or T.
-        label: for people.
-        w: guidance strengths, ascending [N].
-        fid: [N].
-        inception_score: [N].
-    """
-
-    setting: float
-    label: str
+    setting: float  # value of p_uncond or T
+    label: str  # for people
     w: np.ndarray
     fid: np.ndarray
     inception_score: np.ndarray
 
     @property
     def best_fid(self) -> int:
-        """Index of the lowest FID."""
+        """Returns the index of the lowest FID."""
         return int(np.argmin(self.fid))
 
     @property
     def best_inception_score(self) -> int:
-        """Index of the highest inception score."""
+        """Returns the index of the highest inception score."""
         return int(np.argmax(self.inception_score))
 
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A table of the paper.
+    """A table of the paper has a curve for each value of what its columns differ in."""
 
-    Attributes:
-        title: what it is of.
-        key: what its columns differ in, 'p_uncond' or 'num_steps'.
-        curves: one for each value of it.
-    """
-
-    title: str
-    key: str
+    title: str  # what it is of
+    key: str  # what its columns differ in, 'p_uncond' or 'num_steps'
     curves: tuple[PaperCurve, ...]
 
     def match(self, curve: Curve) -> PaperCurve | None:
-        """The paper's curve of the setting of one of ours, if there is one and ours is drawn as the paper does it."""
+        """Returns the paper's curve of the setting of ours; None if there is none, or ours is drawn otherwise."""
         row = curve.rows[0]
         if row.source.sampling.departures:
             return None
         return next((paper for paper in self.curves if paper.setting == self.setting_of(row)), None)
 
     def setting_of(self, row: Row) -> float:
-        """The p_uncond or T of a row of ours."""
+        """Returns the p_uncond or T of a row of ours."""
         return row.p_uncond if self.key == 'p_uncond' else row.source.sampling.num_steps
 
 
@@ -76,7 +62,7 @@ _TABLES = {
 
 
 def paper_table(name: str) -> PaperTable:
-    """A table of the paper by its file's name, see `cfg.settings.table.TABLES`."""
+    """Reads a table of the paper by its file's name, see `cfg.settings.table.TABLES`."""
     title, key, prefix, label = _TABLES[name]
     text = (Path(__file__).with_name('paper_tables') / f'{name}.csv').read_text(encoding='utf-8')
     lines = list(csv.DictReader(text.splitlines()))

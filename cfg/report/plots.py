@@ -1,4 +1,4 @@
-"""The plots of a guidance sweep: FID and inception score against w, and against each other (Fig. 4)."""
+"""Draws the plots of a guidance sweep: FID and inception score against w, and against each other (Fig. 4)."""
 
 import itertools
 import textwrap
@@ -93,12 +93,12 @@ _FLOOR_POINT = {'marker': 'X', 'markersize': 8, 'color': MUTED, 'linestyle': 'no
 
 
 def styles(count: int) -> list[dict]:
-    """The line style of each curve; the last one has the first colour and stands in front."""
+    """Returns the line style of each curve; the last one has the first colour and stands in front."""
     return [styles_of(place) | {'linewidth': 1.8, 'zorder': 3 - place / count} for place in reversed(range(count))]
 
 
 def styles_of(number: int, variant: int = 0) -> dict:
-    """A line style for the curve of this number, different for 49 of them; variants share its colour and marker."""
+    """Returns the line style of the curve of this number, different for 49; variants share its colour and marker."""
     cycle = len(COLOURS)
     return {
         'color': COLOURS[number % cycle],
@@ -115,7 +115,7 @@ _PAPER_MARKERS = ('o', 's', '^')
 
 
 def _paper_styles(curves: Sequence[Curve], paper: PaperTable | None) -> list[tuple[PaperCurve, dict]]:
-    """The paper's curves, thin and with hollow points, behind ours."""
+    """Returns the paper's curves with their styles: thin and with hollow points, behind ours."""
     if paper is None:
         return []
     colours = {}
@@ -146,7 +146,7 @@ _BEST_IS = {'marker': '*', 'markersize': 17, 'markerfacecolor': 'white', 'marker
 
 
 def _mark_bests(axes: Axes, curve: Curve, x: np.ndarray, y: np.ndarray, colour: str) -> None:
-    """A hollow star at the highest inception score, and a filled one, that fits into it, at the lowest FID."""
+    """Draws a hollow star at the highest inception score, and a filled one, that fits into it, at the lowest FID."""
     if curve.best_inception_score is not None:
         place = curve.best_inception_score
         axes.plot(x[place], y[place], **_BEST_IS, markeredgecolor=colour, zorder=3.9)
@@ -155,7 +155,7 @@ def _mark_bests(axes: Axes, curve: Curve, x: np.ndarray, y: np.ndarray, colour: 
 
 
 def features_of(rows: Sequence[Row]) -> str:
-    """Of which features scores are, for above a plot: a picture is often shown without its page."""
+    """Says of which features scores are, above a plot: a picture is often shown without its page."""
     return f'FID and IS with the features of: {" and ".join(dict.fromkeys(row.method.features for row in rows))}'
 
 
@@ -199,7 +199,7 @@ def _scale_w(axes: Axes, ws: Sequence[float]) -> None:
 
 
 def _legend_entries(curves: Sequence[Curve], floor: Line2D, paper: PaperTable | None) -> list[tuple[Line2D, str]]:
-    """The handles and labels of the legend; `floor` is how the plot draws the floors of real data."""
+    """Returns the handles and labels of the legend; `floor` is how the plot draws the floors of real data."""
     entries = []
     for curve, style in zip(curves, styles(len(curves)), strict=True):
         note = _bests(curve.w, curve.values('fid'), curve.values('inception_score'), curve)
@@ -218,14 +218,14 @@ def _legend_entries(curves: Sequence[Curve], floor: Line2D, paper: PaperTable | 
 
 
 def _bests(w: np.ndarray, fid: np.ndarray, score: np.ndarray, curve: Curve | PaperCurve) -> str:
-    """The lowest FID and the highest inception score of a curve, in brackets; nothing where none is finite."""
+    """Returns the lowest FID and the highest inception score of a curve, in brackets; nothing where there is none."""
     places = (('FID', fid, curve.best_fid), ('IS', score, curve.best_inception_score))
     parts = [f'best {name} {score_text(of[at])} at w = {w[at]:g}' for name, of, at in places if at is not None]
     return f' ({", ".join(parts)})' if parts else ''
 
 
 def _figure(legend: Sequence[tuple[Line2D, str]]) -> Figure:
-    """A figure with the legend on top, and below it the same room whatever the legend's length."""
+    """Makes a figure with the legend on top, and below it the same room whatever the legend's length."""
     lines = sum(label.count('\n') + 1 for _, label in legend)
     figure = Figure(figsize=(6.0, 5.8 + 0.2 * lines), dpi=200, layout='constrained')
     handles, labels = zip(*legend, strict=True)
@@ -282,12 +282,12 @@ _SIDES = (
 
 
 def _pixels(axes: Axes, scores: np.ndarray, fids: np.ndarray) -> np.ndarray:
-    """A curve's points in pixels of the figure, [N, 2]."""
+    """Returns a curve's points in pixels of the figure, [N, 2]."""
     return axes.transData.transform(np.stack([scores, fids], axis=1))
 
 
 def _along(track: np.ndarray) -> list[tuple[np.ndarray, bool]]:
-    """Places along the line through the points, each with whether it is one of the points."""
+    """Returns places along the line through the points, each with whether it is one of the points."""
     places = [(point, True) for point in track if np.isfinite(point).all()]
     for start, end in itertools.pairwise(track):
         length = np.hypot(*(end - start))

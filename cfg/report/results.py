@@ -1,4 +1,4 @@
-"""The results of a workdir: a finished row is one file, and a table of all rows is made from these files."""
+"""Keeps the results of a workdir: a finished row is one file, and a table of all rows is made from these files."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from cfg.runtime.files import write_whole
 
 
 class Results:
-    """The finished rows of one kind in a workdir.
+    """Results are the finished rows of one kind in a workdir.
 
     Each is a file `results/<identity>.json`, which is written whole and never changed. Processes that share a workdir
     write each their own. `results.jsonl` has all of them, a line a row in `Row.order`, for pandas and for people;
@@ -24,11 +24,11 @@ class Results:
 
     @property
     def lines(self) -> Path:
-        """The file that has all rows, a line each."""
+        """Returns the path of the file that has all rows, a line each."""
         return self.folder.with_suffix('.jsonl')
 
     def path(self, identity: str) -> Path:
-        """The file of a row."""
+        """Returns the path of the file of a row."""
         return self.folder / f'{identity}.json'
 
     def __contains__(self, identity: str) -> bool:
@@ -48,7 +48,7 @@ class Results:
             )
 
     def read(self) -> list[Row] | list[FileRow]:
-        """All rows, in their order; [] where there are none.
+        """Returns all rows, in their order; [] where there are none.
 
         Raises:
           UserError: when a file is not as it was written, or as in `check`.

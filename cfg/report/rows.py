@@ -1,4 +1,4 @@
-"""A row of results: one measurement of samples, with what it was made of, as a file and as a line of text.
+"""Says what a row of results is: one measurement of samples, with what it was made of.
 
 The file of a row holds one JSON object, in which the fields of a row's parts stand side by side: `w`, `fid`,
 `reference`. Every field is there, and null where there is nothing to say.
@@ -20,7 +20,7 @@ PAPER = {'guidance': 'cfg', 'sampler': 'ancestral', 'grid': 'paper'}
 
 
 class _Checked:
-    """A dataclass that refuses values of another type than its fields'; what JSON writes otherwise is converted."""
+    """This dataclass refuses values of another type than its fields'; what JSON writes otherwise is converted."""
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -30,7 +30,7 @@ class _Checked:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling(_Checked):
-    """The way from noise to samples, but for w; guidance, sampler and grid are their texts, as in a config."""
+    """This is the way from noise to samples, but for w; guidance, sampler and grid are their texts, as in a config."""
 
     guidance: str
     sampler: str
@@ -46,13 +46,13 @@ class Sampling(_Checked):
 
     @property
     def departures(self) -> list[str]:
-        """What is not as in the paper, in words: 'grid uniform'."""
+        """Returns what is not as in the paper, in words: 'grid uniform'."""
         return [f'{name} {getattr(self, name)}' for name, usual in PAPER.items() if getattr(self, name) != usual]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn(_Checked):
-    """Where the samples of a sweep's row come from."""
+    """This says where the samples of a sweep's row come from."""
 
     step: int  # of the checkpoint
     ema: bool  # whether its averaged parameters were used
@@ -68,14 +68,14 @@ class Drawn(_Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Given(_Checked):
-    """Samples that were given as a file."""
+    """These samples were given as a file."""
 
     samples_sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method(_Checked):
-    """How samples were scored."""
+    """This says how samples were scored."""
 
     num_samples: int
     is_split_size: int  # samples a split of the inception score
@@ -91,7 +91,7 @@ class Method(_Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Scores(_Checked):
-    """The metrics of samples, see docs/evaluation.md; None for what cannot be measured."""
+    """These are the metrics of samples, see docs/evaluation.md; None for what cannot be measured."""
 
     fid: float | None
     sfid: float | None = None
@@ -107,7 +107,7 @@ class Scores(_Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Beside(_Checked):
-    """What scores are read beside."""
+    """Scores are read beside these."""
 
     reference: str  # the real images, in words
     reference_file_sha256: str | None  # None for a data set
@@ -120,7 +120,7 @@ class Beside(_Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Origin(_Checked):
-    """How a row came about."""
+    """This says how a row came about."""
 
     warnings: tuple[str, ...]  # sentences that a reader of the scores must know
     features_file_sha256: str | None  # None if the features' network has no file
@@ -131,7 +131,7 @@ class Origin(_Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class _Measured(_Checked):
-    """What rows of every kind have; those that agree in source and method are the same measurement."""
+    """Rows of every kind have these; those that agree in source and method are the same measurement."""
 
     FOLDER: ClassVar[str]  # of the workdir, which holds the files of such rows
     MODE: ClassVar[str]  # that measures them
@@ -144,12 +144,12 @@ class _Measured(_Checked):
 
     @property
     def identity(self) -> str:
-        """A digest of what makes the row the measurement that it is."""
+        """Returns a digest of what makes the row the measurement that it is."""
         return identity_of(self.source, self.method)
 
     @property
     def flat(self) -> dict[str, Any]:
-        """The identity, and the fields of the row and of its parts, by their names."""
+        """Returns the identity, and the fields of the row and of its parts, by their names."""
         found = {'identity': self.identity}
         for name, value in dataclasses.asdict(self).items():
             found |= value if dataclasses.is_dataclass(getattr(self, name)) else {name: value}
@@ -157,17 +157,17 @@ class _Measured(_Checked):
 
     @property
     def not_finite(self) -> list[str]:
-        """The numbers that JSON has no words for: 'fid is nan'."""
+        """Returns the numbers that JSON has no words for: 'fid is nan'."""
         values = self.flat | self.flat.get('sampling', {})
         return [f'{name} is {x}' for name, x in values.items() if isinstance(x, float) and not math.isfinite(x)]
 
     def to_json(self, indent: int | None = None) -> str:
-        """The row as one JSON object; its numbers must be finite."""
+        """Returns the row as one JSON object; its numbers must be finite."""
         return json.dumps(self.flat, allow_nan=False, indent=indent)
 
     @classmethod
     def from_flat(cls, values: dict[str, Any]) -> Self:
-        """The row of the fields that `flat` gives, as they are in JSON.
+        """Makes the row of the fields that `flat` gives, as they are in JSON.
 
         Raises:
           ValueError: when a field is missing or of another type than it should be.
@@ -177,7 +177,7 @@ class _Measured(_Checked):
 
     @classmethod
     def from_json(cls, content: str | bytes, named: str) -> Self:
-        """The row that `to_json` wrote.
+        """Reads the row that `to_json` wrote.
 
         Args:
           named: the file that holds it, for the user.
@@ -205,7 +205,7 @@ class _Measured(_Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Row(_Measured):
-    """A row of a sweep."""
+    """A row of a sweep is one point of it, measured."""
 
     FOLDER: ClassVar[str] = 'results'
     MODE: ClassVar[str] = 'eval'
@@ -221,7 +221,7 @@ class Row(_Measured):
 
     @property
     def order(self) -> tuple:
-        """The place of a row among others.
+        """Returns the place of a row among others.
 
         It is that of the step, of averaged parameters before the others, of guidance, sampler and grid (the paper's
         first, then by their texts), of T, v, the seed and w.
@@ -234,7 +234,7 @@ class Row(_Measured):
 
 @dataclass(frozen=True, kw_only=True)
 class FileRow(_Measured):
-    """A row of somebody's samples, whose file is `samples`."""
+    """A row of somebody's samples is their file, `samples`, measured."""
 
     FOLDER: ClassVar[str] = 'evaluate_npz'
     MODE: ClassVar[str] = 'evaluate_npz'
@@ -244,12 +244,12 @@ class FileRow(_Measured):
 
     @property
     def order(self) -> tuple:
-        """The place of a row among others: that of its file's name."""
+        """Returns the place of a row among others: that of its file's name."""
         return self.samples, self.identity
 
 
 def identity_of(source: Drawn | Given, method: Method) -> str:
-    """The identity of a row that is not measured yet: 16 hexadecimal digits."""
+    """Returns the identity of a row, measured or not: 16 hexadecimal digits."""
     values = [dataclasses.asdict(source), dataclasses.asdict(method)]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -265,7 +265,7 @@ _WORDS = {
 
 
 def _of(kind: type, values: dict[str, Any]) -> Any:
-    """A dataclass from those values that are its fields."""
+    """Makes a dataclass from those values that are its fields."""
     names = [field.name for field in dataclasses.fields(kind)]
     if missing := [name for name in names if name not in values]:
         raise ValueError(f'has no {missing[0]}')
@@ -273,7 +273,7 @@ def _of(kind: type, values: dict[str, Any]) -> Any:
 
 
 def _checked(kind: Any, value: Any, name: str) -> Any:
-    """A value of JSON as the type of its field."""
+    """Returns a value of JSON as the type of its field."""
     if isinstance(kind, types.UnionType):  # X | None
         if value is None:
             return None

@@ -1,4 +1,4 @@
-"""Sample files in ADM's layout: written by the sweep, read by its report."""
+"""Writes sample files in ADM's layout, and reads them for a report."""
 
 import zipfile
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ FOLDER = 'samples'
 
 @dataclass(frozen=True)
 class Samples:
-    """Images, uint8 [N, H, W, C] with C 1 or 3, and their intended labels, int32 [N]."""
+    """Samples are images, uint8 [N, H, W, C] with C 1 or 3, and their intended labels, int32 [N]."""
 
     images: np.ndarray
     labels: np.ndarray
 
     def take(self, indices: np.ndarray) -> 'Samples':
-        """The samples at `indices`, in that order."""
+        """Returns the samples at `indices`, in that order."""
         return Samples(self.images[indices], self.labels[indices])
 
 
@@ -41,7 +41,7 @@ def load_samples(path: Path) -> Samples | None:
 
 
 def mixed_order(labels: np.ndarray) -> np.ndarray:
-    """An order of the samples in which every prefix is as even over the classes as it can be.
+    """Returns an order of the samples in which every prefix is as even over the classes as it can be.
 
     The first sample of each class comes first, then the second of each, whatever order the labels are
     in. Labels that already alternate (0, 1, ..., 9, 0, 1, ...) keep their order.

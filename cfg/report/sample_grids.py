@@ -1,4 +1,4 @@
-"""Pictures of samples: a panel for each w, the same cells in each."""
+"""Draws pictures of samples: a panel for each w, the same cells in each."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ _WIDE = 2000  # pixels of a grid; wider ones have their panels in two lines
 
 @dataclass(frozen=True)
 class Panel:
-    """The samples of one w, and a line of text on them."""
+    """A panel holds the samples of one w, and a line of text on them."""
 
     w: float
     samples: Samples

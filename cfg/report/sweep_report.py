@@ -1,4 +1,4 @@
-"""The report of a guidance sweep: plots, sample grids, a table, and a page that holds them together."""
+"""Writes the report of a guidance sweep: plots, sample grids, a table, and a page that holds them together."""
 
 import dataclasses
 import math
@@ -26,7 +26,7 @@ _PAGE_PIXELS = 30 * _PAGE_SAMPLE_PIXELS
 
 @dataclasses.dataclass(frozen=True)
 class _Picked:
-    """The few samples of one file that the report shows."""
+    """These are the few samples of one file that the report shows."""
 
     page: Samples
     mixed: Samples
@@ -119,7 +119,7 @@ def write_report(
 
 
 def _rows_of(workdir: Path, *, own: bool) -> list[Row]:
-    """The rows of a workdir; the sample files of another one get their whole path."""
+    """Reads the rows of a workdir; the sample files of another one get their whole path."""
     results = Results(workdir)
     rows = results.read()
     if not rows:
@@ -139,7 +139,7 @@ def _panel(row: Row, samples: Samples) -> Panel:
 def _pick_all(
     workdir: Path, curves: Sequence[Curve], *, grid_shape: tuple[int, int], one_class: int
 ) -> dict[str, _Picked]:
-    """What the report shows of each sample file that is left, by its path; one file is in memory at a time."""
+    """Picks what the report shows of each sample file that is left, by its path; one is in memory at a time."""
     picked = {}
     paths = dict.fromkeys(row.samples for curve in curves for row in curve.rows if row.samples)
     pixels = min(_PAGE_SAMPLE_PIXELS, _PAGE_PIXELS // max(len(paths), 1))
@@ -162,7 +162,7 @@ def _pick(samples: Samples, *, cells: int, one_class: int, pixels: int) -> _Pick
 
 
 def _panel_rows(curve: Curve, picked: Mapping[str, _Picked], grid_w: Sequence[float]) -> list[Row]:
-    """The rows of the panels: those of `grid_w`, else up to six spread over all that have samples."""
+    """Picks the rows of the panels: those of `grid_w`, else up to six spread over all that have samples."""
     available = [row for row in curve.rows if row.samples in picked]
     wanted = [row for w in grid_w for row in available if math.isclose(row.source.w, w, abs_tol=1e-9)]
     if wanted or len(available) <= _MAX_PANELS:
@@ -171,7 +171,7 @@ def _panel_rows(curve: Curve, picked: Mapping[str, _Picked], grid_w: Sequence[fl
 
 
 def _curve_of_each_step(curves: Sequence[Curve], picked: Mapping[str, _Picked]) -> list[Curve]:
-    """For each step, the curve with samples at the most w; the last of equals."""
+    """Picks for each step the curve with samples at the most w; the last of equals."""
     chosen: dict[int, Curve] = {}
     for curve in curves:
         rival = chosen.get(curve.step)
@@ -185,7 +185,7 @@ def _sampled(curve: Curve, picked: Mapping[str, _Picked]) -> int:
 
 
 def _warnings(curves: Sequence[Curve]) -> list[str]:
-    """The warnings of the rows, each once, with the rows that it is of where it is not of all."""
+    """Returns the warnings of the rows, each once, with the rows that it is of where it is not of all."""
     rows = [(curve, row) for curve in curves for row in curve.rows]
     notices = []
     for text in dict.fromkeys(text for _, row in rows for text in row.origin.warnings):
@@ -200,7 +200,7 @@ def _warnings(curves: Sequence[Curve]) -> list[str]:
 
 
 def _missing_notice(curves: Sequence[Curve], picked: Mapping[str, _Picked]) -> list[str]:
-    """One sentence that names the rows whose samples are gone, and one where none were kept; or nothing."""
+    """Returns a sentence that names the rows whose samples are gone, or one where none were kept, or nothing."""
     parts = []
     if not any(row.samples for curve in curves for row in curve.rows):
         return ['No samples were kept (config.eval.keep_samples=0), so there are no grids.']

@@ -1,4 +1,4 @@
-"""Tables of rows: as text for the terminal, as CSV with all digits, and for LaTeX."""
+"""Makes tables of rows: as text for the terminal, as CSV with all digits, and for LaTeX."""
 
 import csv
 import json
@@ -14,30 +14,23 @@ from cfg.report.rows import FileRow, Row, Scores
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of a table.
+    """A metric is a column of a table."""
 
-    Attributes:
-        key: of the scores.
-        head: of the column, with an arrow to where better values are.
-        show: the text of a cell.
-        always: whether the column stays where no row has a value.
-    """
-
-    key: str
-    head: str
-    show: Callable[[Scores], str]
-    always: bool = False
+    key: str  # of the scores
+    head: str  # of the column, with an arrow to where better values are
+    show: Callable[[Scores], str]  # the text of a cell
+    always: bool = False  # whether the column stays where no row has a value
 
 
 def score_text(value: float | None) -> str:
-    """A FID or inception score as the report writes it everywhere."""
+    """Returns a FID or inception score as the report writes it everywhere."""
     if not math.isfinite(number(value)):
         return 'n/a'
     return f'{value:.2f}' if abs(value) >= 1 else f'{value:.3g}'
 
 
 def percent(value: float | None) -> str:
-    """A share of 1."""
+    """Returns a share of 1 in per cent."""
     return 'n/a' if value is None else f'{100 * value:.1f}%'
 
 
@@ -46,7 +39,7 @@ def _share(value: float | None) -> str:
 
 
 def _kid(scores: Scores) -> str:
-    """KID with its standard error, in thousandths."""
+    """Returns KID with its standard error, in thousandths."""
     if scores.kid is None:
         return 'n/a'
     error = '' if scores.kid_standard_error is None else f' ± {1000 * scores.kid_standard_error:.3f}'
@@ -65,7 +58,7 @@ METRICS = (
 
 
 def present(curves: Sequence[Curve]) -> list[Metric]:
-    """The metrics that any row has a number of."""
+    """Returns the metrics that any row has a number of."""
     scores = [row.scores for curve in curves for row in curve.rows]
     return [metric for metric in METRICS if metric.always or any(getattr(s, metric.key) is not None for s in scores)]
 
@@ -95,7 +88,7 @@ _ONLY_IF_SEVERAL = ('ema', 'guidance', 'sampler', 'grid', 'num_steps', 'logvar_i
 
 
 def text_table(rows: Sequence[Row | FileRow]) -> str:
-    """Rows as text, one a line; the features, the reference and what must be known of them below."""
+    """Returns rows as text, one a line; below are the features, the reference and what must be known of them."""
     flat = [settings_of(row) if isinstance(row, Row) else row.flat for row in rows]
     columns = []
     for header, key, form in _PRINTED:
@@ -166,7 +159,7 @@ _SPECIAL = re.compile('|'.join(map(re.escape, _ESCAPED)))
 
 @dataclass(frozen=True)
 class Cell:
-    """The text of a cell for LaTeX, which may be bold and may span columns."""
+    """A cell is a text for LaTeX, which may be bold and may span columns."""
 
     text: str
     bold: bool = False
@@ -178,7 +171,7 @@ class Cell:
 
 
 def escape(text: str) -> str:
-    """Text that LaTeX prints as it is, a number's sign as a sign."""
+    """Returns text that LaTeX prints as it is, a number's sign as a sign."""
     if _SIGNED.fullmatch(text):
         return f'${text}$'
     return _SPECIAL.sub(lambda match: _ESCAPED[match[0]], text)
@@ -187,7 +180,7 @@ def escape(text: str) -> str:
 def tabular(
     columns: str, heads: Sequence[Sequence[Cell]], groups: Sequence[Sequence[Sequence[Cell]]], notes: Sequence[str] = ()
 ) -> str:
-    """A tabular environment, which needs the package booktabs.
+    """Returns a tabular environment, which needs the package booktabs.
 
     Args:
         columns: LaTeX's column types, e.g. 'lrr'.
