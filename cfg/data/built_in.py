@@ -1,4 +1,4 @@
-"""The data sets that need no preparation: BUILT_IN at the end lists those that a config may name."""
+"""Lists the data sets that need no preparation: BUILT_IN at the end has those that a config may name."""
 
 from collections.abc import Callable
 from typing import NamedTuple

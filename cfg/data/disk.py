@@ -1,4 +1,4 @@
-"""A prepared data set on disk as a `Source`."""
+"""Reads a prepared data set on disk as a `Source`."""
 
 import functools
 import hashlib
@@ -18,7 +18,7 @@ RETRY_AFTER = (0.5, 4.0)  # seconds before a read that failed is tried again
 
 
 class PreparedSource:
-    """A split of a prepared data set, with random access; it may be sent to other processes.
+    """Reads a split of a prepared data set, with random access; it may be sent to other processes.
 
     Its fingerprint is a digest of pixels and labels in their order, and of the names of the classes.
 

@@ -1,4 +1,4 @@
-"""A grid of samples as one picture."""
+"""Lays a grid of samples out as one picture."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""The scales of pixels, uint8 0..255 and float32 [-1, 1], which change here and nowhere else."""
+"""Changes the scale of pixels between uint8 0..255 and float32 [-1, 1], here and nowhere else."""
 
 import jax
 import jax.numpy as jnp

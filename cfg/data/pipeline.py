@@ -77,7 +77,7 @@ class Share(NamedTuple):
 
 
 class _Read(grain.transforms.Map):
-    """The transformation of the number of a step to this process's share of its batch."""
+    """Transforms the number of a step into this process's share of its batch."""
 
     def __init__(self, source: Source, order: Order, batch_size: int, share: Share):
         self._source, self._order, self._batch_size = source, order, batch_size

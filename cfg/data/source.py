@@ -35,7 +35,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class ArraySource:
-    """A data set held in memory.
+    """Holds a data set in memory.
 
     Attributes:
       name: what the user calls it, with its split, as it appears in results.

@@ -27,7 +27,7 @@ SPATIAL_WIDTH = SPATIAL_CHANNELS * 17 * 17
 
 
 class InceptionOutput(NamedTuple):
-    """The outputs of Inception that published metrics need, of N images, float32.
+    """Holds the outputs of Inception that published metrics need, of N images, float32.
 
     Attributes:
       pool: [N, 2048], `pool_3` of the graph (FID, KID, precision, recall).
@@ -97,7 +97,7 @@ def mean_pool(x: Array) -> Array:
 
 
 class Conv(nn.Module):
-    """A convolution with its bias, and a ReLU.
+    """Applies a convolution with its bias, and a ReLU.
 
     Attributes:
       features: channels of the output.
@@ -142,7 +142,7 @@ def _kernel_and_bias(module: nn.Module, shape: tuple[int, int, int, int]) -> tup
 
 
 class Block(nn.Module):
-    """A block, whose branches all begin with 1x1 convolutions."""
+    """A block begins all its branches with 1x1 convolutions."""
 
     def begin(self, x: Array, widths: Mapping[str, int], *, pooled: str = '') -> dict[str, Array]:
         """Applies the 1x1 convolutions of one input, as one product.
@@ -164,7 +164,7 @@ class Block(nn.Module):
 
 
 class BlockA(Block):
-    """A block of 35x35 positions.
+    """This block works at 35x35 positions.
 
     Attributes:
       pool_features: channels of the pool branch.
@@ -184,7 +184,7 @@ class BlockA(Block):
 
 
 class BlockB(Block):
-    """A block from 35x35 to 17x17 positions."""
+    """This block goes from 35x35 to 17x17 positions."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -197,7 +197,7 @@ class BlockB(Block):
 
 
 class BlockC(Block):
-    """A block of 17x17 positions.
+    """This block works at 17x17 positions.
 
     Attributes:
       channels: between the factors of the 7x7 convolutions.
@@ -221,7 +221,7 @@ class BlockC(Block):
 
 
 class BlockD(Block):
-    """A block from 17x17 to 8x8 positions."""
+    """This block goes from 17x17 to 8x8 positions."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -235,7 +235,7 @@ class BlockD(Block):
 
 
 class BlockE(Block):
-    """A block of 8x8 positions.
+    """This block works at 8x8 positions.
 
     Attributes:
       pools_with_max: in the pool branch, instead of the mean.

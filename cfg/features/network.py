@@ -21,7 +21,7 @@ INCEPTION_IMAGES = (None, None, 3)
 
 
 class Features(NamedTuple):
-    """The features of N images, float32.
+    """Holds the features of N images, float32.
 
     Attributes:
       pool: [N, D], for FID, KID, precision and recall.

@@ -99,7 +99,7 @@ class ScoreSums:
 
 
 class Splits:
-    """A stream of samples, cut into consecutive splits of a fixed size for the inception score.
+    """Cuts a stream of samples into consecutive splits of a fixed size, for the inception score.
 
     Args:
       size: samples a split; the last one may be smaller.

@@ -1,4 +1,4 @@
-"""The figures of guidance on a Gaussian mixture: Fig. 2, and those of the study."""
+"""Draws the figures of guidance on a Gaussian mixture: Fig. 2, and those of the study."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple

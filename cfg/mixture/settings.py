@@ -18,7 +18,7 @@ NEAREST_LOWEST = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The settings of Fig. 2 and of the study.
+    """Holds the settings of Fig. 2 and of the study.
 
     Attributes:
       means: of the classes, which are equally likely, [K, 2].

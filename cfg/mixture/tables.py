@@ -1,4 +1,4 @@
-"""The tables of the study, for programs and for people."""
+"""Writes the tables of the study, for programs and for people."""
 
 import csv
 import dataclasses

@@ -31,7 +31,7 @@ def dropout(x: Array, keys: Array, rate: float) -> Array:
 
 
 class ResBlock(nn.Module):
-    """A residual block: norm, SiLU, resampling, conv, scale-shift norm, SiLU, dropout, zero-initialised conv, skip.
+    """Applies norm, SiLU, resampling, conv, scale-shift norm, SiLU, dropout, zero-initialised conv, and a skip.
 
     Attributes:
       channels: of the output.
@@ -68,7 +68,7 @@ class ResBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Multi-head self-attention over all positions with a zero-initialised projection, and a skip around it.
+    """Applies multi-head self-attention over all positions, a zero-initialised projection, and a skip around them.
 
     Attributes:
       num_heads: must divide the channels.
@@ -92,7 +92,7 @@ class AttentionBlock(nn.Module):
 
 
 class Place(NamedTuple):
-    """A place of a residual block in the network.
+    """Says where a residual block stands in the network.
 
     Attributes:
       number: in the order that the blocks run; the block's dropout masks follow from it.

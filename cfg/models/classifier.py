@@ -46,7 +46,7 @@ class SmallClassifier(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """A pool of a feature map to one vector: what its mean sees when it attends to every position (as in CLIP).
+    """Pools a feature map to one vector: what its mean sees when it attends to every position (as in CLIP).
 
     It computes in float32 throughout.
 
@@ -74,7 +74,7 @@ class AttentionPool(nn.Module):
 
 
 class EncoderUNet(Encoder, kw_only=True):
-    """ADM's classifier of noisy images: the encoder of the UNet, then an attention pool.
+    """Classifies noisy images as ADM does: the encoder of the UNet, then an attention pool.
 
     Dhariwal & Nichol 2021, arXiv 2105.05233, Sec. 4. There is no class embedding. The pool has heads of
     `head_channels` too.

@@ -19,7 +19,7 @@ LABEL_IN = ('everywhere', 'decoder')  # which blocks of the network are told the
 
 
 class UNet(Encoder, kw_only=True):
-    """A network (z, logsnr, labels) -> prediction, shaped like z unless `out_channels` differs.
+    """Maps (z, logsnr, labels) to a prediction, shaped like z unless `out_channels` differs.
 
     The encoder is the way down and the middle, the decoder the way up.
 

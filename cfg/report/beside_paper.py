@@ -109,7 +109,7 @@ def write_tex(path: Path, comparison: Comparison) -> None:
 
 
 def _on(w: np.ndarray, own_w: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Places values at `own_w` at the same w of a longer list."""
+    """Puts values at `own_w` at the same w of a longer list."""
     placed = np.full(len(w), np.nan)
     placed[np.searchsorted(w, np.round(own_w, _DIGITS))] = values
     return placed

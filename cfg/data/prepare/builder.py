@@ -1,4 +1,4 @@
-"""Prepared images as a data set of TFDS: ArrayRecord files of PNG, in the order of the input."""
+"""Packs prepared images as a data set of TFDS: ArrayRecord files of PNG, in the order of the input."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from cfg.data.prepare.parts import Prepared
 
 
 class PreparedImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A builder of square images of one size with their classes.
+    """Builds square images of one size with their classes.
 
     Args:
       name: of the configuration, which names its folder.

@@ -1,4 +1,4 @@
-"""The short half of a preparation: from parts to the files of the data set and its manifest."""
+"""Does the short half of a preparation: from parts to the files of the data set and its manifest."""
 
 import contextlib
 import datetime

@@ -1,4 +1,4 @@
-"""A folder of images as an input."""
+"""Reads a folder of images as an input."""
 
 import functools
 import os

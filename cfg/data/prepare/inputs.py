@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 
 class Record(NamedTuple):
-    """One image of an input.
+    """A record is one image of an input.
 
     Attributes:
       name: of the file, for people.

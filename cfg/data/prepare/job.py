@@ -1,4 +1,4 @@
-"""The long half of a preparation: every part of an input, over all cores.
+"""Does the long half of a preparation: every part of an input, over all cores.
 
 A preparation that starts again goes on with the parts that are missing.
 """
@@ -37,7 +37,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """A preparation: what, how, and where its parts lie.
+    """A job is a preparation: what, how, and where its parts lie.
 
     Attributes:
       name: of the data set, `config.data.name`.

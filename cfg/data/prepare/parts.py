@@ -36,7 +36,7 @@ class Options:
 
 
 class Prepared(NamedTuple):
-    """One finished image.
+    """A `Prepared` is one finished image.
 
     Attributes:
       name: of the file that it comes from.

@@ -36,7 +36,7 @@ PART_SIZE = 1000  # images; about ten seconds of a core
 
 
 class Folders(NamedTuple):
-    """The folders of a preparation.
+    """Names the folders of a preparation.
 
     Attributes:
       data: holds the result.

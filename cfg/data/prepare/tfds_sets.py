@@ -1,4 +1,4 @@
-"""A data set of TFDS, in any of its file formats, as an input."""
+"""Reads a data set of TFDS, in any of its file formats, as an input."""
 
 import functools
 import os
