@@ -204,9 +204,20 @@ def classified_fixture(fake, tmp_path, monkeypatch):
     """A classifier of images of 24x24x3 beside the fake; the field that names it."""
 
     class Dark:
-        params, logsnr_max, imported, sha256 = {'bias': np.zeros(2, np.float32)}, 20.0, False, 'd' * 64
+        logsnr_max, imported, sha256 = 20.0, False, 'd' * 64
 
-        def logits_fn(self, params):
+        @classmethod
+        def beside(cls, config, workdir, *, what, kind):
+            assert (workdir, what, kind) == (str(tmp_path), 'config.eval.classifier_workdir', 'classifier')
+            return cls()
+
+        def check_images(self, config, image_shape, num_classes):
+            assert (image_shape, num_classes) == ((24, 24, 3), 10)
+
+        def params(self):
+            return {'bias': np.zeros(2, np.float32)}
+
+        def bind(self, params):
             def logits(z, logsnr):
                 assert z.shape[1:] == (24, 24, 3)
                 return z[:, 0, 0, :2] + params['bias']
@@ -215,7 +226,7 @@ def classified_fixture(fake, tmp_path, monkeypatch):
 
     monkeypatch.undo()  # the fake takes the place of Inception alone, not of what is put beside it
     monkeypatch.setattr('cfg.features.opening.inception', lambda *_, **__: fake)
-    monkeypatch.setattr('cfg.features.opening.read_classifier', lambda *_: Dark())
+    monkeypatch.setattr('cfg.features.opening.TrainedRun', Dark)
     return {'features': 'inception', 'classifier_workdir': str(tmp_path)}
 
 
