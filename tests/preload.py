@@ -3,7 +3,7 @@
 import os
 from importlib import import_module
 
-os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'
+os.environ |= {'TF_CPP_MIN_LOG_LEVEL': '2', 'TF_ENABLE_ONEDNN_OPTS': '0'}
 
 for _name in (
     'cfg.data.prepare.run',
