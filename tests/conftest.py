@@ -4,6 +4,7 @@ import atexit
 import gc
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -21,6 +22,8 @@ os.environ['MPLCONFIGDIR'] = str(Path(__file__).parents[1] / '.pytest_cache' / '
 if 'PYTEST_XDIST_WORKER' not in os.environ:
     os.environ['XDG_CACHE_HOME'] = tempfile.mkdtemp(prefix='cfg_tests_')
     atexit.register(shutil.rmtree, os.environ['XDG_CACHE_HOME'], ignore_errors=True)
+# The torch of PyPI brings triton, for GPUs. It and TensorFlow each have an LLVM, and the process that loads both dies.
+sys.modules['triton'] = None
 
 import jax
 import pytest
