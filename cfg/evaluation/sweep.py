@@ -7,31 +7,29 @@ Where a job is several processes, they share the networks' work on every batch; 
 """
 
 import contextlib
-import copy
 import dataclasses
 import functools
-import hashlib
 import itertools
-import json
 import logging
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from cfg.diffusion.rules import Rule
-from cfg.diffusion.sampler import Sampler, parse_rule
+from cfg.diffusion.sampler import parse_rule
 from cfg.evaluation import npz, references
 from cfg.evaluation.measurement import Measurement
+from cfg.evaluation.points import Planned, Point, config_sha256, plan, points_of, unswept
 from cfg.evaluation.scoring import method, origin, score, warnings
 from cfg.features import opening
 from cfg.features.network import FeatureNetwork, shared
 from cfg.models.flops import guided_flops
 from cfg.report.results import Results
-from cfg.report.rows import Drawn, Row, Sampling, identity_of
+from cfg.report.rows import Row
 from cfg.report.sample_files import write_samples
 from cfg.report.tables import text_table
 from cfg.runs.companions import Networks, check_guidable, make_generator, on_devices, open_companions
@@ -44,37 +42,10 @@ from cfg.runtime.progress import Progress
 from cfg.runtime.stopping import StopSignal
 from cfg.settings.checks import parse_job
 from cfg.settings.data import open_source
-from cfg.settings.sampler import read_sampler
-from cfg.settings.values import config_dict
 
 log = logging.getLogger('cfg')
 
 UNFINISHED = 'unfinished'
-
-# Fields that say how the work is divided, and not what is measured.
-DIVISION = ('job', 'save_seconds')
-
-
-class Point(NamedTuple):
-    """A point is one of the product that a sweep is."""
-
-    step: int
-    ema: bool
-    sampler: Sampler
-    seed: int
-    w: float
-
-    def __str__(self) -> str:
-        sampler = self.sampler
-        return f'step {self.step}, {sampler.rule.text}, {sampler.solver.text}, T = {sampler.num_steps}, w = {self.w:g}'
-
-
-class Planned(NamedTuple):
-    """A planned row is one of the sweep, measured or not."""
-
-    point: Point
-    source: Drawn
-    identity: str
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> int | None:
@@ -129,7 +100,7 @@ class _Sweep:
         self._companions: dict[tuple[Rule, bool], Networks] = {}
         for text, model in itertools.product(options.guidance or (config.sampling.guidance,), self._models.values()):
             rule = parse_rule(text, 'eval.guidance')
-            key = _unswept(rule), model.ema
+            key = unswept(rule), model.ema
             if key not in self._companions:
                 self._companions[key] = open_companions(config, model, rule)
             check_guidable(rule.w or options.w, model.p_uncond, rule, self._companions[key])
@@ -137,7 +108,7 @@ class _Sweep:
             model.check_data(config)
         else:
             npz.check(Path(options.reference), 'config.eval.reference')
-        points = self._all = self._points()
+        points = self._all = points_of(config, dict.fromkeys(step for step, _ in self._models))
         self._generator(points[0])  # says whether the batch fits the devices
         self._results = Results(workdir)
         self._features = opening.open_features(config, self._spec.image_shape, f'The data set {self._spec.name}')
@@ -157,30 +128,8 @@ class _Sweep:
             log.warning('%s', text)
         self._method = method(options, self._features, self._reference, num_samples=options.num_samples)
         number, count = job
-        self._rows = [self._plan(point) for point in points]
+        self._rows = [plan(config, point, self._networks(point), self._method) for point in points]
         self._asked = self._rows[number - 1 :: count]
-
-    def _points(self) -> list[Point]:
-        """Returns the product, in which parameters and compiled samplers change as rarely as they can."""
-        options, sampling = self._config.eval, self._config.sampling
-        product = itertools.product(
-            dict.fromkeys(step for step, _ in self._models),
-            options.ema or (sampling.ema,),
-            options.guidance or (sampling.guidance,),
-            options.sampler or (sampling.sampler,),
-            options.grid or (sampling.grid,),
-            options.num_steps or (sampling.num_steps,),
-            options.logvar_interp or (sampling.logvar_interp,),
-            options.seeds or (sampling.seed,),
-        )
-        names = ('guidance', 'sampler', 'grid', 'num_steps', 'logvar_interp')
-        found: dict[Point, None] = {}
-        for step, ema, *values, seed in product:
-            sampler = read_sampler(self._config, **dict(zip(names, values, strict=True)))
-            ws = sampler.rule.w or options.w
-            sampler = dataclasses.replace(sampler, rule=_unswept(sampler.rule))
-            found |= dict.fromkeys(Point(step, ema, sampler, seed, float(w)) for w in ws)
-        return list(found)
 
     def run(self) -> int | None:
         """Measures what is missing and prints the table; see `evaluate`."""
@@ -301,11 +250,12 @@ class _Sweep:
         self._results.write(row)
         measured.remove()
 
+    def _networks(self, point: Point) -> Networks:
+        return {'model': self._models[point.step, point.ema]} | self._companions[point.sampler.rule, point.ema]
+
     def _generator(self, point: Point) -> Generator:
         if point.sampler not in self._generators:
-            model = {'model': self._models[point.step, point.ema]}
-            networks = model | self._companions[point.sampler.rule, point.ema]
-            self._generators[point.sampler] = make_generator(self._config, networks, point.sampler)
+            self._generators[point.sampler] = make_generator(self._config, self._networks(point), point.sampler)
         return self._generators[point.sampler]
 
     def _keep_generators(self, points: Sequence[Point]) -> None:
@@ -334,43 +284,3 @@ class _Sweep:
         model = self._models[point.step, point.ema].flops
         others = (passes.second * second + passes.classifier * classifier) / model
         return {'evaluations': passes.total, 'cost': round(passes.single + self._both * passes.both + others, 3)}
-
-    def _plan(self, point: Point) -> Planned:
-        config, sampler = self._config, point.sampler
-        source = Drawn(
-            step=point.step,
-            ema=point.ema,
-            params_sha256=self._models[point.step, point.ema].sha256,
-            **{f'{name}_params_sha256': it.sha256 for name, it in self._companions[sampler.rule, point.ema].items()},
-            sampling=Sampling(
-                guidance=sampler.rule.text,
-                sampler=sampler.solver.text,
-                grid=sampler.grid.text,
-                num_steps=sampler.num_steps,
-                logvar_interp=getattr(sampler.solver, 'logvar_interp', None),
-                clip_x=sampler.clip_x,
-                logsnr_min=sampler.logsnr_min,
-                logsnr_max=sampler.logsnr_max,
-                rounding=config.sampling.rounding,
-                prediction=config.diffusion.prediction,
-                dtype=config.model.dtype,
-            ),
-            labels=config.eval.labels,
-            seed=point.seed,
-            w=point.w,
-        )
-        return Planned(point, source, identity_of(source, self._method))
-
-
-def _unswept(rule: Rule) -> Rule:
-    """Returns a rule without the strengths that its text names, as it is at one of them."""
-    return dataclasses.replace(rule, w=None)
-
-
-def config_sha256(config: ConfigDict) -> str:
-    """Returns the digest of the whole config, but for how the work is divided."""
-    values = copy.deepcopy(config_dict(config))
-    del values['processes']
-    for name in DIVISION:
-        del values['eval'][name]
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

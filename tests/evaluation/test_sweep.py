@@ -16,6 +16,7 @@ import torch
 
 from cfg.data.digits import digits
 from cfg.evaluation import references, sweep
+from cfg.evaluation.points import config_sha256
 from cfg.features.network import default_cache
 from cfg.features.small_classifier import small_classifier
 from cfg.metrics import distances
@@ -582,7 +583,7 @@ def test_a_classifier_guides(workdir, adm_classifier):
 
 
 def test_the_config_hash_changes_with_what_is_measured():
-    hashes = [sweep.config_sha256(config_of(**changes)) for changes in ({}, {'job': '2/3'}, {'num_samples': 99})]
+    hashes = [config_sha256(config_of(**changes)) for changes in ({}, {'job': '2/3'}, {'num_samples': 99})]
     assert hashes[0] == hashes[1] != hashes[2]
 
 

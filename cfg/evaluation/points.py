@@ -1,0 +1,112 @@
+"""Says which rows a sweep has: the product of all that varies, and what identifies each row."""
+
+import copy
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from cfg.diffusion.rules import Rule
+from cfg.diffusion.sampler import Sampler
+from cfg.report.rows import Drawn, Method, Sampling, identity_of
+from cfg.runs.companions import Networks
+from cfg.settings.sampler import read_sampler
+from cfg.settings.values import config_dict
+
+# Fields that say how the work is divided, and not what is measured.
+DIVISION = ('job', 'save_seconds')
+
+
+class Point(NamedTuple):
+    """A point is one of the product that a sweep is."""
+
+    step: int
+    ema: bool
+    sampler: Sampler
+    seed: int
+    w: float
+
+    def __str__(self) -> str:
+        sampler = self.sampler
+        return f'step {self.step}, {sampler.rule.text}, {sampler.solver.text}, T = {sampler.num_steps}, w = {self.w:g}'
+
+
+class Planned(NamedTuple):
+    """A planned row is one of the sweep, measured or not."""
+
+    point: Point
+    source: Drawn
+    identity: str
+
+
+def points_of(config: ConfigDict, steps: Iterable[int]) -> list[Point]:
+    """Returns the product that a sweep is, in which parameters and compiled samplers change as rarely as they can.
+
+    Args:
+      steps: of the checkpoints.
+    """
+    options, sampling = config.eval, config.sampling
+    product = itertools.product(
+        steps,
+        options.ema or (sampling.ema,),
+        options.guidance or (sampling.guidance,),
+        options.sampler or (sampling.sampler,),
+        options.grid or (sampling.grid,),
+        options.num_steps or (sampling.num_steps,),
+        options.logvar_interp or (sampling.logvar_interp,),
+        options.seeds or (sampling.seed,),
+    )
+    names = ('guidance', 'sampler', 'grid', 'num_steps', 'logvar_interp')
+    found: dict[Point, None] = {}
+    for step, ema, *values, seed in product:
+        sampler = read_sampler(config, **dict(zip(names, values, strict=True)))
+        ws = sampler.rule.w or options.w
+        sampler = dataclasses.replace(sampler, rule=unswept(sampler.rule))
+        found |= dict.fromkeys(Point(step, ema, sampler, seed, float(w)) for w in ws)
+    return list(found)
+
+
+def plan(config: ConfigDict, point: Point, networks: Networks, method: Method) -> Planned:
+    """Returns the row of a point; the model and the networks beside it are among `networks`."""
+    sampler = point.sampler
+    source = Drawn(
+        step=point.step,
+        ema=point.ema,
+        params_sha256=networks['model'].sha256,
+        **{f'{name}_params_sha256': run.sha256 for name, run in networks.items() if name != 'model'},
+        sampling=Sampling(
+            guidance=sampler.rule.text,
+            sampler=sampler.solver.text,
+            grid=sampler.grid.text,
+            num_steps=sampler.num_steps,
+            logvar_interp=getattr(sampler.solver, 'logvar_interp', None),
+            clip_x=sampler.clip_x,
+            logsnr_min=sampler.logsnr_min,
+            logsnr_max=sampler.logsnr_max,
+            rounding=config.sampling.rounding,
+            prediction=config.diffusion.prediction,
+            dtype=config.model.dtype,
+        ),
+        labels=config.eval.labels,
+        seed=point.seed,
+        w=point.w,
+    )
+    return Planned(point, source, identity_of(source, method))
+
+
+def unswept(rule: Rule) -> Rule:
+    """Returns a rule without the strengths that its text names, as it is at one of them."""
+    return dataclasses.replace(rule, w=None)
+
+
+def config_sha256(config: ConfigDict) -> str:
+    """Returns the digest of the whole config, but for how the work is divided."""
+    values = copy.deepcopy(config_dict(config))
+    del values['processes']
+    for name in DIVISION:
+        del values['eval'][name]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
