@@ -195,7 +195,7 @@ def test_an_evaluation_and_its_report(data, trained, tmp_path):
     table = ok(f'--config.data.dir={data}', f'--workdir={workdir}', '--mode=eval')
     assert 'not Inception' in table
     assert 'imagenet2012_8_area/validation (20)' in table
-    again = run(f'--config.data.dir={data}', f'--workdir={workdir}', '--mode=eval')
+    again = here(f'--config.data.dir={data}', f'--workdir={workdir}', '--mode=eval')
     assert again.stdout == table
     assert 'real images of' not in again.stderr  # nothing is to be done, so nothing is measured
     rows = [json.loads(line) for line in (workdir / 'results.jsonl').read_text().splitlines()]

@@ -20,9 +20,10 @@ def results_of(workdir):
 
 
 def test_a_sweep_killed_at_every_change_of_its_folder(tmp_path, small_config, monkeypatch):
-    """Two rows of two batches, each saved."""
+    """The moments of the real images, and a row of two batches, each saved."""
     small_config.train.num_steps = 2
     options = small_config.eval
+    options.w = (1.0,)
     options.num_samples, options.keep_samples, options.is_split_size, options.save_seconds = 40, 30, 20, 0.0
     workdir = tmp_path / 'run'
     workdir.mkdir()
@@ -35,7 +36,7 @@ def test_a_sweep_killed_at_every_change_of_its_folder(tmp_path, small_config, mo
     assert not points.unsafe
     assert {change.split()[0] for change, _ in points.found} > {'write', 'fsync', 'replace', 'unlink', 'mkdir'}
     expected = results_of(workdir)
-    assert len(expected[0]) == 2
+    assert (len(expected[0]), len(expected[1])) == (1, 1)
     for change, copy in points.chosen():
         sweep.evaluate(small_config, copy)
         assert results_of(copy) == expected, change
