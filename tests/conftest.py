@@ -25,6 +25,7 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
 # The torch of PyPI brings triton, for GPUs. It and TensorFlow each have an LLVM, and the process that loads both dies.
 sys.modules['triton'] = None
 
+import hypothesis
 import jax
 import pytest
 
@@ -32,6 +33,10 @@ from cfg.data import digits as source
 from cfg.features.network import default_cache
 from cfg.features.small_classifier import small_classifier
 from configs import digits
+
+# Properties are held to the same examples at every run, by no clock. A body that is dear asks for fewer.
+hypothesis.settings.register_profile('suite', deadline=None, derandomize=True, max_examples=25)
+hypothesis.settings.load_profile('suite')
 
 
 @pytest.fixture(scope='module', autouse=True)

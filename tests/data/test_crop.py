@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -27,7 +27,6 @@ def box_average(image, size):
     return along(1, along(0, image.astype(np.float64)))
 
 
-@settings(max_examples=30, derandomize=True, deadline=None)
 @given(n=st.integers(1, 60), size=st.integers(1, 24), seed=st.integers(0, 99))
 def test_area_is_the_exact_box_average(n, size, seed):
     image = np.random.default_rng(seed).integers(0, 256, (n, n, 3), dtype=np.uint8)

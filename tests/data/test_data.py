@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
@@ -48,7 +48,6 @@ def counting_source(n):
     return ArraySource('count', pixels, np.arange(n, dtype=np.int32), [str(i) for i in range(n)])
 
 
-@settings(max_examples=40, derandomize=True, deadline=None)
 @given(n=st.integers(1, 30), batch_size=st.integers(1, 40), seed=st.integers(0, 3))
 def test_each_example_exactly_once_an_epoch(n, batch_size, seed):
     batches = train_batches(counting_source(n), batch_size=batch_size, seed=seed, start_step=0)
@@ -57,7 +56,6 @@ def test_each_example_exactly_once_an_epoch(n, batch_size, seed):
         assert np.array_equal(np.sort(seen[epoch * n : (epoch + 1) * n]), np.arange(n))
 
 
-@settings(max_examples=30, derandomize=True, deadline=None)
 @given(n=st.integers(1, 30), batch_size=st.integers(1, 40), start=st.integers(0, 20))
 def test_a_later_start_reads_on_where_the_run_stopped(n, batch_size, start):
     source = counting_source(n)

@@ -45,7 +45,7 @@ def sequence(n, batch_size, steps, *, processes=1, start=0, **options):
 
 
 @pytest.mark.parametrize('processes', [1, 2, 4])
-@settings(max_examples=15, derandomize=True, deadline=None)
+@settings(max_examples=15)
 @given(n=st.integers(1, 60), share=st.integers(1, 6))
 def test_two_epochs_hold_each_index_once(processes, n, share):
     """Also where neither the batch nor the number of processes divides the data set."""

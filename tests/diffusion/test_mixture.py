@@ -298,7 +298,7 @@ def both_sides(made, z, logsnr, labels, w):
     return prediction.eps, -schedule.alpha_sigma(logsnr)[1] * gradient
 
 
-@hypothesis.settings(deadline=None, max_examples=150)
+@hypothesis.settings(max_examples=150)
 @hypothesis.given(
     w=st.floats(-1.0, 8.0, width=32),
     logsnr=st.floats(-20.0, 20.0, width=32),

@@ -5,12 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cfg.diffusion import process
 
-PROPERTY = settings(deadline=None, max_examples=50, derandomize=True)
 EPS32 = 2.0**-23
 
 
@@ -47,7 +46,6 @@ pixels = st.floats(-1, 1, width=32)
 normals = st.floats(-5, 5, width=32)
 
 
-@PROPERTY
 @given(_increasing(2), normals)
 def test_transition_composed_with_the_marginal_is_the_marginal(levels, z):
     logsnr_t, logsnr_s = levels
@@ -57,7 +55,6 @@ def test_transition_composed_with_the_marginal_is_the_marginal(levels, z):
     np.testing.assert_allclose(np.exp(np.float64(result.logvar)), variance, rtol=1e-5)
 
 
-@PROPERTY
 @given(_increasing(3))
 def test_transitions_compose(levels):
     logsnr_r, logsnr_t, logsnr_s = levels
@@ -71,7 +68,6 @@ def test_transitions_compose(levels):
     np.testing.assert_allclose(composed, np.exp(np.float64(direct.logvar)), rtol=1e-5)
 
 
-@PROPERTY
 @given(_increasing(2), normals, pixels)
 def test_posterior_is_bayes_rule(levels, z, x):
     logsnr_t, logsnr_s = levels
@@ -87,7 +83,6 @@ def test_posterior_is_bayes_rule(levels, z, x):
     np.testing.assert_allclose(np.exp(np.float64(result.logvar)), 1 / precision, rtol=1e-5)
 
 
-@PROPERTY
 @given(_increasing(2), pixels)
 def test_posterior_averaged_over_the_marginal_is_the_marginal(levels, x):
     # E over z_t of q(z_s | z_t, x) is q(z_s | x): the law of total mean and variance.
@@ -103,7 +98,6 @@ def test_posterior_averaged_over_the_marginal_is_the_marginal(levels, x):
     np.testing.assert_allclose(total, sigma_s**2, rtol=1e-5, atol=1e-6 * slope * sigma_t**2)
 
 
-@PROPERTY
 @given(_increasing(2), st.floats(0, 1))
 def test_reverse_variance_is_geometric_between_its_ends(levels, interp):
     logsnr_t, logsnr_s = levels
@@ -153,7 +147,6 @@ def test_log_one_minus_exp_has_accurate_gradients_at_both_ends():
     np.testing.assert_allclose(slope, np.exp(wide) / np.expm1(wide), rtol=1e-6)
 
 
-@PROPERTY
 @given(pixels, normals, st.floats(-20, 20, width=32))
 def test_diffuse_matches_float64(x, eps, logsnr):
     alpha, sigma = _scales(logsnr)

@@ -5,12 +5,11 @@ import pytest
 import scipy.integrate
 import scipy.special
 import scipy.stats
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cfg.diffusion import schedule
 
-PROPERTY = settings(deadline=None, max_examples=50, derandomize=True)
 RANGES = [(-20.0, 20.0), (-20.0, 5.0), (-3.0, 20.0), (-8.0, 8.0), (-1.0, 0.5)]
 ranges = pytest.mark.parametrize(('logsnr_min', 'logsnr_max'), RANGES)
 
@@ -125,7 +124,6 @@ def test_time_resolves_the_clean_end():
     np.testing.assert_allclose(actual, _time(logsnr, -20.0, 20.0), rtol=5e-6)
 
 
-@PROPERTY
 @given(
     st.floats(-20, 20, width=32),
     st.floats(-20, 20, width=32),
@@ -210,7 +208,6 @@ def test_stratify_puts_one_draw_in_each_stratum(total):
     np.testing.assert_array_equal(np.sort(np.floor(result * total)), np.arange(total))
 
 
-@PROPERTY
 @given(st.integers(1, 4096), st.data(), st.floats(0, 1, width=32, exclude_max=True))
 def test_stratify_stays_in_its_stratum(total, data, u):
     index = data.draw(st.integers(0, total - 1))

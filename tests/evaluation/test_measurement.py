@@ -80,7 +80,7 @@ def test_a_saved_measurement_goes_on_bit_for_bit(tmp_path):
     assert len(found['features']) == 60
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(cuts=st.sets(st.integers(1, 59), max_size=8))
 def test_the_numbers_do_not_depend_on_the_batches(tmp_path_factory, cuts):
     with opened(tmp_path_factory.mktemp('m')) as measured:

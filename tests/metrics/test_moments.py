@@ -2,16 +2,13 @@ import numpy as np
 import pytest
 import scipy.linalg
 import scipy.stats
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cfg.metrics import distances
 from cfg.metrics.moments import Moments, ScoreSums, Splits
 
-PROPERTY = settings(max_examples=40, derandomize=True, deadline=None)
 
-
-@PROPERTY
 @given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=6), seed=st.integers(0, 99), offset=st.floats(-1e4, 1e4))
 def test_moments_of_pieces_are_those_of_the_whole(sizes, seed, offset):
     pieces = [np.random.default_rng(seed + i).normal(size=(n, 3)) + offset for i, n in enumerate(sizes)]
@@ -29,7 +26,6 @@ def test_moments_of_pieces_are_those_of_the_whole(sizes, seed, offset):
             np.testing.assert_allclose(moments.covariance(), np.cov(whole.T), atol=1e-8)
 
 
-@PROPERTY
 @given(data=st.data(), width=st.integers(1, 4))
 def test_any_order_and_any_tree_of_merges_give_the_same_moments_and_fid(data, width):
     vectors = np.random.default_rng(width).normal(size=(24, width)) * np.arange(1, width + 1) + 5
@@ -64,7 +60,6 @@ def random_covariance(rng, dim, rank=None):
     return factor @ factor.T
 
 
-@PROPERTY
 @given(dim=st.integers(1, 8), seed=st.integers(0, 999))
 def test_frechet_distance_against_scipys_square_root(dim, seed):
     rng = np.random.default_rng(seed)
@@ -94,7 +89,6 @@ def test_frechet_distance_of_singular_covariances():
     assert distances.frechet_distance(np.zeros(4), a, np.zeros(4), b) == pytest.approx(10.0)
 
 
-@PROPERTY
 @given(count=st.integers(1, 60), size=st.integers(1, 25), batch=st.integers(1, 17), seed=st.integers(0, 99))
 def test_inception_score_of_a_stream_is_that_of_consecutive_splits(count, size, batch, seed):
     rng = np.random.default_rng(seed)

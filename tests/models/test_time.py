@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cfg.models import time
@@ -44,7 +44,6 @@ def test_a_level_of_the_schedule_is_its_step_and_between_two_it_is_between(kind)
 
 
 @pytest.mark.parametrize('kind', time.TIMES)
-@settings(deadline=None, max_examples=50, derandomize=True)
 @given(st.floats(-20, 20), st.floats(-20, 20))
 def test_every_time_is_within_0_and_1000_and_falls_with_logsnr(kind, one, other):
     low, high = sorted((one, other))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cfg.models import torch_file
@@ -95,7 +95,6 @@ def views(draw):
     return last + 1 + draw(st.integers(0, 3)), offset, size, stride
 
 
-@settings(deadline=None, derandomize=True)
 @given(view=views(), dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.int16]), is_zip=st.booleans())
 def test_any_strided_view(tmp_path_factory, view, dtype, is_zip):
     count, offset, size, stride = view
