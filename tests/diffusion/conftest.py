@@ -1,7 +1,13 @@
-"""Eager steps."""
+"""How the tests of this folder compile: as little as they can."""
 
 import jax
 import pytest
+
+
+@pytest.fixture(scope='module', autouse=True)
+def programs_of_one_file():
+    """Keeps what a file has compiled, in the place of the fixture that drops it. These are small programs, and the next
+    file needs many of them. The first file of another folder drops them."""
 
 
 @pytest.fixture(scope='module', name='eager')

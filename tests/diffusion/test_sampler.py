@@ -35,7 +35,7 @@ GUIDANCE = (
 SAMPLERS = ('ancestral', 'ddim', 'ddim(eta=1.0)', 'dpm_solver_2m', 'dpm_solver_2m(stochastic=True)', 'heun')
 
 
-def sampler_of(guidance='cfg', sampler='ddim', grid='paper', num_steps=4, clip_x=False):
+def sampler_of(guidance='cfg', sampler='ddim', grid='paper', num_steps=3, clip_x=False):
     rule, solver = parse_rule(guidance), parse_solver(sampler)
     return Sampler(rule=rule, solver=solver, grid=parse_grid(grid), num_steps=num_steps, clip_x=clip_x)
 
@@ -57,11 +57,11 @@ def test_the_parts_of_a_sampler():
         x = corrections.dynamic_threshold(process.x_from_eps(z, eps, logsnr), quantile=0.5)
         return process.eps_from_x(z, x, logsnr)
 
-    grid = schedule.uniform_grid(4, logsnr_min=-8.0, logsnr_max=20.0)
+    grid = schedule.uniform_grid(3, logsnr_min=-8.0, logsnr_max=20.0)
     expected = Ddim(eta=0.5).sample(unguided(by_hand), keys(), grid, shape=SHAPE)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5)
-    np.testing.assert_array_equal(parse_grid('rho(rho=5)').levels(4, **ENDS), schedule.rho_grid(4, rho=5.0, **ENDS))
-    np.testing.assert_array_equal(parse_grid('paper').levels(4, **ENDS), schedule.sampling_grid(4, **ENDS))
+    np.testing.assert_array_equal(parse_grid('rho(rho=5)').levels(3, **ENDS), schedule.rho_grid(3, rho=5.0, **ENDS))
+    np.testing.assert_array_equal(parse_grid('paper').levels(3, **ENDS), schedule.sampling_grid(3, **ENDS))
 
 
 def test_the_ends_are_those_of_the_model_unless_the_grid_has_its_own():
@@ -81,7 +81,7 @@ def test_the_ends_are_those_of_the_model_unless_the_grid_has_its_own():
 
 def test_a_temperature_scales_the_noise_that_steps_add():
     grid = parse_grid('uniform(logsnr_min=-6, logsnr_max=6)')
-    made = Sampler(rule=parse_rule('temperature'), solver=Ddim(eta=1.0), grid=grid, num_steps=4, clip_x=False)
+    made = Sampler(rule=parse_rule('temperature'), solver=Ddim(eta=1.0), grid=grid, num_steps=3, clip_x=False)
     mixed = made.sample(models_of(toy_eps), keys(), labels(), np.float32([0, 1, 3, 3, 1, 0]), shape=SHAPE)
     for w, temperature in ((0.0, 1.0), (1.0, 0.5), (3.0, 0.25)):
         actual = made.sample(models_of(toy_eps), keys(), labels(), w, shape=SHAPE)
@@ -178,7 +178,7 @@ def test_churn_is_where_the_network_is_asked():
         return MODELS.model(z, logsnr, labels)
 
     draw(models_of(watched), 0.0, sampler=text)
-    grid = np.asarray(schedule.sampling_grid(4, **ENDS))
+    grid = np.asarray(schedule.sampling_grid(3, **ENDS))
     np.testing.assert_allclose(levels, parse_solver(text).visits(grid), rtol=1e-6)
 
 
@@ -189,7 +189,7 @@ def test_one_compilation_serves_every_strength():
         traces.append(z.shape)
         return toy_eps(z, logsnr, labels)
 
-    made = sampler_of('cfg', 'ddim', 'uniform(logsnr_min=-5, logsnr_max=6)', num_steps=4)
+    made = sampler_of('cfg', 'ddim', 'uniform(logsnr_min=-5, logsnr_max=6)', num_steps=3)
     run = jax.jit(lambda w: made.sample(models_of(eps_fn), keys(), labels(), w, shape=SHAPE))
     with jax.disable_jit(False):
         run(jnp.float32(1.0))

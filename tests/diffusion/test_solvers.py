@@ -154,7 +154,7 @@ def edm(predict, levels, s_churn, s_min, s_max, s_noise):
 def test_samples_match_the_papers_in_float64(name):
     solver, atol = SOLVERS[name], 2e-5 if name.startswith('ancestral') else 1e-4
     for make in GRIDS:
-        logsnrs = make(9, logsnr_min=-6.0, logsnr_max=6.0)
+        logsnrs = make(5, logsnr_min=-6.0, logsnr_max=6.0)
         free = draw(solver, toy_eps, logsnrs)
         assert free.shape == (COUNT, *SHAPE)
         assert free.dtype == jnp.float32
@@ -168,7 +168,7 @@ def test_samples_match_the_papers_in_float64(name):
 
 def test_guided_samples_match_alg_2_in_float64():
     """Eq. 6 inside Alg. 2, with one strength a sample."""
-    w, logsnrs = np.float32([0, 0.1, 0.3, 1, 4, -1]), schedule.sampling_grid(7, logsnr_min=-6.0, logsnr_max=6.0)
+    w, logsnrs = np.float32([0, 0.1, 0.3, 1, 4, -1]), schedule.sampling_grid(5, logsnr_min=-6.0, logsnr_max=6.0)
     guided = Sampler(rule=Cfg()).guided(models_of(toy_eps), labels(), w)
     actual = Ancestral().sample(guided, keys(), logsnrs, shape=SHAPE)
 
@@ -181,9 +181,9 @@ def test_guided_samples_match_alg_2_in_float64():
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize('name', ['ancestral', 'ddim_half', '2m_sde', 'heun_churn'])
+@pytest.mark.parametrize('name', ['2m_sde', 'heun_churn'])
 def test_samples_are_the_same_compiled(name):
-    logsnrs = schedule.sampling_grid(9, logsnr_min=-6.0, logsnr_max=6.0)
+    logsnrs = schedule.sampling_grid(5, logsnr_min=-6.0, logsnr_max=6.0)
     eager = draw(SOLVERS[name], toy_eps, logsnrs, clip_x=True)
     guided = unguided(toy_eps, clip_x=True)
     with jax.disable_jit(False):
@@ -193,7 +193,7 @@ def test_samples_are_the_same_compiled(name):
 
 def test_alg_2_over_the_whole_range():
     # At logsnr = -20 an error of eps reaches x multiplied by e^10, which clipping bounds.
-    logsnrs = schedule.sampling_grid(9, logsnr_min=-20.0, logsnr_max=20.0)
+    logsnrs = schedule.sampling_grid(5, logsnr_min=-20.0, logsnr_max=20.0)
     actual = draw(Ancestral(), toy_eps, logsnrs, clip_x=True)
     np.testing.assert_allclose(actual, reference(Ancestral(), toy_eps, logsnrs, clip_x=True), rtol=0, atol=5e-3)
     assert np.isfinite(draw(Ancestral(), toy_eps, logsnrs)).all()
@@ -266,7 +266,7 @@ def test_the_network_is_asked_at_the_levels_in_order(name):
 
 @pytest.mark.parametrize('name', ['ancestral', 'ddim_stochastic', '2m_sde', 'heun_churn'])
 def test_a_sample_depends_only_on_its_key_and_label(name):
-    logsnrs = schedule.sampling_grid(9, logsnr_min=-6.0, logsnr_max=6.0)
+    logsnrs = schedule.sampling_grid(5, logsnr_min=-6.0, logsnr_max=6.0)
     run = functools.partial(draw, SOLVERS[name], toy_eps, logsnrs, clip_x=True)
     whole = run()
     for rows in (np.array([4, 1, 1, 4, 4, 1]), np.random.default_rng(0).permutation(COUNT)):
@@ -286,7 +286,9 @@ def test_noise_is_standard_normal_and_new_at_every_step():
         return z / jnp.sqrt(jax.nn.sigmoid(-logsnr))
 
     logsnrs = jnp.float32([-20, -8, 4])
-    draw(SOLVERS['ancestral_low'], says_zero, logsnrs, keys_of=keys(count), of=np.zeros(count, np.int32))
+    with jax.disable_jit(False):
+        draw(SOLVERS['ancestral_low'], says_zero, logsnrs, keys_of=keys(count), of=np.zeros(count, np.int32))
+        jax.effects_barrier()
     values = np.column_stack([z.ravel() for z in seen])
     # x = 0 throughout, so each z has the law of q(z | x = 0) = N(0, sigma^2): the ancestral chain keeps it.
     _, sigma = scales(logsnrs)
@@ -299,12 +301,12 @@ def test_noise_is_standard_normal_and_new_at_every_step():
 
 
 def test_solvers_that_are_the_same():
-    logsnrs = schedule.uniform_grid(12, logsnr_min=-6.0, logsnr_max=6.0)
+    logsnrs = schedule.uniform_grid(5, logsnr_min=-6.0, logsnr_max=6.0)
     # Two levels: only the first step, which has nothing to extrapolate from.
     for one, other, levels in (
         ('ancestral_low', 'ddim_stochastic', logsnrs),
-        ('2m', 'ddim', logsnrs[4:6]),
-        ('2m_sde', 'ddim_stochastic', logsnrs[4:6]),
+        ('2m', 'ddim', logsnrs[1:3]),
+        ('2m_sde', 'ddim_stochastic', logsnrs[1:3]),
     ):
         pair = (draw(SOLVERS[name], toy_eps, levels, clip_x=True) for name in (one, other))
         np.testing.assert_allclose(*pair, rtol=0, atol=2e-5)
@@ -313,7 +315,7 @@ def test_solvers_that_are_the_same():
 @pytest.mark.parametrize('name', ['ancestral', 'ddim_half', 'ddim_stochastic', '2m_sde'])
 def test_temperature_scales_the_added_noise_only(name):
     """The solver's own, and that of the rule."""
-    logsnrs = schedule.uniform_grid(9, logsnr_min=-6.0, logsnr_max=6.0)
+    logsnrs = schedule.uniform_grid(5, logsnr_min=-6.0, logsnr_max=6.0)
     for own, w in ((0.0, 0.0), (0.5, 0.0), (1.0, np.ones(COUNT)), (0.5, 1.0)):
         solver = dataclasses.replace(SOLVERS[name], temperature=own)
         expected = reference(solver, toy_eps, logsnrs, clip_x=False, temperature=own / (1 + np.mean(w)))
@@ -325,7 +327,7 @@ def test_temperature_scales_the_added_noise_only(name):
 # --- diffusers ---
 
 
-def _levels_for_diffusers(count=12):
+def _levels_for_diffusers(count=6):
     return np.linspace(-5, 6, count)
 
 
