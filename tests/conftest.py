@@ -19,9 +19,10 @@ os.environ['JAX_COMPILATION_CACHE_DIR'] = str(Path(__file__).parents[1] / '.pyte
 os.environ['JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 # All workers, and what they start, share one cache of feature networks and of what is measured of real images.
 os.environ['MPLCONFIGDIR'] = str(Path(__file__).parents[1] / '.pytest_cache' / 'matplotlib')
-if 'PYTEST_XDIST_WORKER' not in os.environ:
-    os.environ['XDG_CACHE_HOME'] = tempfile.mkdtemp(prefix='cfg_tests_')
-    atexit.register(shutil.rmtree, os.environ['XDG_CACHE_HOME'], ignore_errors=True)
+if 'CFG_TESTS_CACHE' not in os.environ:  # which workers inherit
+    os.environ['CFG_TESTS_CACHE'] = tempfile.mkdtemp(prefix='cfg_tests_')
+    atexit.register(shutil.rmtree, os.environ['CFG_TESTS_CACHE'], ignore_errors=True)
+os.environ['XDG_CACHE_HOME'] = os.environ['CFG_TESTS_CACHE']
 # The torch of PyPI brings triton, for GPUs. It and TensorFlow each have an LLVM, and the process that loads both dies.
 sys.modules['triton'] = None
 

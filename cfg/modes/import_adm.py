@@ -10,7 +10,7 @@ from cfg.data.spec import DataSpec
 from cfg.models.convert import adm_params
 from cfg.models.torch_file import read_state_dict
 from cfg.runs.checkpoints import Checkpoints
-from cfg.runs.run_files import CHECKPOINTS
+from cfg.runs.run_files import CHECKPOINTS, checkpoint_steps
 from cfg.runtime.errors import UserError
 from cfg.runtime.files import lock
 from cfg.settings.data import spec_of
@@ -42,7 +42,7 @@ def run(config: ConfigDict, workdir: Path) -> Path:
     spec = spec_of(config)
     folder = workdir / CHECKPOINTS
     with lock(workdir, 'train'):
-        if folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir()):
+        if checkpoint_steps(workdir):
             raise UserError(f'{folder} holds a run already: give another --workdir.')
         state = read_state_dict(config.adm.checkpoint)
         meta: dict[str, Any] = {'kind': config.adm.kind, 'config': config_dict(config)}
