@@ -43,8 +43,8 @@ def reaching(path: epath.PathLike) -> Iterator[None]:
         ) from error
 
 
-# Of taking a lock; more than are ever needed where a file keeps its number, as in most file systems.
-MOST_TRIES = 20
+# In a row, of a lock that is free: more than are ever needed where a file keeps its number, as in most file systems.
+MOST_TRIES = 100
 
 _made: list[Path] = []  # folders that this process made
 
@@ -146,24 +146,28 @@ def lock(
         yield
         return
     path = Path(workdir) / f'.{part or what}.lock'
+    tries, waited = 0, False
     with contextlib.ExitStack() as held:
-        for _ in range(MOST_TRIES):
+        while tries < MOST_TRIES:
+            held.pop_all().close()  # of a file that who held it has removed
             file = held.enter_context(path.open('w'))
+            tries += 1
             if not _try_lock(file, workdir):
                 if not wait:
                     raise UserError(
                         f'Another process runs --mode={what} on {workdir}: wait for it, stop it, or work in another '
                         'folder.'
                     )
-                log.info('Another process works on %s: waiting for it.', part or what)
+                if not waited:
+                    log.info('Another process works on %s: waiting for it.', part or what)
                 while not _try_lock(file, workdir):  # not in one call, which no signal handler of ours could end
                     if waiting is not None:
                         waiting()
                     time.sleep(1.0)
+                tries, waited = 0, True
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(path.stat(), os.fstat(file.fileno())):
                     break
-            held.pop_all().close()  # who held it has removed it
         try:
             yield
         finally:

@@ -1,4 +1,6 @@
 import os
+import threading
+import time
 from unittest.mock import Mock
 
 import pytest
@@ -26,6 +28,38 @@ def test_a_lock_is_held_once_and_let_go(tmp_path):
             pass
     with lock(tmp_path, 'train'):
         pass
+
+
+def test_a_lock_leaves_no_file_and_holds_although_files_come_and_go(tmp_path, monkeypatch):
+    """Eight threads add to a number that only who holds the lock may touch; each removes the file when it is done."""
+    monkeypatch.setattr('cfg.runtime.files.time', Mock(sleep=lambda _: time.sleep(0.001)))
+    held, most, total = 0, 0, 0
+
+    def work():
+        nonlocal held, most, total
+        for _ in range(25):
+            with lock(tmp_path, 'eval', wait=True):
+                held += 1
+                most = max(most, held)
+                before = total
+                time.sleep(0.0001)
+                total = before + 1
+                held -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (most, total) == (1, 200)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_lock_holds_where_files_have_no_number_that_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr('cfg.runtime.files.os.path.samestat', lambda *_: False)
+    with lock(tmp_path, 'train'), pytest.raises(UserError, match='Another process runs'), lock(tmp_path, 'train'):
+        pass
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_bucket_that_does_not_answer_is_one_sentence(tmp_path):
