@@ -2,7 +2,9 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -213,19 +215,19 @@ def test_every_run_on_the_same_images_has_the_same_small_classifier(small_config
 def test_jobs_that_start_together_train_one_small_classifier(tmp_path, monkeypatch):
     """The others wait for the first, and then read its file."""
     trained, started = [], threading.Event()
-    write, wait_for = small_classifier._write, files._wait_for
+    write = small_classifier._write
 
     def train(network, path, source):
         trained.append(path)
         assert started.wait(60)
         write(path, network.init(jax.random.key(0), np.zeros((1, 8, 8, 1)))['params'])
 
-    def waiting(*args):
+    def sleep(_):
         started.set()
-        wait_for(*args)
+        time.sleep(0.05)
 
     monkeypatch.setattr(small_classifier, '_train', train)
-    monkeypatch.setattr(files, '_wait_for', waiting)
+    monkeypatch.setattr(files, 'time', SimpleNamespace(sleep=sleep))
     with ThreadPoolExecutor() as pool:
         first, second = pool.map(lambda _: opened(tmp_path), range(2))
     assert len(trained) == 1
