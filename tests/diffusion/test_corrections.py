@@ -14,7 +14,6 @@ from hypothesis.extra import numpy as hnp
 
 from cfg.diffusion import corrections
 
-PROPERTY = hypothesis.settings(deadline=None, max_examples=50, derandomize=True)
 # Components of 2^-10 or more, or 0, so that squares do not underflow.
 VALUES = st.one_of(st.just(0.0), st.floats(2.0**-10, 100, width=32), st.floats(-100, -(2.0**-10), width=32))
 IMAGES = hnp.arrays(np.float32, (3, 2, 2, 2), elements=VALUES)
@@ -33,7 +32,6 @@ def _norm(v):
 # --- rescaling ---
 
 
-@PROPERTY
 @hypothesis.given(IMAGES, IMAGES)
 def test_phi_1_gives_the_standard_deviation_of_the_conditional_output(guided, cond):
     axes = (1, 2, 3)
@@ -51,7 +49,6 @@ def test_an_image_of_one_value_is_not_changed():
     np.testing.assert_array_equal(corrections.rescale(guided, _images(0, shape=guided.shape), phi=1.0), guided)
 
 
-@PROPERTY
 @hypothesis.given(IMAGES, IMAGES)
 def test_phi_0_changes_nothing(guided, cond):
     np.testing.assert_array_equal(corrections.rescale(guided, cond, phi=0.0), guided)
@@ -75,13 +72,11 @@ def test_each_image_is_rescaled_on_its_own_by_its_own_phi():
 # --- thresholding ---
 
 
-@PROPERTY
 @hypothesis.given(IMAGES, st.floats(0, 1, width=32))
 def test_thresholded_images_are_in_the_unit_cube(x, quantile):
     assert np.abs(corrections.dynamic_threshold(x, quantile=quantile)).max() <= 1.0
 
 
-@PROPERTY
 @hypothesis.given(UNIT_CUBE, st.floats(0, 1, width=32))
 def test_images_in_the_unit_cube_are_not_changed(x, quantile):
     np.testing.assert_array_equal(corrections.dynamic_threshold(x, quantile=quantile), x)
@@ -110,7 +105,6 @@ def test_quantile_0_is_clipping_and_1_is_division_by_the_largest():
 # --- projection ---
 
 
-@PROPERTY
 @hypothesis.given(IMAGES, IMAGES)
 def test_the_two_parts_add_up_and_are_parallel_and_orthogonal(v, onto):
     parallel, orthogonal = (np.float64(part) for part in corrections.decompose(v, onto))
@@ -130,7 +124,6 @@ def test_an_estimate_of_0_has_no_parallel_part():
     np.testing.assert_array_equal(orthogonal, v)
 
 
-@PROPERTY
 @hypothesis.given(IMAGES, st.floats(2.0**-10, 1000, width=32))
 def test_norms_are_cut_and_directions_kept(v, threshold):
     cut = np.float64(corrections.limit_norm(v, norm_threshold=np.float32(threshold)))
@@ -169,7 +162,6 @@ def test_projection_along_steps_is_that_of_diffusers(eta, threshold, momentum):
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
-@PROPERTY
 @hypothesis.given(IMAGES, IMAGES, st.floats(-2, 8, width=32))
 def test_projection_that_keeps_all_is_eq_6(cond, uncond, w):
     update = cond - uncond

@@ -205,7 +205,6 @@ SWITCHES = {Ddim: {'eta': 0.5}, DpmSolver2M: {'stochastic': True}, Heun: {'s_chu
 
 
 @pytest.mark.parametrize('kind', PARSERS, ids=lambda kind: kind.name)
-@hypothesis.settings(max_examples=20, deadline=None, derandomize=True)
 @hypothesis.given(data=st.data())
 def test_a_text_says_every_option_that_is_not_where_something_lies(kind, data):
     fields = dataclasses.fields(kind)
@@ -220,7 +219,6 @@ def test_a_text_says_every_option_that_is_not_where_something_lies(kind, data):
     assert options.parse(f'{kind.name}()', (kind,), 'x') == kind()
 
 
-@hypothesis.settings(max_examples=50, deadline=None, derandomize=True)
 @hypothesis.given(rho=st.floats(0.1, 1000.0), num_steps=st.integers(2, 1024))
 def test_every_rho_that_is_allowed_gives_a_grid(rho, num_steps):
     levels = np.asarray(parse_grid(f'rho(rho={rho!r})').levels(num_steps, **ENDS))

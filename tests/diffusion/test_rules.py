@@ -31,7 +31,6 @@ from tests.diffusion.toys import (
 )
 
 pytestmark = pytest.mark.usefixtures('eager')
-PROPERTY = hypothesis.settings(deadline=None, max_examples=50, derandomize=True)
 LOGSNRS = schedule.uniform_grid(4, logsnr_min=-5.0, logsnr_max=6.0)
 SOLVERS = {
     'ancestral': solvers.Ancestral(),
@@ -87,7 +86,6 @@ images = hnp.arrays(np.float32, (2, 3), elements=st.floats(-100, 100, width=32, 
 strengths = st.floats(-2, 8, width=32, allow_subnormal=False)
 
 
-@PROPERTY
 @hypothesis.given(images, images, strengths)
 def test_combination_matches_float64(eps_cond, eps_uncond, w):
     expected = (1 + np.float64(w)) * eps_cond - np.float64(w) * eps_uncond
@@ -96,14 +94,12 @@ def test_combination_matches_float64(eps_cond, eps_uncond, w):
     assert (np.abs(actual - expected) <= bound + 1e-30).all()  # subnormal products may be flushed to 0
 
 
-@PROPERTY
 @hypothesis.given(images, images)
 def test_the_two_ends_are_the_two_models_bit_for_bit(eps_cond, eps_uncond):
     np.testing.assert_array_equal(rules.classifier_free(eps_cond, eps_uncond, np.float32(0)), eps_cond)
     np.testing.assert_array_equal(rules.classifier_free(eps_cond, eps_uncond, np.float32(-1)), eps_uncond)
 
 
-@PROPERTY
 @hypothesis.given(images, images, strengths, strengths)
 def test_combination_is_affine_in_w(eps_cond, eps_uncond, one, other):
     # The midpoint of two strengths gives the midpoint of the two results.
