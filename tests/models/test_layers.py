@@ -50,6 +50,16 @@ def test_group_norm_and_its_gradient_are_flaxs(shape, silu):
         np.testing.assert_allclose(got, expected, atol=2e-5 * max(1.0, np.abs(expected).max()))
 
 
+@pytest.mark.parametrize(('ratio', 'error'), [(0.0, 1e-6), (3.0, 4e-6), (10.0, 4e-5)])
+def test_the_variance_of_a_group_norm_is_as_exact_as_the_docs_say(ratio, error):
+    """One pass loses (mean / deviation)^2; the bound is that of docs/design.md, twice."""
+    (x,) = draws(4, (2, 256, 8))
+    x += np.float32(ratio)
+    _, variance = layers._moments(jnp.asarray(x), 2)
+    exact = x.astype(np.float64).reshape(2, 256, 2, 4).var(axis=(1, 3)).repeat(4, axis=1)
+    np.testing.assert_allclose(variance, exact, rtol=error)
+
+
 def test_group_norm_of_bfloat16_has_float32_statistics():
     """A mean of 100 and a deviation of 1 would be lost in bfloat16's 8 bits of the sum."""
     (x,) = draws(0, (2, 16, 16, 8))
