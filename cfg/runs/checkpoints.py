@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from cfg.runs.run_files import CHECKPOINTS, DAMAGED, DamagedError, checkpoint_meta, unreadable
+from cfg.runs.run_files import CHECKPOINTS, DAMAGED, DamagedError, checkpoint_meta, sealed, unreadable
 from cfg.runs.state import TrainState
 from cfg.runtime.digest import sha256
 from cfg.runtime.errors import UserError, reason_of_write
@@ -124,7 +124,7 @@ class Checkpoints:
             self._manager.save(
                 int(state.step),
                 args=ocp.args.Composite(
-                    meta=ocp.args.JsonSave(meta),
+                    meta=ocp.args.JsonSave(sealed(meta)),
                     **{name: ocp.args.StandardSave(tree) for name, tree in trees.items()},
                 ),
                 force=True,
@@ -135,7 +135,8 @@ class Checkpoints:
         meta = meta | {'shapes': shapes_of(params), 'sha256': digests({'ema_params': params}), 'imported': True}
         with self._writing():
             self._manager.save(
-                0, args=ocp.args.Composite(ema_params=ocp.args.StandardSave(params), meta=ocp.args.JsonSave(meta))
+                0,
+                args=ocp.args.Composite(ema_params=ocp.args.StandardSave(params), meta=ocp.args.JsonSave(sealed(meta))),
             )
         self.wait()
 

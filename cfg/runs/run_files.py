@@ -1,5 +1,6 @@
 """Reads what a workdir's files tell of its run. It needs neither JAX nor orbax nor TensorFlow."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ CONFIG_FILE = 'config.json'
 METRICS_FILE = 'metrics.jsonl'
 CHECKPOINTS = 'checkpoints'
 DAMAGED = 'damaged_checkpoints'
+SEAL = 'meta_sha256'  # checkpoints from before there was one have none
 
 
 class DamagedError(UserError):
@@ -48,9 +50,21 @@ def checkpoint_meta(workdir: Path, step: int) -> dict[str, Any]:
     """
     folder = workdir / CHECKPOINTS / str(step)
     try:
-        return dict(json.loads((folder / 'meta' / 'metadata').read_bytes()))
+        meta = dict(json.loads((folder / 'meta' / 'metadata').read_bytes()))
     except (OSError, ValueError, TypeError) as error:
         raise unreadable(folder, error) from error
+    if meta.get(SEAL) not in (None, sealed(meta)[SEAL]):
+        raise DamagedError(
+            f'The checkpoint {folder} is damaged: its meta is not what was saved. Restore it from a backup, or use the '
+            'one before it.'
+        )
+    return meta
+
+
+def sealed(meta: dict[str, Any]) -> dict[str, Any]:
+    """Adds a digest of all the rest to what is saved beside the parameters, which tells a turned bit from a setting."""
+    rest = {name: value for name, value in meta.items() if name != SEAL}
+    return rest | {SEAL: hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
 
 
 def unreadable(folder: Path, error: Exception) -> UserError:

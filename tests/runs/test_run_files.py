@@ -98,3 +98,31 @@ def test_status_starts_without_what_is_slow_to_import(workdir):
     assert 'checkpoints: 2, 9, 10\nstep: 10\n' in done.stdout
     assert 'ema_params_sha256: ' in done.stdout
     assert done.stdout.endswith('set()\n')
+
+
+def test_a_turned_bit_is_noticed_wherever_it_is(workdir):
+    """One in the name of a parameter, say, would else make the checkpoint one of another architecture."""
+    file, sound = workdir / 'checkpoints' / '10' / 'meta' / 'metadata', checkpoint_meta(workdir, 10)
+    content = file.read_bytes()
+    unnoticed = []
+    for place in range(len(content)):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+        try:
+            found = checkpoint_meta(workdir, 10)
+        except DamagedError:
+            continue
+        if {name: found.get(name) for name in ('config', 'shapes', 'sha256')} != {
+            name: sound[name] for name in ('config', 'shapes', 'sha256')
+        }:
+            unnoticed.append(place)
+    assert not unnoticed
+
+
+def test_a_checkpoint_of_a_wrong_name_is_set_aside(workdir):
+    file = workdir / 'checkpoints' / '10' / 'meta' / 'metadata'
+    file.write_bytes(file.read_bytes().replace(b"['a']", b"['c']"))
+    tree = {'a': np.zeros(3, np.float32)}
+    with Checkpoints(workdir, keep_last=3) as checkpoints:
+        state, meta = checkpoints.restore_newest(TrainState(0, tree, tree, ({'m': np.zeros(2)},)))
+    assert (int(state.step), meta['config']) == (9, {'seed': 9})
+    assert [path.name for path in (workdir / 'damaged_checkpoints').iterdir()] == ['10']

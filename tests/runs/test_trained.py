@@ -1,6 +1,7 @@
 """A trained run: its parameters, and what it is refused for: other noise levels, images and classes."""
 
 import gc
+import json
 import shutil
 import weakref
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from cfg.diffusion.sampler import parse_rule
 from cfg.modes import sample
 from cfg.runs.checkpoints import Checkpoints
 from cfg.runs.companions import open_companions
+from cfg.runs.run_files import sealed
 from cfg.runs.trained import TrainedRun, newest_meta, read_names
 from cfg.runtime.digest import sha256
 from cfg.runtime.errors import UserError
@@ -110,7 +112,8 @@ def test_a_damaged_checkpoint_is_named_when_it_is_read(narrow, tmp_path):
     shutil.copytree(narrow, tmp_path / 'run')
     run = TrainedRun.of_config(sampled_to(10.0), tmp_path / 'run')
     path = tmp_path / 'run' / 'checkpoints' / '2' / 'meta' / 'metadata'
-    path.write_text(path.read_text().replace(run.sha256, '0' * 64))
+    meta = json.loads(path.read_text().replace(run.sha256, '0' * 64))
+    path.write_text(json.dumps(sealed(meta)))
     with pytest.raises(UserError, match='is damaged: its ema_params are not those that were saved'):
         run.params()
 
