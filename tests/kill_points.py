@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 import threading
@@ -112,6 +113,11 @@ class KillPoints:
             )
             yield self
             self._reach('end', self._folder)
+
+
+def parts_of_files(folder):
+    """Returns the files of a folder and those below it whose writing was begun and not ended."""
+    return sorted(path for path in Path(folder).rglob('.*') if re.fullmatch(r'\..+\.[a-z0-9_]{8}', path.name))
 
 
 def made_once(monkeypatch, module, *names):

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import logging
 import os
@@ -104,7 +105,8 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
         return
     path = Path(path)
     make_folder(path.parent)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f'.{path.name}.', delete=False) as file:
+    _remove_dead_parts(path)
+    with _part(path) as file:
         try:
             yield file
             file.flush()
@@ -115,6 +117,25 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
         except BaseException:
             Path(file.name).unlink(missing_ok=True)
             raise
+
+
+def _part(path: Path) -> IO[bytes]:
+    """Makes the file that will take the place of `path`; its lock tells others that its writer lives."""
+    while True:
+        file = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f'.{path.name}.', delete=False)  # noqa: SIM115
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if Path(file.name).exists():  # nobody took it for a dead writer's before it was locked
+            return file
+        file.close()
+
+
+def _remove_dead_parts(path: Path) -> None:
+    """Removes what killed processes left of their attempts to write `path`, where the file system has locks."""
+    for part in path.parent.glob(f'.{glob.escape(path.name)}.????????'):
+        with contextlib.suppress(OSError), part.open('rb') as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink()
 
 
 def sha256_of_file(path: epath.PathLike) -> str:

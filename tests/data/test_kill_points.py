@@ -8,7 +8,7 @@ from etils import epath
 
 from cfg.data.prepare import run as prepare
 from cfg.data.prepare.parts import Options
-from tests.kill_points import KillPoints
+from tests.kill_points import KillPoints, parts_of_files
 from tests.miniature import encoded, picture
 
 
@@ -44,4 +44,5 @@ def test_a_preparation_killed_at_every_change_of_its_folder(images, tmp_path, mo
     for change, copy in points.chosen():
         assert prepared(images, copy) == expected, change  # so every file has the digest that it should have
         assert not (copy / '.preparing' / 'pets_8_area').exists(), change
+        assert not parts_of_files(copy), change
         shutil.rmtree(copy)

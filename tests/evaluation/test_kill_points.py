@@ -6,7 +6,7 @@ import shutil
 from cfg.evaluation import sweep
 from cfg.report.results import Results
 from cfg.training import loop
-from tests.kill_points import KillPoints, made_once
+from tests.kill_points import KillPoints, made_once, parts_of_files
 
 VARYING = ('seconds', 'finished')
 
@@ -16,7 +16,7 @@ def results_of(workdir):
     rows = [json.loads(line) for line in (workdir / 'results.jsonl').read_text().splitlines()]
     assert rows == [json.loads(row.to_json()) for row in Results(workdir).read()]
     rows = [{k: v for k, v in row.items() if k not in VARYING} for row in rows]
-    return rows, {path.name: path.read_bytes() for path in (workdir / 'samples').iterdir() if path.name[0] != '.'}
+    return rows, {path.name: path.read_bytes() for path in (workdir / 'samples').iterdir()}
 
 
 def test_a_sweep_killed_at_every_change_of_its_folder(tmp_path, small_config, monkeypatch):
@@ -41,4 +41,5 @@ def test_a_sweep_killed_at_every_change_of_its_folder(tmp_path, small_config, mo
         sweep.evaluate(small_config, copy)
         assert results_of(copy) == expected, change
         assert not list((copy / sweep.UNFINISHED).glob('[!.]*')), change
+        assert not parts_of_files(copy), change
         shutil.rmtree(copy)

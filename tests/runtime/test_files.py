@@ -1,12 +1,14 @@
 import os
+import tempfile
 import threading
 import time
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 
 from cfg.runtime.errors import UserError
-from cfg.runtime.files import lock, reaching, write_whole
+from cfg.runtime.files import lock, reaching, replacing, write_whole
 
 
 @pytest.mark.parametrize('call', ['fsync', 'chmod', 'replace'])
@@ -18,6 +20,33 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch, call):
         write_whole(path, b'new')
     assert path.read_bytes() == b'old'
     assert [p.name for p in path.parent.iterdir()] == ['file']
+
+
+def test_a_write_removes_what_killed_writers_of_the_file_left_and_spares_the_living(tmp_path):
+    for name in ('.file.abcd_123', '.file.npz.abcd_123', '.other.abcd_123', '.file.lock'):
+        (tmp_path / name).write_bytes(b'a part')
+    with replacing(tmp_path / 'file') as first:
+        first.write(b'fir')
+        write_whole(tmp_path / 'file', b'second')
+        assert not (tmp_path / '.file.abcd_123').exists()
+        first.write(b'st')
+    assert (tmp_path / 'file').read_bytes() == b'first'
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['.file.lock', '.file.npz.abcd_123', '.other.abcd_123', 'file']
+
+
+def test_a_writer_whose_file_is_taken_for_a_dead_ones_makes_another(tmp_path, monkeypatch):
+    real, made = tempfile.NamedTemporaryFile, []
+
+    def taken(**arguments):
+        made.append(real(**arguments))
+        if len(made) == 1:
+            Path(made[0].name).unlink()
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, 'NamedTemporaryFile', taken)
+    write_whole(tmp_path / 'file', b'new')
+    assert len(made) == 2
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [('file', b'new')]
 
 
 def test_a_lock_is_held_once_and_let_go(tmp_path):

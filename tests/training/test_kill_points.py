@@ -5,7 +5,7 @@ import shutil
 from cfg.modes.status import describe
 from cfg.runs.run_files import read_metrics
 from cfg.training import loop
-from tests.kill_points import KillPoints, made_once
+from tests.kill_points import KillPoints, made_once, parts_of_files
 
 
 def digests(workdir):
@@ -33,4 +33,5 @@ def test_training_killed_at_every_change_of_its_folder(tmp_path, small_config, m
         assert digests(copy) == expected, change
         assert [line['step'] for line in read_metrics(copy / 'metrics.jsonl')] == [1, 2], change
         assert [line['loss'] for line in read_metrics(copy / 'metrics.jsonl')] == [line['loss'] for line in lines]
+        assert not parts_of_files(copy), change
         shutil.rmtree(copy)
