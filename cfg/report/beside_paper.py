@@ -1,6 +1,5 @@
 """Sets our numbers beside the paper's: one column a curve, one row a w."""
 
-import csv
 import itertools
 import math
 from collections.abc import Sequence
@@ -9,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cfg.report.curves import Curve
+from cfg.report.curves import Curve, Scored
 from cfg.report.paper import NUM_SAMPLES, NUM_STEPS, PaperTable
-from cfg.report.tables import Cell, tabular
+from cfg.report.tables import escape, tabular, write_lines
 
 _METRICS = (('fid', 'FID'), ('inception_score', 'IS'))
 _DIGITS = 6  # w that agree to so many are one w
@@ -32,11 +31,6 @@ class Column:
         if self.whose == 'difference' or np.isnan(self.values).all():
             return None
         return int(np.nanargmin(self.values) if self.metric == 'FID' else np.nanargmax(self.values))
-
-    @property
-    def name(self) -> str:
-        """Returns the heading of the column where there is one line of headings."""
-        return f'{self.metric} {self.whose} ({self.label})'
 
     def text(self, place: int) -> str:
         """Returns a cell as people read it; differences have their sign."""
@@ -69,49 +63,44 @@ class Comparison:
 
 def compare(paper: PaperTable, curves: Sequence[Curve]) -> Comparison:
     """Sets our curves beside the paper's; one of its method, with a p_uncond or T that it has, gets differences."""
-    measured = [curve.w for curve in curves]
-    w = np.unique(np.round(np.concatenate([*(curve.w for curve in paper.curves), *measured]), _DIGITS))
+    w = np.unique(np.round(np.concatenate([curve.w for curve in (*paper.curves, *curves)]), _DIGITS))
     columns = []
     for key, metric in _METRICS:
-        theirs = {curve.setting: _on(w, curve.w, getattr(curve, key)) for curve in paper.curves}
-        ours = [_on(w, curve.w, curve.values(key)) for curve in curves]
-        columns += [Column(metric, 'paper', curve.label, theirs[curve.setting]) for curve in paper.curves]
-        columns += [Column(metric, 'ours', curve.label, values) for curve, values in zip(curves, ours, strict=True)]
-        for curve, values in zip(curves, ours, strict=True):
+        for whose, group in (('paper', paper.curves), ('ours', curves)):
+            columns += [Column(metric, whose, curve.label, _on(w, curve, key)) for curve in group]
+        for curve in curves:
             if match := paper.match(curve):
-                columns.append(Column(metric, 'difference', curve.label, values - theirs[match.setting]))
+                difference = _on(w, curve, key) - _on(w, match, key)
+                columns.append(Column(metric, 'difference', curve.label, difference))
     return Comparison(paper.title, w, tuple(columns), tuple(_notes(paper, curves)))
 
 
 def write_csv(path: Path, comparison: Comparison) -> None:
     """Writes the table as CSV with all digits; a number that does not exist is empty."""
-    with path.open('w', newline='', encoding='utf-8') as file:
-        writer = csv.writer(file)
-        writer.writerow(['w', *(column.name for column in comparison.columns)])
-        for place, w in enumerate(comparison.w.tolist()):
-            values = [column.values[place] for column in comparison.columns]
-            writer.writerow([f'{w:g}', *('' if math.isnan(value) else f'{value:.7g}' for value in values)])
+    lines = [['w', *(f'{column.metric} {column.whose} ({column.label})' for column in comparison.columns)]]
+    for place, w in enumerate(comparison.w):
+        values = [column.values[place] for column in comparison.columns]
+        lines.append([f'{w:g}', *('' if math.isnan(value) else f'{value:.7g}' for value in values)])
+    write_lines(path, lines)
 
 
 def write_tex(path: Path, comparison: Comparison) -> None:
     """Writes the table for LaTeX; the best of a column is bold."""
     columns = comparison.columns
-    heads = [
-        [Cell(''), *(Cell(text, columns=n) for text, n in line)] for line in (comparison.metrics, comparison.groups)
-    ]
-    heads.append([Cell('w'), *(Cell(column.label) for column in columns)])
+    heads = [[('', 1), *comparison.metrics], [('', 1), *comparison.groups]]
+    heads.append([('w', 1), *((column.label, 1) for column in columns)])
     body = [
-        [Cell(f'{w:g}'), *(Cell(column.text(place), bold=place == column.best) for column in columns)]
-        for place, w in enumerate(comparison.w.tolist())
+        [escape(f'{w:g}'), *(escape(column.text(place), bold=place == column.best) for column in columns)]
+        for place, w in enumerate(comparison.w)
     ]
     notes = [f'{comparison.title}.', *comparison.notes]
     path.write_text(tabular('r' * (1 + len(columns)), heads, [body], notes), encoding='utf-8')
 
 
-def _on(w: np.ndarray, own_w: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Puts values at `own_w` at the same w of a longer list."""
+def _on(w: np.ndarray, curve: Scored, name: str) -> np.ndarray:
+    """Puts a score of a curve at the same w of a longer list."""
     placed = np.full(len(w), np.nan)
-    placed[np.searchsorted(w, np.round(own_w, _DIGITS))] = values
+    placed[np.searchsorted(w, np.round(curve.w, _DIGITS))] = getattr(curve, name)
     return placed
 
 

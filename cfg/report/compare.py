@@ -3,16 +3,17 @@
 Written from the rows of a sweep: `frontier.png`, `cost.png`, `points.csv`, `best_at_cost.csv` and `index.html`.
 """
 
-import csv
 import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cfg.report import frontier, frontier_plots, html, plots
+from cfg.report.curves import grouped
 from cfg.report.frontier import Point, Setting
 from cfg.report.results import Results
 from cfg.report.rows import Row
+from cfg.report.tables import write_lines
 from cfg.runtime.errors import UserError
 
 FOLDER = 'compare'
@@ -45,8 +46,7 @@ def write(folders: Sequence[Path], *, note: str = '') -> Path:
     plots.save(frontier_plots.figure_cost(found, title), out / 'cost.png')
     _write_points(out / 'points.csv', found)
     table = best_table(found)
-    with (out / 'best_at_cost.csv').open('w', newline='') as file:
-        csv.writer(file).writerows(table)
+    write_lines(out / 'best_at_cost.csv', table)
     counts = sorted({point.count for point in found})
     return html.write(out / 'index.html', 'compare.html', note=note, title=title, counts=counts, table=table)
 
@@ -59,14 +59,11 @@ def best_table(found: Sequence[Point]) -> list[list[str]]:
     """
     costs = frontier.budgets(found)
     where = frontier_plots.way_namer([point.setting for point in found])
-    rules: dict[tuple, list[Point]] = {}
-    for point in found:
-        rules.setdefault(frontier_plots.rule_of(point.setting), []).append(point)
+    rules = grouped(found, lambda point: point.setting.rule)
     name = frontier_plots.rule_namer([point.setting for point in found])
     lines = [['guidance', *(f'{cost:g} evaluations' for cost in costs)]]
     for (step, guidance, _, rest), members in rules.items():
-        plain = next((them for key, them in rules.items() if key == (step, 'cfg', 0, rest)), [])
-        plain = [] if guidance == 'cfg' else plain
+        plain = [] if guidance == 'cfg' else rules.get((step, 'cfg', 0, rest), [])
         cells = [_cell(frontier.best(members, cost), frontier.best(plain, cost), where) for cost in costs]
         lines.append([name(members[0].setting), *cells])
     return lines
@@ -84,10 +81,9 @@ def _cell(point: Point | None, plain: Point | None, where: Callable[[Setting], s
 
 def _write_points(path: Path, found: Sequence[Point]) -> None:
     numbers = ('w', 'cost', 'fid', 'fid_spread', 'inception_score', 'inception_score_spread', 'count')
-    with path.open('w', newline='') as file:
-        writer = csv.writer(file)
-        writer.writerow((*frontier_plots.FIELDS, 'rest', *numbers))
-        for point in found:
-            of_setting = [getattr(point.setting, name) for name in frontier_plots.FIELDS]
-            rest = json.dumps(dict(point.setting.rest), sort_keys=True)
-            writer.writerow((*of_setting, rest, *(getattr(point, name) for name in numbers)))
+    lines = [[*frontier_plots.FIELDS, 'rest', *numbers]]
+    for point in found:
+        of_setting = [getattr(point.setting, name) for name in frontier_plots.FIELDS]
+        rest = json.dumps(dict(point.setting.rest), sort_keys=True)
+        lines.append([*of_setting, rest, *(getattr(point, name) for name in numbers)])
+    write_lines(path, lines)

@@ -2,13 +2,15 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from cfg.report.rows import Row, Sampling
+
+T, K = TypeVar('T'), TypeVar('K', bound=Hashable)
 
 # What a label names where curves differ in it, beside the step.
 _SETTINGS = (
@@ -44,8 +46,22 @@ _PHRASES = {
 }
 
 
+class Scored:
+    """A scored line has `w`, `fid` and `inception_score`, each float64 [N], nan where there is no number."""
+
+    @property
+    def bests(self) -> dict[str, int]:
+        """Returns where FID is lowest and the inception score highest, by their names; none where there is no score."""
+        scores = {'fid': -self.fid, 'inception_score': self.inception_score}
+        return {name: int(np.nanargmax(values)) for name, values in scores.items() if not np.isnan(values).all()}
+
+    def bests_at(self, place: int) -> list[str]:
+        """Returns the scores that are best at a place."""
+        return [name for name, best in self.bests.items() if best == place]
+
+
 @dataclass(frozen=True)
-class Curve:
+class Curve(Scored):
     """A curve is the rows that differ in nothing but w, in ascending w."""
 
     key: str  # unique among the curves of a report; the step, with '.2', '.3', ... for further curves of that step
@@ -62,19 +78,23 @@ class Curve:
         """Returns the guidance strengths, float64 [len(rows)]."""
         return np.array([row.source.w for row in self.rows])
 
-    def values(self, name: str) -> np.ndarray:
-        """Returns the score of this name of each row, float64 [len(rows)]; nan where it could not be measured."""
-        return np.array([number(getattr(row.scores, name)) for row in self.rows])
+    @property
+    def fid(self) -> np.ndarray:
+        """Returns the FID of each row, float64 [len(rows)]; nan where it could not be measured."""
+        return np.array([number(row.scores.fid) for row in self.rows])
 
     @property
-    def best_fid(self) -> int | None:
-        """Returns the index of the row of lowest FID; None if there is no FID."""
-        return _best(-self.values('fid'))
+    def inception_score(self) -> np.ndarray:
+        """Returns the inception score of each row, likewise."""
+        return np.array([number(row.scores.inception_score) for row in self.rows])
 
-    @property
-    def best_inception_score(self) -> int | None:
-        """Returns the index of the row of highest inception score; None if there is none."""
-        return _best(self.values('inception_score'))
+
+def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """Groups items by a key, in the order in which the keys come."""
+    found: dict[K, list[T]] = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    return found
 
 
 def number(value: float | None) -> float:
@@ -84,18 +104,20 @@ def number(value: float | None) -> float:
 
 def group_curves(rows: Sequence[Row]) -> list[Curve]:
     """Groups rows into curves, in ascending step; of several rows of one curve and w the last one counts."""
-    groups: dict[tuple, dict[float, Row]] = {}
-    for row in rows:
+
+    def alike(row: Row) -> tuple:
         source = dataclasses.replace(row.source, w=0.0)
-        alike = (source, row.method, row.p_uncond, row.label_in, row.beside.reference)
-        groups.setdefault(alike, {})[row.source.w] = row
-    members = [tuple(group[w] for w in sorted(group)) for group in groups.values()]
+        return source, row.method, row.p_uncond, row.label_in, row.beside.reference
+
+    groups = [{row.source.w: row for row in group} for group in grouped(rows, alike).values()]
+    members = [tuple(group[w] for w in sorted(group)) for group in groups]
     members.sort(key=lambda rows: rows[0].source.step)
-    steps = [rows[0].source.step for rows in members]
-    earlier = [steps[:place].count(step) for place, step in enumerate(steps)]
-    keys = [f'{step}.{count + 1}' if count else str(step) for step, count in zip(steps, earlier, strict=True)]
-    labels = _labels([settings_of(rows[0]) for rows in members])
-    return [Curve(key, label, rows) for key, label, rows in zip(keys, labels, members, strict=True)]
+    curves, steps = [], []
+    for label, rows in zip(_labels([settings_of(rows[0]) for rows in members]), members, strict=True):
+        steps.append(step := rows[0].source.step)
+        count = steps.count(step)
+        curves.append(Curve(f'{step}.{count}' if count > 1 else str(step), label, rows))
+    return curves
 
 
 def settings_of(row: Row) -> dict[str, Any]:
@@ -129,28 +151,20 @@ def finite_sample_floors(curves: Sequence[Curve]) -> list[tuple[int, float]]:
     return list(dict.fromkeys((row.method.num_samples, row.beside.finite_sample_fid) for row in rows))
 
 
-def _best(values: np.ndarray) -> int | None:
-    return None if np.isnan(values).all() else int(np.nanargmax(values))
-
-
 def _labels(firsts: Sequence[dict[str, Any]]) -> list[str]:
     """Makes a label for each curve from the settings of one row of each: only what differs between the curves."""
     names = _differing(firsts, _SETTINGS)
     if not names or _differing(firsts, ['step']):
         names.insert(0, 'step')
     labels = [', '.join(phrase(name, settings[name]) for name in names) for settings in firsts]
-    for more in (_DETAILS, _HASHES):
-        labels = _told_apart(labels, firsts, more)
+    for more in (_DETAILS, _HASHES):  # what differs between curves that share a label is added to it
+        shared = grouped(zip(labels, firsts, strict=True), lambda pair: pair[0])
+        differing = {label: _differing([settings for _, settings in pairs], more) for label, pairs in shared.items()}
+        labels = [
+            ', '.join([label, *(phrase(name, settings[name]) for name in differing[label])])
+            for label, settings in zip(labels, firsts, strict=True)
+        ]
     return labels
-
-
-def _told_apart(labels: Sequence[str], firsts: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:
-    """Adds to labels that several curves share what differs between these."""
-    told = []
-    for label, settings in zip(labels, firsts, strict=True):
-        same = [other for other, shared in zip(firsts, labels, strict=True) if shared == label]
-        told.append(', '.join([label, *(phrase(name, settings[name]) for name in _differing(same, names))]))
-    return told
 
 
 def _differing(settings: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:

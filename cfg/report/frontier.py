@@ -1,7 +1,6 @@
 """Compares rows of several rules, samplers and runs: means with their spread, and the best at a cost."""
 
 import dataclasses
-import itertools
 import logging
 import math
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cfg.report.curves import number
+from cfg.report.curves import grouped, number
 from cfg.report.rows import Row
 from cfg.runtime.errors import UserError
 
@@ -36,6 +35,16 @@ class Setting:
     logvar_interp: float | None  # the paper's v; None of samplers that have none
     networks: int
     rest: tuple[tuple[str, Any], ...]  # everything else, by name
+
+    @property
+    def rule(self) -> tuple:
+        """Returns what makes two settings the same rule."""
+        return self.step, self.guidance, self.networks, self.rest
+
+    @property
+    def way(self) -> tuple:
+        """Returns the way to sample a rule: everything else."""
+        return self.sampler, self.grid, self.num_steps, self.logvar_interp
 
 
 @dataclass(frozen=True)
@@ -67,10 +76,11 @@ def points(runs: Sequence[Sequence[Row]]) -> list[Point]:
         UserError: when this leaves nothing of a run.
     """
     runs = [sorted(run, key=_finished) for run in runs]
-    alike = [[row for row in run if _same(row) == _same(newest(runs))] for run in runs]
+    wanted = _same(newest(runs)) if any(runs) else {}
+    alike = [[row for row in run if _same(row) == wanted] for run in runs]
     for number_of_run, (kept, run) in enumerate(zip(alike, runs, strict=True), start=1):
         if run and not kept:
-            names = [name for name, a, b in zip(_SAME, _same(run[-1]), _same(newest(runs)), strict=True) if a != b]
+            names = [name for name, value in _same(run[-1]).items() if value != wanted[name]]
             raise UserError(
                 f'No row of run {number_of_run} can be compared with those of the first, as they differ in '
                 f'{", ".join(names)}: evaluate all runs in the same way, or leave it out of config.report.workdirs.'
@@ -78,7 +88,8 @@ def points(runs: Sequence[Sequence[Row]]) -> list[Point]:
     left_out = sum(map(len, runs)) - sum(map(len, alike))
     if left_out:
         log.info('%d rows are left out: of other metrics or numbers of samples.', left_out)
-    found: dict[tuple[Setting, float], dict[int, list[Row]]] = {}
+    several = sum(map(bool, alike)) > 1
+    found: dict[tuple[Setting, float], list[tuple[int, Row]]] = {}
     sets: dict[Setting, list[tuple]] = {}
     for number_of_run, run in enumerate(alike):
         own_sets: dict[Setting, list[tuple]] = {}
@@ -88,9 +99,9 @@ def points(runs: Sequence[Sequence[Row]]) -> list[Point]:
             own = source.params_sha256, source.uncond_params_sha256, source.weaker_params_sha256
             networks = _place(own, own_sets.setdefault(setting, [])), source.classifier_params_sha256
             setting = dataclasses.replace(setting, networks=_place(networks, sets.setdefault(setting, [])))
-            found.setdefault((setting, source.w), {}).setdefault(number_of_run, []).append(row)
-    several = sum(map(bool, alike)) > 1
-    return [_point(setting, w, by_run, several=several) for (setting, w), by_run in found.items()]
+            repetition = number_of_run if several else source.seed
+            found.setdefault((setting, source.w), []).append((repetition, row))
+    return [_point(setting, w, rows) for (setting, w), rows in found.items()]
 
 
 def newest(runs: Sequence[Sequence[Row]]) -> Row:
@@ -102,8 +113,8 @@ def _finished(row: Row) -> str:
     return row.origin.finished
 
 
-def _same(row: Row) -> list[Any]:
-    return [row.flat[name] for name in _SAME]
+def _same(row: Row) -> dict[str, Any]:
+    return {name: row.flat[name] for name in _SAME}
 
 
 def _place(value: Any, known: list[Any]) -> int:
@@ -121,29 +132,22 @@ def _setting(row: Row) -> Setting:
     return Setting(step=row.source.step, **named, networks=0, rest=tuple(rest.items()))
 
 
-def _point(setting: Setting, w: float, by_run: dict[int, list[Row]], *, several: bool) -> Point:
-    groups = by_run
-    if not several:
-        groups = {}
-        for row in itertools.chain(*by_run.values()):
-            groups.setdefault(row.source.seed, []).append(row)
-    values = {}
+def _point(setting: Setting, w: float, rows: Sequence[tuple[int, Row]]) -> Point:
+    """Makes a point of the rows of each repetition."""
+    groups, values = grouped(rows, lambda pair: pair[0]), {}
     for name in ('fid', 'inception_score'):
-        scores = [float(np.mean([number(getattr(row.scores, name)) for row in rows])) for rows in groups.values()]
+        scores = [float(np.mean([number(getattr(row.scores, name)) for _, row in group])) for group in groups.values()]
         values[name] = float(np.mean(scores))
         values[f'{name}_spread'] = float(np.std(scores, ddof=1)) if len(scores) > 1 else math.nan
         if name == 'fid':
             values['fids'] = tuple(zip(groups, scores, strict=True))
-    first = next(iter(groups.values()))[0]
-    return Point(setting, w, first.cost, count=len(groups), **values)
+    return Point(setting, w, rows[0][1].cost, count=len(groups), **values)
 
 
 def curves(found: Sequence[Point]) -> dict[Setting, list[Point]]:
     """Returns the points of each setting in ascending w."""
-    by_setting: dict[Setting, list[Point]] = {}
-    for point in sorted(found, key=lambda point: point.w):
-        by_setting.setdefault(point.setting, []).append(point)
-    return {setting: by_setting[setting] for setting in dict.fromkeys(point.setting for point in found)}
+    groups = grouped(found, lambda point: point.setting)
+    return {setting: sorted(group, key=lambda point: point.w) for setting, group in groups.items()}
 
 
 def best(found: Sequence[Point], cost: float = math.inf) -> Point | None:
@@ -152,8 +156,8 @@ def best(found: Sequence[Point], cost: float = math.inf) -> Point | None:
     Points with fewer repetitions than others of `found` do not count: theirs may be the lowest by luck.
     """
     most = max((point.count for point in found), default=0)
-    affordable = [point for point in found if point.cost <= cost * (1 + 1e-9) and math.isfinite(point.fid)]
-    affordable = [point for point in affordable if point.count == most]
+    alike = [point for point in found if point.count == most and math.isfinite(point.fid)]
+    affordable = [point for point in alike if point.cost <= cost * (1 + 1e-9)]
     return min(affordable, key=lambda point: point.fid, default=None)
 
 

@@ -1,24 +1,26 @@
 """Draws the pictures of `--mode=compare`, and names settings."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from cfg.report import frontier, plots
-from cfg.report.curves import phrase
+from cfg.report.curves import grouped, phrase
 from cfg.report.frontier import Point, Setting
 
 FIELDS = ('step', 'guidance', 'sampler', 'grid', 'num_steps', 'logvar_interp', 'networks')
-# Of a setting: what is the rule, and not the way to sample it.
-_RULE = ('step', 'guidance', 'networks', 'rest')
 # Rules in one plot; more have a panel each.
 _TOGETHER = 5
 _COLUMNS = 3
 _LEGEND_CHARACTERS = 145  # a line of the legend, in the width of a picture
+# Of lines that only say where others are.
+_BEHIND = {'color': '#b7bec6', 'linewidth': 1.0, 'markersize': 3, 'zorder': 1}
 
 
 def namer(settings: Sequence[Setting], fields: Sequence[str] = FIELDS, lone: bool = True) -> Callable[[Setting], str]:
@@ -53,54 +55,69 @@ def figure_frontier(found: Sequence[Point], title: str) -> Figure:
     Where there are too many rules for one plot each has a panel, with those of 'cfg', or of the first rule, in grey.
     """
     lines, limit = frontier.curves(found), _limit(found)
-    by_rule: dict[tuple, list[Setting]] = {}
-    for setting in lines:
-        by_rule.setdefault(rule_of(setting), []).append(setting)
-    styles = dict(zip(lines, _styles(lines), strict=True))
-    if len(by_rule) <= _TOGETHER:
-        figure = Figure(figsize=(9, 7), layout='constrained')
-        panels = lowest = leftmost = [figure.subplots()]
-        name = namer(list(lines))
-        for setting, line in lines.items():
-            _draw(panels[0], line, label=name(setting), **styles[setting])
-    else:
-        rows = math.ceil(len(by_rule) / _COLUMNS)
-        figure = Figure(figsize=(10, 0.7 + 2.6 * rows), layout='constrained')
-        panels = list(figure.subplots(rows, _COLUMNS, sharex=True, sharey=True, squeeze=False).flat)
-        for axes in panels[len(by_rule) :]:
-            axes.remove()
-        panels = panels[: len(by_rule)]
-        lowest, leftmost = panels[-_COLUMNS:], panels[::_COLUMNS]
+    styles, name = _styles(lines), namer(list(lines))
+    rules = list(grouped(lines, lambda setting: setting.rule).values())
+    many = len(rules) > _TOGETHER
+    shown = rules if many else [list(lines)]
+    columns = _COLUMNS if many else 1
+    rows = math.ceil(len(shown) / columns)
+    figure = Figure(figsize=(10, 0.7 + 2.6 * rows) if many else (9, 7), layout='constrained')
+    axes_of_all = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    panels = axes_of_all[: len(shown)]
+    for axes in axes_of_all[len(shown) :]:
+        axes.remove()
+    if many:
         name, way = rule_namer(list(lines)), way_namer(list(lines))
-        reference = next(
-            (rule for rule, (first, *_) in by_rule.items() if first.guidance == 'cfg'), next(iter(by_rule))
-        )
-        for axes, (rule, settings) in zip(panels, by_rule.items(), strict=True):
+        reference = next((settings for settings in rules if settings[0].guidance == 'cfg'), rules[0])
+    for axes, settings in zip(panels, shown, strict=True):
+        if many:
             axes.set_title(name(settings[0]), fontsize=9, color=plots.INK)
-            if rule != reference:
-                for setting in by_rule[reference]:
-                    _draw(axes, lines[setting], **(styles[setting] | _BEHIND))
-            for setting in settings:
-                # Ways of sampling are told apart once, by the lines of the reference.
-                label = way(setting) if rule == reference else ''
-                _draw(axes, lines[setting], label=label or None, **styles[setting])
+            for setting in reference if settings is not reference else ():
+                _draw(axes, lines[setting], **(styles[setting] | _BEHIND))
             if not any(_shown(point, limit) for setting in settings for point in lines[setting]):
                 _say(axes, 'not shown')
+        for setting in settings:
+            # Ways of sampling are told apart once, by the lines of the reference.
+            label = name(setting) if not many else way(setting) if settings is reference else ''
+            _draw(axes, lines[setting], label=label or None, **styles[setting])
     scores = [point.inception_score for point in found if _shown(point, limit)]
-    for axes in panels:
-        plots.tidy(axes)
+    for place, axes in enumerate(panels):
+        lowest = place >= len(panels) - columns
+        plots.tidy(axes, x=plots.SCORE * lowest, y=plots.FID * (place % columns == 0))
+        axes.tick_params(labelbottom=lowest)
         if scores:
             margin = 0.05 * (max(scores) - min(scores)) or 0.1
             axes.set_xlim(min(scores) - margin, max(scores) + margin)
     if not scores:
         _say(panels[0], 'no row has both a FID and an inception score')
-    for axes in lowest:
-        axes.tick_params(labelbottom=True)
-        axes.set_xlabel('inception score (higher is better)', color=plots.INK)
-    for axes in leftmost:
-        axes.set_ylabel('FID (lower is better)', color=plots.INK)
     _finish(figure, panels, found, limit, title)
     return figure
+
+
+def figure_cost(found: Sequence[Point], title: str) -> Figure:
+    """Draws the lowest FID over w against the cost of a sample, a line for each rule and sampler through its T."""
+    figure = Figure(figsize=(9, 7), layout='constrained')
+    axes = figure.subplots()
+    name = namer([point.setting for point in found], tuple(field for field in FIELDS if field != 'num_steps'))
+    lines = {}
+    for members in grouped(found, lambda point: dataclasses.replace(point.setting, num_steps=0)).values():
+        best = map(frontier.best, grouped(members, lambda point: point.setting.num_steps).values())
+        if line := sorted(filter(None, best), key=lambda point: point.cost):
+            lines[members[0].setting] = line
+    for line, style in zip(lines.values(), _styles(lines).values(), strict=True):
+        _draw(axes, line, x='cost', label=name(line[0].setting), **style)
+    axes.set_xscale('log', base=2)
+    axes.xaxis.set_major_formatter(plots.PLAIN)
+    plots.tidy(axes, x='network evaluations for one sample', y='lowest FID over w')
+    _finish(figure, [axes], [point for line in lines.values() for point in line], _limit(found), title)
+    return figure
+
+
+def _draw(axes: Axes, line: Sequence[Point], *, x: str = 'inception_score', **style: Any) -> None:
+    """Draws FID against another value of points, with spreads over repetitions as bars."""
+    spreads = {'yerr': 'fid_spread'} | ({'xerr': 'inception_score_spread'} if x == 'inception_score' else {})
+    bars = {name: np.nan_to_num([getattr(point, spread) for point in line]) for name, spread in spreads.items()}
+    axes.errorbar([getattr(point, x) for point in line], [point.fid for point in line], elinewidth=0.8, **bars, **style)
 
 
 def _shown(point: Point, limit: float) -> bool:
@@ -111,83 +128,16 @@ def _say(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha='center', color=plots.MUTED)
 
 
-# Of lines that only say where others are.
-_BEHIND = {'color': '#b7bec6', 'linewidth': 1.0, 'markersize': 3, 'zorder': 1}
-
-
-def _draw(axes: Axes, line: Sequence[Point], **style: Any) -> None:
-    axes.errorbar(
-        [point.inception_score for point in line],
-        [point.fid for point in line],
-        xerr=[_bar(point.inception_score_spread) for point in line],
-        yerr=[_bar(point.fid_spread) for point in line],
-        elinewidth=0.8,
-        **style,
-    )
-
-
-def figure_cost(found: Sequence[Point], title: str) -> Figure:
-    """Draws the lowest FID over w against the cost of a sample, a line for each rule and sampler through its T."""
-    figure = Figure(figsize=(9, 7), layout='constrained')
-    axes = figure.subplots()
-    name = namer([point.setting for point in found], tuple(field for field in FIELDS if field != 'num_steps'))
-    families: dict[tuple, list[Point]] = {}
-    for point in found:
-        families.setdefault(_key(point.setting, ('num_steps',)), []).append(point)
-    lines = {}
-    for members in families.values():
-        groups: dict[int, list[Point]] = {}
-        for point in members:
-            groups.setdefault(point.setting.num_steps, []).append(point)
-        line = sorted(filter(None, map(frontier.best, groups.values())), key=lambda point: point.cost)
-        if line:
-            lines[members[0].setting] = line
-    for line, style in zip(lines.values(), _styles(lines), strict=True):
-        axes.errorbar(
-            [point.cost for point in line],
-            [point.fid for point in line],
-            yerr=[_bar(point.fid_spread) for point in line],
-            label=name(line[0].setting),
-            elinewidth=0.8,
-            **style,
-        )
-    axes.set_xscale('log', base=2)
-    axes.xaxis.set_major_formatter(plots.PLAIN)
-    plots.tidy(axes)
-    axes.set_xlabel('network evaluations for one sample', color=plots.INK)
-    axes.set_ylabel('lowest FID over w', color=plots.INK)
-    best = [point for line in lines.values() for point in line]
-    _finish(figure, [axes], best, _limit(found), title)
-    return figure
-
-
-def rule_of(setting: Setting) -> tuple:
-    """Returns what makes two settings the same rule."""
-    return tuple(getattr(setting, name) for name in _RULE)
-
-
-def _key(setting: Setting, without: Sequence[str]) -> tuple:
-    return tuple(getattr(setting, name) for name in (*FIELDS, 'rest') if name not in without)
-
-
-def _styles(settings: Iterable[Setting]) -> list[dict]:
+def _styles(settings: Iterable[Setting]) -> dict[Setting, dict[str, Any]]:
     """Picks a colour for each rule, and a kind of line for each way to sample it."""
-    rules, ways, found = [], [], []
-    for setting in settings:
-        rule, way = rule_of(setting), _key(setting, _RULE)
-        rules += [rule] * (rule not in rules)
-        ways += [way] * (way not in ways)
-        found.append(plots.styles_of(rules.index(rule), ways.index(way)))
-    return found
+    rules = list(dict.fromkeys(setting.rule for setting in settings))
+    ways = list(dict.fromkeys(setting.way for setting in settings))
+    return {each: plots.styles_of(rules.index(each.rule), ways.index(each.way)) for each in settings}
 
 
 def _limit(found: Sequence[Point]) -> float:
     """Returns the largest FID that is drawn, so that what has failed does not hide what is compared."""
     return 12.0 * min((point.fid for point in found if point.fid > 0), default=math.inf)
-
-
-def _bar(spread: float) -> float:
-    return 0.0 if math.isnan(spread) else spread
 
 
 def _finish(figure: Figure, panels: Sequence[Axes], drawn: Sequence[Point], limit: float, title: str) -> None:

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,20 +29,12 @@ def write_page(
     notices: Sequence[str],
     comparison: Comparison | None = None,
 ) -> Path:
-    """Writes the page.
+    """Writes the page to `path`, which it returns.
 
     Args:
-        path: the HTML file to write.
-        title: title of the page.
-        curves: the results, in ascending step.
         samples: the samples to show of each sample file, by the row's `samples`; files may be absent.
-        class_names: name of each label.
         plots: the PNG files of FID and IS against w, and of FID against IS.
         notices: sentences on what is missing.
-        comparison: our numbers beside the paper's; None leaves them out.
-
-    Returns:
-        `path`.
     """
     plot_against_w, plot_fid_against_is = (_data_uri(plot.read_bytes()) for plot in plots)
     return html.write(
@@ -56,9 +47,7 @@ def write_page(
         plot_fid_against_is=plot_fid_against_is,
         curves=curves,
         metrics=present(curves),
-        bests=_bests,
         floors=_floors(curves),
-        hint=_hint(curves),
         paper=comparison,
         provenance=_provenance(curves),
         data=_viewer_data(curves, samples, class_names),
@@ -72,11 +61,9 @@ def sprite(images: np.ndarray) -> bytes:
         images: uint8 [N, H, W, C] with C 1 or 3.
     """
     count, height, width, channels = images.shape
-    lines = math.ceil(count / SPRITE_COLUMNS)
-    cells = np.zeros((lines * SPRITE_COLUMNS, height, width, channels), dtype=np.uint8)
-    cells[:count] = images
-    sheet = cells.reshape(lines, SPRITE_COLUMNS, height, width, channels).transpose(0, 2, 1, 3, 4)
-    sheet = sheet.reshape(lines * height, SPRITE_COLUMNS * width, channels)
+    cells = np.pad(images, [(0, -count % SPRITE_COLUMNS), (0, 0), (0, 0), (0, 0)])
+    sheet = cells.reshape(-1, SPRITE_COLUMNS, height, width, channels).swapaxes(1, 2)
+    sheet = sheet.reshape(-1, SPRITE_COLUMNS * width, channels)
     buffer = io.BytesIO()
     Image.fromarray(sheet[..., 0] if channels == 1 else sheet).save(buffer, format='PNG', optimize=True)
     return buffer.getvalue()
@@ -117,7 +104,7 @@ def _viewer_data(curves: Sequence[Curve], samples: Mapping[str, Samples], class_
                         'inceptionScore': score_text(row.scores.inception_score),
                         'accuracy': percent(row.scores.accuracy),
                         'count': f'{row.method.num_samples:,}',
-                        'best': _bests(curve, place),
+                        'best': curve.bests_at(place),
                         'sprite': sprites.get(row.samples),
                     }
                     for place, row in enumerate(curve.rows)
@@ -126,12 +113,6 @@ def _viewer_data(curves: Sequence[Curve], samples: Mapping[str, Samples], class_
             for curve in curves
         ],
     }
-
-
-def _bests(curve: Curve, place: int) -> list[str]:
-    """Returns the scores in which the row at `place` is the best of its curve."""
-    bests = {'fid': curve.best_fid, 'inception_score': curve.best_inception_score}
-    return [name for name, best in bests.items() if best == place]
 
 
 def _summary(curves: Sequence[Curve]) -> str:
@@ -152,7 +133,7 @@ def _listed(items: Sequence[str]) -> str:
 
 
 def _floors(curves: Sequence[Curve]) -> list[tuple[str, dict[str, str]]]:
-    """Returns the last lines of the table, of real data and of so many samples: a text for each metric, '' without."""
+    """Returns the last lines of the table, of real data and of so many samples: a text for each metric that has one."""
     lines = []
     for label, row in floors(curves).items():
         beside = row.beside
@@ -162,20 +143,7 @@ def _floors(curves: Sequence[Curve]) -> list[tuple[str, dict[str, str]]]:
     for count, value in finite_sample_floors(curves):
         label = f"Floor of {count:,} samples: as many draws of a Gaussian with the reference's own moments"
         lines.append((label, {'fid': score_text(value)}))
-    empty = {metric.key: '' for metric in present(curves)}
-    return [(label, empty | cells) for label, cells in lines]
-
-
-def _hint(curves: Sequence[Curve]) -> str:
-    keys = {metric.key for metric in present(curves)}
-    parts = ['Best (a star on narrow screens): the lowest FID and the highest IS of each curve.']
-    if 'precision' in keys:
-        parts.append('Precision: the share of samples within the manifold of real images; recall: the reverse (k = 3).')
-    if 'kid' in keys:
-        parts.append('KID: with the standard error of the estimate, which is not the spread over subsets.')
-    if 'accuracy' in keys:
-        parts.append('Accuracy: the share of samples that a classifier assigns to their intended class.')
-    return ' '.join(parts)
+    return lines
 
 
 # What the rows say about their making, by the name that the page gives it.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cfg.report.curves import Curve
+from cfg.report.curves import Curve, Scored
 from cfg.report.rows import Row
 
 NUM_SAMPLES = 50_000  # of each number in the tables
@@ -14,7 +14,7 @@ NUM_STEPS = 256  # T where the paper does not state it, from the authors' relate
 
 
 @dataclass(frozen=True)
-class PaperCurve:
+class PaperCurve(Scored):
     """A curve of the paper is one model of a table, or one T; w (ascending) and scores are [N]."""
 
     setting: float  # value of p_uncond or T
@@ -22,16 +22,6 @@ class PaperCurve:
     w: np.ndarray
     fid: np.ndarray
     inception_score: np.ndarray
-
-    @property
-    def best_fid(self) -> int:
-        """Returns the index of the lowest FID."""
-        return int(np.argmin(self.fid))
-
-    @property
-    def best_inception_score(self) -> int:
-        """Returns the index of the highest inception score."""
-        return int(np.argmax(self.inception_score))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import itertools
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -35,69 +36,70 @@ PLAIN = FuncFormatter(lambda value, _: f'{value:g}')  # of ticks on a logarithmi
 
 _LEGEND_CHARACTERS = 78  # a line of the legend, in the width of a plot
 
+FID, SCORE = 'FID (lower is better)', 'inception score (higher is better)'
+_FLOOR_LINE = {'color': MUTED, 'linestyle': '--', 'linewidth': 1.1}
+_FLOOR_POINT = {'marker': 'X', 'markersize': 8, 'color': MUTED, 'linestyle': 'none', 'markeredgecolor': 'white'}
+# A filled star at the lowest FID fits into a hollow one at the highest inception score.
+_STAR = {'marker': '*', 'linestyle': 'none'}
+_STARS = {
+    'fid': _STAR | {'markersize': 13, 'markeredgecolor': 'white', 'markeredgewidth': 1.0, 'zorder': 4},
+    'inception_score': _STAR | {'markersize': 17, 'markerfacecolor': 'white', 'markeredgewidth': 1.2, 'zorder': 3.9},
+}
+_NAMES = {'fid': 'FID', 'inception_score': 'IS'}
+
+# Of the paper's curves: one that has a curve of ours beside it takes its colour, the others these.
+_PAPER_COLOURS = ('#8a939c', '#b9a27a', '#93b0a0')
+# Thin and with hollow points, behind ours.
+_PAPER = {
+    'markersize': 4.5,
+    'markerfacecolor': 'white',
+    'linestyle': (0, (4, 2)),
+    'linewidth': 1.0,
+    'zorder': 1.8,
+}
+
+Line = tuple[Curve | PaperCurve, dict[str, Any]]  # with its style, in which is its label
+
 
 def figure_against_w(curves: Sequence[Curve], paper: PaperTable | None) -> Figure:
     """Draws FID and inception score against w, one above the other; the paper's curves too, if there are any."""
-    floor_style = {'color': MUTED, 'linestyle': '--', 'linewidth': 1.1}
-    figure = _figure(_legend_entries(curves, Line2D([], [], **floor_style), paper))
+    lines = _lines(curves, paper)
+    figure = _figure(lines, curves, _FLOOR_LINE)
     upper, lower = figure.subplots(2, 1, sharex=True)
     for axes, name in ((upper, 'fid'), (lower, 'inception_score')):
-        for curve, style in zip(curves, styles(len(curves)), strict=True):
-            w, values = curve.w, curve.values(name)
-            axes.plot(w, values, **style)
-            _mark_bests(axes, curve, w, values, style['color'])
-        for theirs, style in _paper_styles(curves, paper):
-            axes.plot(theirs.w, getattr(theirs, name), **style)
+        _draw(axes, lines, 'w', name)
         for floor in floors(curves).values():
-            axes.axhline(number(getattr(floor.beside, f'floor_{name}')), zorder=1, **floor_style)
-        tidy(axes)
+            axes.axhline(number(getattr(floor.beside, f'floor_{name}')), zorder=1, **_FLOOR_LINE)
         axes.margins(y=0.08)
     figure.align_ylabels()
     upper.set_title(features_of([row for curve in curves for row in curve.rows]), fontsize=9, color=MUTED)
-    upper.set_ylabel('FID (lower is better)', color=INK)
-    lower.set_ylabel('inception score (higher is better)', color=INK)
-    lower.set_xlabel('guidance strength w (asinh scale; 0 is not guided)', color=INK)
-    _scale_fid(upper, curves, paper)
-    theirs = paper.curves if paper else ()
-    _scale_w(lower, sorted({w for curve in curves for w in curve.w} | {w for c in theirs for w in c.w}))
+    tidy(upper, y=FID)
+    tidy(lower, x='guidance strength w (asinh scale; 0 is not guided)', y=SCORE)
+    _scale_fid(upper, lines, curves)
+    _scale_w(lower, sorted({w for curve, _ in lines for w in curve.w}))
     return figure
 
 
 def figure_fid_against_is(curves: Sequence[Curve], paper: PaperTable | None) -> Figure:
     """Draws FID against inception score, a point for each w (Fig. 4 and 5); the paper's curves too, if any."""
-    figure = _figure(_legend_entries(curves, Line2D([], [], **_FLOOR_POINT), paper))
+    lines = _lines(curves, paper)
+    figure = _figure(lines, curves, _FLOOR_POINT)
     axes = figure.subplots()
-    own = styles(len(curves))
-    for curve, style in zip(curves, own, strict=True):
-        scores, fids = curve.values('inception_score'), curve.values('fid')
-        axes.plot(scores, fids, **style)
-        _mark_bests(axes, curve, scores, fids, style['color'])
-    for theirs, style in _paper_styles(curves, paper):
-        axes.plot(theirs.inception_score, theirs.fid, **style)
+    _draw(axes, lines, 'inception_score', 'fid')
     for floor in floors(curves).values():
         axes.plot(floor.beside.floor_inception_score, floor.beside.floor_fid, **_FLOOR_POINT)
-    tidy(axes)
     axes.margins(0.09)
     axes.set_title(features_of([row for curve in curves for row in curve.rows]), fontsize=9, color=MUTED)
-    axes.set_xlabel('inception score (higher is better)', color=INK)
-    axes.set_ylabel('FID (lower is better)', color=INK)
-    _scale_fid(axes, curves, paper)
+    tidy(axes, x=SCORE, y=FID)
+    _scale_fid(axes, lines, curves)
     # The labels are placed in pixels, so the layout has to be final before.
     FigureCanvasAgg(figure).draw()
     figure.set_layout_engine('none')
-    _annotate_w(axes, curves, [style['color'] for style in own], paper)
+    _annotate_w(axes, lines)
     return figure
 
 
-_FLOOR_POINT = {'marker': 'X', 'markersize': 8, 'color': MUTED, 'linestyle': 'none', 'markeredgecolor': 'white'}
-
-
-def styles(count: int) -> list[dict]:
-    """Returns the line style of each curve; the last one has the first colour and stands in front."""
-    return [styles_of(place) | {'linewidth': 1.8, 'zorder': 3 - place / count} for place in reversed(range(count))]
-
-
-def styles_of(number: int, variant: int = 0) -> dict:
+def styles_of(number: int, variant: int = 0) -> dict[str, Any]:
     """Returns the line style of the curve of this number, different for 49; variants share its colour and marker."""
     cycle = len(COLOURS)
     return {
@@ -109,49 +111,28 @@ def styles_of(number: int, variant: int = 0) -> dict:
     }
 
 
-# Of the paper's curves: one that has a curve of ours beside it takes its colour, the others these.
-_PAPER_COLOURS = ('#8a939c', '#b9a27a', '#93b0a0')
-_PAPER_MARKERS = ('o', 's', '^')
+def _lines(curves: Sequence[Curve], paper: PaperTable | None) -> list[Line]:
+    """Returns our curves, of which the last has the first colour and stands in front, and then the paper's."""
+    lines, colours = [], {}
+    for place, curve in zip(reversed(range(len(curves))), curves, strict=True):
+        style = {'linewidth': 1.8, 'zorder': 3 - place / len(curves), 'label': curve.label}
+        lines.append((curve, styles_of(place) | style))
+        if paper and (match := paper.match(curve)):
+            colours[match.setting] = COLOURS[place % len(COLOURS)]  # the last one is the final checkpoint
+    for place, theirs in enumerate(paper.curves if paper else ()):
+        colour = colours.get(theirs.setting, _PAPER_COLOURS[place % len(_PAPER_COLOURS)])
+        style = {'color': colour, 'marker': MARKERS[place % 3], 'label': f'paper, {theirs.label}'}
+        lines.append((theirs, _PAPER | style))
+    return lines
 
 
-def _paper_styles(curves: Sequence[Curve], paper: PaperTable | None) -> list[tuple[PaperCurve, dict]]:
-    """Returns the paper's curves with their styles: thin and with hollow points, behind ours."""
-    if paper is None:
-        return []
-    colours = {}
-    for curve, style in zip(curves, styles(len(curves)), strict=True):
-        match = paper.match(curve)
-        if match is not None:
-            colours[match.setting] = style['color']  # the last one is the final checkpoint
-    return [
-        (
-            theirs,
-            {
-                'color': colours.get(theirs.setting, _PAPER_COLOURS[place % len(_PAPER_COLOURS)]),
-                'marker': _PAPER_MARKERS[place % len(_PAPER_MARKERS)],
-                'markersize': 4.5,
-                'markerfacecolor': 'white',
-                'linestyle': (0, (4, 2)),
-                'linewidth': 1.0,
-                'zorder': 1.8,
-                'label': f'paper, {theirs.label}',
-            },
-        )
-        for place, theirs in enumerate(paper.curves)
-    ]
-
-
-_BEST_FID = {'marker': '*', 'markersize': 13, 'markeredgecolor': 'white', 'markeredgewidth': 1.0, 'linestyle': 'none'}
-_BEST_IS = {'marker': '*', 'markersize': 17, 'markerfacecolor': 'white', 'markeredgewidth': 1.2, 'linestyle': 'none'}
-
-
-def _mark_bests(axes: Axes, curve: Curve, x: np.ndarray, y: np.ndarray, colour: str) -> None:
-    """Draws a hollow star at the highest inception score, and a filled one, that fits into it, at the lowest FID."""
-    if curve.best_inception_score is not None:
-        place = curve.best_inception_score
-        axes.plot(x[place], y[place], **_BEST_IS, markeredgecolor=colour, zorder=3.9)
-    if curve.best_fid is not None:
-        axes.plot(x[curve.best_fid], y[curve.best_fid], **_BEST_FID, color=colour, zorder=4)
+def _draw(axes: Axes, lines: Sequence[Line], x: str, y: str) -> None:
+    """Draws lines, with a star at the best FID and at the best inception score of each of ours."""
+    for curve, style in lines:
+        xs, ys = getattr(curve, x), getattr(curve, y)
+        axes.plot(xs, ys, **style)
+        for name, place in curve.bests.items() if isinstance(curve, Curve) else ():
+            axes.plot(xs[place], ys[place], **_STARS[name], color=style['color'])
 
 
 def features_of(rows: Sequence[Row]) -> str:
@@ -159,19 +140,21 @@ def features_of(rows: Sequence[Row]) -> str:
     return f'FID and IS with the features of: {" and ".join(dict.fromkeys(row.method.features for row in rows))}'
 
 
-def tidy(axes: Axes) -> None:
+def tidy(axes: Axes, *, x: str = '', y: str = '') -> None:
+    """Gives axes the looks of all our plots, and labels."""
     axes.spines[['top', 'right']].set_visible(False)
     axes.spines[['left', 'bottom']].set_color(MUTED)
     axes.tick_params(color=MUTED, labelcolor=INK, labelsize=9)
     axes.grid(color=_RULE, linewidth=0.8)
     axes.set_axisbelow(True)
+    axes.set_xlabel(x, color=INK)
+    axes.set_ylabel(y, color=INK)
 
 
-def _scale_fid(axes: Axes, curves: Sequence[Curve], paper: PaperTable | None) -> None:
+def _scale_fid(axes: Axes, lines: Sequence[Line], curves: Sequence[Curve]) -> None:
     """Makes the y axis logarithmic where FID spans so much that a linear one would hide the small values."""
-    fids = np.concatenate([curve.values('fid') for curve in curves])
-    fids = np.append(fids, [floor.beside.floor_fid for floor in floors(curves).values()])
-    fids = np.concatenate([fids, *(curve.fid for curve in (paper.curves if paper else ()))])
+    fids = np.array([floor.beside.floor_fid for floor in floors(curves).values()])
+    fids = np.concatenate([fids, *(curve.fid for curve, _ in lines)])
     fids = fids[np.isfinite(fids)]
     if not len(fids) or fids.min() <= 0 or fids.max() / fids.min() < LOG_RATIO:
         axes.yaxis.set_major_locator(MaxNLocator(6))
@@ -198,70 +181,63 @@ def _scale_w(axes: Axes, ws: Sequence[float]) -> None:
     axes.xaxis.set_major_formatter(PLAIN)
 
 
-def _legend_entries(curves: Sequence[Curve], floor: Line2D, paper: PaperTable | None) -> list[tuple[Line2D, str]]:
-    """Returns the handles and labels of the legend; `floor` is how the plot draws the floors of real data."""
-    entries = []
-    for curve, style in zip(curves, styles(len(curves)), strict=True):
-        note = _bests(curve.w, curve.values('fid'), curve.values('inception_score'), curve)
-        entries.append((Line2D([], [], **style), curve.label + note))
-    stars = (_BEST_FID | {'color': INK}, _BEST_IS | {'markeredgecolor': INK})
-    for star, name in zip(stars, ('FID', 'IS'), strict=True):
-        entries.append((Line2D([], [], **star), f'best {name} of the curve'))
-    for theirs, style in _paper_styles(curves, paper):
-        note = _bests(theirs.w, theirs.fid, theirs.inception_score, theirs)
-        entries.append((Line2D([], [], **style), style['label'] + note))
-    entries += [(floor, f'floor: {label}') for label in floors(curves)]
-    return [
-        (handle, textwrap.fill(label, _LEGEND_CHARACTERS, break_on_hyphens=False, break_long_words=False))
-        for handle, label in entries
-    ]
-
-
-def _bests(w: np.ndarray, fid: np.ndarray, score: np.ndarray, curve: Curve | PaperCurve) -> str:
-    """Returns the lowest FID and the highest inception score of a curve, in brackets; nothing where there is none."""
-    places = (('FID', fid, curve.best_fid), ('IS', score, curve.best_inception_score))
-    parts = [f'best {name} {score_text(of[at])} at w = {w[at]:g}' for name, of, at in places if at is not None]
-    return f' ({", ".join(parts)})' if parts else ''
-
-
-def _figure(legend: Sequence[tuple[Line2D, str]]) -> Figure:
+def _figure(lines: Sequence[Line], curves: Sequence[Curve], floor: dict[str, Any]) -> Figure:
     """Makes a figure with the legend on top, and below it the same room whatever the legend's length."""
-    lines = sum(label.count('\n') + 1 for _, label in legend)
-    figure = Figure(figsize=(6.0, 5.8 + 0.2 * lines), dpi=200, layout='constrained')
-    handles, labels = zip(*legend, strict=True)
+    entries = [(style, style['label'] + _bests(curve)) for curve, style in lines]
+    stars = [(star | {'color': INK}, f'best {_NAMES[name]} of the curve') for name, star in _STARS.items()]
+    entries[len(curves) : len(curves)] = stars
+    entries += [(floor, f'floor: {label}') for label in floors(curves)]
+    labels = [
+        textwrap.fill(label, _LEGEND_CHARACTERS, break_on_hyphens=False, break_long_words=False) for _, label in entries
+    ]
+    height = sum(label.count('\n') + 1 for label in labels)
+    figure = Figure(figsize=(6.0, 5.8 + 0.2 * height), dpi=200, layout='constrained')
+    handles = [Line2D([], [], **style) for style, _ in entries]
     figure.legend(handles, labels, loc='outside upper left', fontsize=9, frameon=False, labelcolor=INK)
     return figure
 
 
-def _annotate_w(axes: Axes, curves: Sequence[Curve], colours: Sequence[str], paper: PaperTable | None) -> None:
-    """Writes w beside the points where there is room: the ends first, then the best, then the others."""
-    canvas = FigureCanvasAgg(axes.figure)
-    renderer = canvas.get_renderer()
-    tracks = [_pixels(axes, curve.values('inception_score'), curve.values('fid')) for curve in curves]
-    theirs = [_pixels(axes, curve.inception_score, curve.fid) for curve in (paper.curves if paper else ())]
-    taken = [_around(point, 5 if at_point else 2) for track in tracks + theirs for point, at_point in _along(track)]
-    unit = axes.figure.dpi / 72
-    jobs = []
-    for curve, track, colour in zip(curves, tracks, colours, strict=True):
-        ends, bests = {0, len(curve.rows) - 1}, {curve.best_fid, curve.best_inception_score}
-        for i in np.flatnonzero(np.isfinite(track).all(axis=1)):
-            rank, reach = 0 if i in ends else 1 if i in bests else 2, 10 if i in bests else 7
-            jobs.append((rank, reach, curve.w[i], track[i], colour))
+def _bests(curve: Curve | PaperCurve) -> str:
+    """Returns the lowest FID and the highest inception score of a curve, in brackets; nothing where there is none."""
+    parts = [
+        f'best {_NAMES[name]} {score_text(getattr(curve, name)[at])} at w = {curve.w[at]:g}'
+        for name, at in curve.bests.items()
+    ]
+    return f' ({", ".join(parts)})' if parts else ''
+
+
+def _annotate_w(axes: Axes, lines: Sequence[Line]) -> None:
+    """Writes w beside the points of our lines where there is room: the ends first, then the best, then the others."""
+    renderer = FigureCanvasAgg(axes.figure).get_renderer()
+    taken, jobs = [], []
+    for curve, style in lines:
+        track = axes.transData.transform(np.stack([curve.inception_score, curve.fid], axis=1))  # in pixels, [N, 2]
+        finite = np.flatnonzero(np.isfinite(track).all(axis=1))
+        taken += [Bbox([track[i] - 5, track[i] + 5]) for i in finite]
+        for start, end in itertools.pairwise(track):
+            length = np.hypot(*(end - start))
+            if np.isfinite(length):
+                along = [start + (end - start) * t for t in np.arange(0, 1, 6 / max(length, 6.0))]
+                taken += [Bbox([place - 2, place + 2]) for place in along]
+        for i in finite if isinstance(curve, Curve) else ():
+            best = i in curve.bests.values()
+            rank = 0 if i in (0, len(track) - 1) else 1 if best else 2
+            jobs.append((rank, 10 if best else 7, curve.w[i], track[i], style['color']))
     for rank, reach, w, point, colour in sorted(jobs, key=lambda job: job[0]):
-        for dx, dy, horizontal, vertical in _SIDES:
+        for dx, dy in _SIDES:
             text = axes.annotate(
                 f'w = {w:g}' if rank == 0 else f'{w:g}',
                 axes.transData.inverted().transform(point),
                 (dx * reach, dy * reach),
                 textcoords='offset points',
-                ha=horizontal,
-                va=vertical,
+                ha=('center', 'left', 'right')[int(np.sign(dx))],
+                va=('center', 'bottom', 'top')[int(np.sign(dy))],
                 fontsize=8.5,
                 color=colour,
                 fontweight='bold' if rank == 0 else 'normal',
                 annotation_clip=False,
             )
-            box = text.get_window_extent(renderer).padded(unit)
+            box = text.get_window_extent(renderer).padded(axes.figure.dpi / 72)
             inside = axes.figure.bbox.x0 <= box.x0 and box.x1 <= axes.figure.bbox.x1 and box.y0 >= axes.bbox.y0
             if inside and not any(box.overlaps(other) for other in taken):
                 taken.append(box)
@@ -269,35 +245,7 @@ def _annotate_w(axes: Axes, curves: Sequence[Curve], colours: Sequence[str], pap
             text.remove()
 
 
-_SIDES = (
-    (0.0, 1.0, 'center', 'bottom'),
-    (0.0, -1.0, 'center', 'top'),
-    (1.0, 0.0, 'left', 'center'),
-    (-1.0, 0.0, 'right', 'center'),
-    (0.8, 0.8, 'left', 'bottom'),
-    (0.8, -0.8, 'left', 'top'),
-    (-0.8, 0.8, 'right', 'bottom'),
-    (-0.8, -0.8, 'right', 'top'),
-)
-
-
-def _pixels(axes: Axes, scores: np.ndarray, fids: np.ndarray) -> np.ndarray:
-    """Returns a curve's points in pixels of the figure, [N, 2]."""
-    return axes.transData.transform(np.stack([scores, fids], axis=1))
-
-
-def _along(track: np.ndarray) -> list[tuple[np.ndarray, bool]]:
-    """Returns places along the line through the points, each with whether it is one of the points."""
-    places = [(point, True) for point in track if np.isfinite(point).all()]
-    for start, end in itertools.pairwise(track):
-        length = np.hypot(*(end - start))
-        if np.isfinite(length):
-            places += [(start + (end - start) * t, False) for t in np.arange(0, 1, 6 / max(length, 6.0))]
-    return places
-
-
-def _around(point: np.ndarray, radius: float) -> Bbox:
-    return Bbox([point - radius, point + radius])
+_SIDES = ((0, 1), (0, -1), (1, 0), (-1, 0), (0.8, 0.8), (0.8, -0.8), (-0.8, 0.8), (-0.8, -0.8))  # of a point
 
 
 def save(figure: Figure, path: Path) -> None:

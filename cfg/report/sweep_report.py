@@ -9,7 +9,7 @@ import numpy as np
 
 from cfg.report import beside_paper as side_by_side
 from cfg.report import page, plots, tables
-from cfg.report.curves import Curve, group_curves
+from cfg.report.curves import Curve, group_curves, grouped
 from cfg.report.paper import paper_table
 from cfg.report.results import Results
 from cfg.report.rows import Row
@@ -34,7 +34,7 @@ class _Picked:
 
 
 def write_report(
-    workdir: str | Path,
+    workdir: Path,
     *,
     class_names: Sequence[str],
     title: str,
@@ -44,7 +44,7 @@ def write_report(
     paper: str = '',
     others: Sequence[str | Path] = (),
 ) -> Path:
-    """Writes the report of a workdir's results to `workdir`/report.
+    """Writes the report of a workdir's results to `workdir`/report; returns the path of index.html.
 
     The folder then holds fid_is_vs_w.png, fid_vs_is.png, table.csv, table.tex, index.html and, where sample files
     are left, grid_random_classes.png and grid_one_class.png of the last step; the grids of each earlier step
@@ -52,8 +52,6 @@ def write_report(
 
     Args:
         workdir: of a sweep; the paths of sample files in its rows are relative to this folder.
-        class_names: name of each label.
-        title: title of the page.
         grid_w: guidance strengths of the panels of the grids; those without samples are skipped. If none
             has samples, the panels are of up to six of those that have.
         grid_shape: rows and columns of a panel.
@@ -61,17 +59,11 @@ def write_report(
         paper: name of the paper's table to set beside our numbers; '' = none.
         others: workdirs whose results are in this report too, e.g. of models of another p_uncond.
 
-    Returns:
-        The path of index.html.
-
     Raises:
-        UserError: there are no results, a file of them is damaged, or `one_class` is not a label.
+        UserError: when there are no results, or a file of them is damaged.
     """
-    workdir = Path(workdir)
-    if not 0 <= one_class < len(class_names):
-        raise UserError(f'one_class is {one_class}, which is not a label: give one from 0 to {len(class_names) - 1}.')
     table = paper_table(paper) if paper else None
-    rows = [row for folder in (*others, workdir) for row in _rows_of(Path(folder), own=folder is workdir)]
+    rows = [row for folder in others for row in _rows_of(Path(folder), own=False)] + _rows_of(workdir, own=True)
     curves = group_curves(rows)
     compared = side_by_side.compare(table, curves) if table else None
     output = workdir / 'report'
@@ -86,24 +78,30 @@ def write_report(
         side_by_side.write_csv(output / 'paper_table.csv', compared)
         side_by_side.write_tex(output / 'paper_table.tex', compared)
 
-    picked = _pick_all(workdir, curves, grid_shape=grid_shape, one_class=one_class)
-    notices = _missing_notice(curves, picked) + _warnings(curves)
-    for curve in _curve_of_each_step(curves, picked):
+    cells = grid_shape[0] * grid_shape[1]
+    shown = [(curve, row) for curve in curves for row in curve.rows]
+    picked = _pick_all(workdir, [row for _, row in shown], cells=cells, one_class=one_class)
+    notices = _missing_notice(shown, picked) + _warnings(shown)
+    of_class = f'class "{class_names[one_class]}"'
+    for of_step in grouped(curves, lambda curve: curve.step).values():
+        # That with samples at the most w, the last of equals.
+        curve = max(reversed(of_step), key=lambda curve: sum(row.samples in picked for row in curve.rows))
         suffix = '' if curve.step == curves[-1].step else f'_step{curve.step:06d}'
         panels = _panel_rows(curve, picked, grid_w)
+        if not panels:
+            continue
+        caption = f'{curve.label}: samples of all classes; a cell has the same seed and class in every panel'
         mixed = [_panel(row, picked[row.samples].mixed) for row in panels]
+        draw_grid(output / f'grid_random_classes{suffix}.png', mixed, grid_shape, caption)
         single = [_panel(row, picked[row.samples].one_class) for row in panels]
-        if panels:
-            caption = f'{curve.label}: samples of all classes; a cell has the same seed and class in every panel'
-            draw_grid(output / f'grid_random_classes{suffix}.png', mixed, grid_shape, caption)
-        most = max((len(panel.samples.labels) for panel in single), default=0)
-        if 4 * most >= grid_shape[0] * grid_shape[1]:
-            caption = f'{curve.label}: samples of class "{class_names[one_class]}"; a cell has the same seed throughout'
+        most = max(len(panel.samples.labels) for panel in single)
+        if 4 * most >= cells:
+            caption = f'{curve.label}: samples of {of_class}; a cell has the same seed throughout'
             draw_grid(output / f'grid_one_class{suffix}.png', single, grid_shape, caption)
-        elif panels:
+        else:
             notices.append(
-                f'Samples at step {curve.step:,} that are of class "{class_names[one_class]}": {most}, too few for a '
-                f'grid; --mode=sample --config.sampling.labels="({one_class},)" draws more.'
+                f'Samples at step {curve.step:,} that are of {of_class}: {most}, too few for a grid; --mode=sample '
+                f'--config.sampling.labels="({one_class},)" draws more.'
             )
 
     return page.write_page(
@@ -136,29 +134,22 @@ def _panel(row: Row, samples: Samples) -> Panel:
     return Panel(row.source.w, samples, '   '.join(f'{name} {tables.score_text(of)}' for name, of in scores.items()))
 
 
-def _pick_all(
-    workdir: Path, curves: Sequence[Curve], *, grid_shape: tuple[int, int], one_class: int
-) -> dict[str, _Picked]:
+def _pick_all(workdir: Path, rows: Sequence[Row], *, cells: int, one_class: int) -> dict[str, _Picked]:
     """Picks what the report shows of each sample file that is left, by its path; one is in memory at a time."""
     picked = {}
-    paths = dict.fromkeys(row.samples for curve in curves for row in curve.rows if row.samples)
+    paths = dict.fromkeys(row.samples for row in rows if row.samples)
     pixels = min(_PAGE_SAMPLE_PIXELS, _PAGE_PIXELS // max(len(paths), 1))
     for path in paths:
         samples = load_samples(workdir / path)
         if samples is not None and len(samples.labels):
-            picked[path] = _pick(samples, cells=grid_shape[0] * grid_shape[1], one_class=one_class, pixels=pixels)
+            order = mixed_order(samples.labels)
+            of_page = max(1, min(_PAGE_SAMPLES, pixels // math.prod(samples.images.shape[1:3])))
+            picked[path] = _Picked(
+                page=samples.take(order[:of_page]),
+                mixed=samples.take(order[:cells]),
+                one_class=samples.take(np.flatnonzero(samples.labels == one_class)[:cells]),
+            )
     return picked
-
-
-def _pick(samples: Samples, *, cells: int, one_class: int, pixels: int) -> _Picked:
-    order = mixed_order(samples.labels)
-    height, width = samples.images.shape[1:3]
-    page_count = max(1, min(_PAGE_SAMPLES, pixels // (height * width)))
-    return _Picked(
-        page=samples.take(order[:page_count]),
-        mixed=samples.take(order[:cells]),
-        one_class=samples.take(np.flatnonzero(samples.labels == one_class)[:cells]),
-    )
 
 
 def _panel_rows(curve: Curve, picked: Mapping[str, _Picked], grid_w: Sequence[float]) -> list[Row]:
@@ -170,46 +161,28 @@ def _panel_rows(curve: Curve, picked: Mapping[str, _Picked], grid_w: Sequence[fl
     return [available[i] for i in np.linspace(0, len(available) - 1, _MAX_PANELS).round().astype(int)]
 
 
-def _curve_of_each_step(curves: Sequence[Curve], picked: Mapping[str, _Picked]) -> list[Curve]:
-    """Picks for each step the curve with samples at the most w; the last of equals."""
-    chosen: dict[int, Curve] = {}
-    for curve in curves:
-        rival = chosen.get(curve.step)
-        if rival is None or _sampled(curve, picked) >= _sampled(rival, picked):
-            chosen[curve.step] = curve
-    return list(chosen.values())
-
-
-def _sampled(curve: Curve, picked: Mapping[str, _Picked]) -> int:
-    return sum(row.samples in picked for row in curve.rows)
-
-
-def _warnings(curves: Sequence[Curve]) -> list[str]:
+def _warnings(shown: Sequence[tuple[Curve, Row]]) -> list[str]:
     """Returns the warnings of the rows, each once, with the rows that it is of where it is not of all."""
-    rows = [(curve, row) for curve in curves for row in curve.rows]
     notices = []
-    for text in dict.fromkeys(text for _, row in rows for text in row.origin.warnings):
-        ws: dict[str, list[str]] = {}
-        for curve, row in rows:
-            if text in row.origin.warnings:
-                ws.setdefault(curve.label, []).append(f'{row.source.w:g}')
-        everywhere = sum(map(len, ws.values())) == len(rows)
-        where = '; '.join(f'{label}: w = {", ".join(values)}' for label, values in ws.items())
-        notices.append(text if everywhere else f'{text} ({where})')
+    for text in dict.fromkeys(text for _, row in shown for text in row.origin.warnings):
+        warned = [(curve, row) for curve, row in shown if text in row.origin.warnings]
+        notices.append(text if len(warned) == len(shown) else f'{text} ({_named(warned)})')
     return notices
 
 
-def _missing_notice(curves: Sequence[Curve], picked: Mapping[str, _Picked]) -> list[str]:
+def _missing_notice(shown: Sequence[tuple[Curve, Row]], picked: Mapping[str, _Picked]) -> list[str]:
     """Returns a sentence that names the rows whose samples are gone, or one where none were kept, or nothing."""
-    parts = []
-    if not any(row.samples for curve in curves for row in curve.rows):
+    if not any(row.samples for _, row in shown):
         return ['No samples were kept (config.eval.keep_samples=0), so there are no grids.']
-    for curve in curves:
-        ws = [f'{row.source.w:g}' for row in curve.rows if row.samples and row.samples not in picked]
-        if ws:
-            parts.append(f'{curve.label}: w = {", ".join(ws)}')
-    if not parts:
+    gone = [(curve, row) for curve, row in shown if row.samples and row.samples not in picked]
+    if not gone:
         return []
-    return [
-        f'The sample files of these rows are missing or unreadable, so their grids are missing ({"; ".join(parts)}).'
-    ]
+    return [f'The sample files of these rows are missing or unreadable, so their grids are missing ({_named(gone)}).']
+
+
+def _named(rows: Sequence[tuple[Curve, Row]]) -> str:
+    """Names rows by their curves and w."""
+    by_curve = grouped(rows, lambda pair: pair[0].label)
+    return '; '.join(
+        f'{label}: w = {", ".join(f"{row.source.w:g}" for _, row in of_curve)}' for label, of_curve in by_curve.items()
+    )

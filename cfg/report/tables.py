@@ -1,12 +1,14 @@
 """Makes tables of rows: as text for the terminal, as CSV with all digits, and for LaTeX."""
 
 import csv
+import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cfg.report.curves import Curve, number, settings_of
 from cfg.report.rows import FileRow, Row, Scores
@@ -115,34 +117,36 @@ _CSV_FIRST = ('step', 'w', 'fid', 'inception_score', 'accuracy', 'num_samples', 
 def write_csv(path: Path, curves: Sequence[Curve]) -> None:
     """Writes all rows of the curves, every field a column; objects are written as JSON."""
     rows = [row.flat for curve in curves for row in curve.rows]
+    names = dict.fromkeys([*_CSV_FIRST, *rows[0]])
+    texts = [{k: json.dumps(v) if isinstance(v, dict | tuple) else v for k, v in row.items()} for row in rows]
+    write_lines(path, [names, *([row[name] for name in names] for row in texts)])
+
+
+def write_lines(path: Path, lines: Iterable[Iterable[Any]]) -> None:
+    """Writes lines of cells as CSV."""
     with path.open('w', newline='', encoding='utf-8') as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys([*_CSV_FIRST, *rows[0]])))
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: json.dumps(v) if isinstance(v, dict | tuple) else v for k, v in row.items()})
+        csv.writer(file).writerows(lines)
 
 
 def write_tex(path: Path, curves: Sequence[Curve]) -> None:
     """Writes the metrics of all rows for LaTeX; the lowest FID and the highest inception score of a curve are bold."""
     metrics = present(curves)
-    heads = [[Cell(''), Cell('w'), *(Cell(metric.head) for metric in metrics), Cell('samples')]]
-    groups = []
-    for curve in curves:
-        best = {'fid': curve.best_fid, 'inception_score': curve.best_inception_score}
-        groups.append(
+    head = [(text, 1) for text in ('', 'w', *(metric.head for metric in metrics), 'samples')]
+    groups = [
+        [
             [
-                [
-                    Cell(curve.label if place == 0 else ''),
-                    Cell(f'{row.source.w:g}'),
-                    *(Cell(metric.show(row.scores), bold=best.get(metric.key) == place) for metric in metrics),
-                    Cell(f'{row.method.num_samples:,}'),
-                ]
-                for place, row in enumerate(curve.rows)
+                '' if place else escape(curve.label),
+                escape(f'{row.source.w:g}'),
+                *(escape(it.show(row.scores), bold=it.key in curve.bests_at(place)) for it in metrics),
+                f'{row.method.num_samples:,}',
             ]
-        )
+            for place, row in enumerate(curve.rows)
+        ]
+        for curve in curves
+    ]
     rows = [row for curve in curves for row in curve.rows]
     notes = dict.fromkeys(f'{row.method.features}; {row.beside.reference}.' for row in rows)
-    path.write_text(tabular('lr' + 'r' * (len(metrics) + 1), heads, groups, [*notes]), encoding='utf-8')
+    path.write_text(tabular('lr' + 'r' * (len(metrics) + 1), [head], groups, [*notes]), encoding='utf-8')
 
 
 _ESCAPED = {
@@ -154,59 +158,41 @@ _ESCAPED = {
     '↑': r'$\uparrow$',
 } | {character: f'\\{character}' for character in '&%$#_{}'}
 _SIGNED = re.compile(r'[+-][0-9.]+')
-_SPECIAL = re.compile('|'.join(map(re.escape, _ESCAPED)))
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A cell is a text for LaTeX, which may be bold and may span columns."""
-
-    text: str
-    bold: bool = False
-    columns: int = 1
-
-    def __str__(self) -> str:
-        text = rf'\textbf{{{escape(self.text)}}}' if self.bold else escape(self.text)
-        return rf'\multicolumn{{{self.columns}}}{{c}}{{{text}}}' if self.columns > 1 else text
-
-
-def escape(text: str) -> str:
+def escape(text: str, *, bold: bool = False) -> str:
     """Returns text that LaTeX prints as it is, a number's sign as a sign."""
-    if _SIGNED.fullmatch(text):
-        return f'${text}$'
-    return _SPECIAL.sub(lambda match: _ESCAPED[match[0]], text)
+    escaped = f'${text}$' if _SIGNED.fullmatch(text) else text.translate(str.maketrans(_ESCAPED))
+    return rf'\textbf{{{escaped}}}' if bold else escaped
+
+
+Line = Sequence[str]  # of cells
 
 
 def tabular(
-    columns: str, heads: Sequence[Sequence[Cell]], groups: Sequence[Sequence[Sequence[Cell]]], notes: Sequence[str] = ()
+    columns: str, heads: Sequence[Sequence[tuple[str, int]]], groups: Sequence[Sequence[Line]], notes: Sequence[str]
 ) -> str:
     """Returns a tabular environment, which needs the package booktabs.
 
     Args:
         columns: LaTeX's column types, e.g. 'lrr'.
-        heads: lines above the first rule; a line under which cells span gets rules under those.
-        groups: lines of the body, with a rule between groups.
+        heads: lines of (text, columns that it spans) above the first rule; what spans several gets a rule under it.
+        groups: lines of the body, escaped, with a space between groups.
         notes: sentences that become comments above the table, one a line.
     """
     lines = [f'% {note}' for note in [*notes, r'Needs \usepackage{booktabs}.']]
     lines += [rf'\begin{{tabular}}{{{columns}}}', r'\toprule']
     for head in heads:
-        lines += [_line(head), *_rules(head)]
+        texts = [(escape(text), n) for text, n in head]
+        lines.append(_line([rf'\multicolumn{{{n}}}{{c}}{{{text}}}' if n > 1 else text for text, n in texts]))
+        spans = zip(itertools.accumulate(n for _, n in head), (n for _, n in head), strict=True)
+        if rules := [rf'\cmidrule(lr){{{last - n + 1}-{last}}}' for last, n in spans if n > 1]:
+            lines.append(' '.join(rules))
     for place, group in enumerate(groups):
         lines.append(r'\addlinespace' if place else r'\midrule')
         lines += [_line(cells) for cells in group]
     return '\n'.join([*lines, r'\bottomrule', r'\end{tabular}', ''])
 
 
-def _line(cells: Sequence[Cell]) -> str:
-    return ' & '.join(map(str, cells)) + r' \\'
-
-
-def _rules(cells: Sequence[Cell]) -> list[str]:
-    rules, first = [], 1
-    for cell in cells:
-        last = first + cell.columns - 1
-        if cell.columns > 1:
-            rules.append(rf'\cmidrule(lr){{{first}-{last}}}')
-        first = last + 1
-    return [' '.join(rules)] if rules else []
+def _line(cells: Line) -> str:
+    return ' & '.join(cells) + r' \\'

@@ -35,15 +35,15 @@ def test_numbers_that_the_paper_states_in_its_text():
     """Best FID 1.55 at w = 0.1 (64x64, p_uncond = 0.1), 2.43 at w = 0.3 (128x128); best IS at w = 4."""
     table = paper_table('table1_imagenet64')
     first = table.curves[0]
-    assert (first.setting, first.fid[first.best_fid], first.w[first.best_fid]) == (0.1, 1.55, 0.1)
+    assert (first.setting, first.fid[first.bests['fid']], first.w[first.bests['fid']]) == (0.1, 1.55, 0.1)
     assert [curve.setting for curve in table.curves] == [0.1, 0.2, 0.5]
     for name in TABLES:
         for curve in paper_table(name).curves:
             assert np.array_equal(curve.w, [*np.arange(10) / 10, 1, 2, 3, 4])
-            assert curve.w[curve.best_inception_score] == 4
+            assert curve.w[curve.bests['inception_score']] == 4
     table = paper_table('table2_imagenet128')
     assert [curve.setting for curve in table.curves] == [128, 256, 1024]
-    assert [(c.fid[c.best_fid], c.w[c.best_fid]) for c in table.curves[1:]] == [(2.43, 0.3)] * 2
+    assert [(c.fid[c.bests['fid']], c.w[c.bests['fid']]) for c in table.curves[1:]] == [(2.43, 0.3)] * 2
     assert table.curves[1].inception_score[-1] == 421.03
 
 

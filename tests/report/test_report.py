@@ -308,7 +308,7 @@ def test_labels_name_details_only_where_they_are_needed():
 def test_best_is_the_lowest_fid_of_each_curve():
     curves = group_curves([_row(step, w) for step in STEPS for w in WS])
     for curve in curves:
-        assert curve.rows[curve.best_fid].scores.fid == min(FID[curve.step, w] for w in WS)
+        assert curve.rows[curve.bests['fid']].scores.fid == min(FID[curve.step, w] for w in WS)
 
 
 def test_the_plots_mark_the_best_fid_and_the_best_inception_score():
@@ -317,13 +317,13 @@ def test_the_plots_mark_the_best_fid_and_the_best_inception_score():
     against_w, against_is = plots.figure_against_w(curves, None), plots.figure_fid_against_is(curves, None)
     panels = [(axes, 'w', name) for axes, name in zip(against_w.axes, ('fid', 'inception_score'), strict=True)]
     for axes, x, y in [*panels, (against_is.axes[0], 'inception_score', 'fid')]:
-        for best, filled in (('best_fid', True), ('best_inception_score', False)):
+        for best, filled in (('fid', True), ('inception_score', False)):
             stars = [
                 (float(line.get_xdata()[0]), float(line.get_ydata()[0]))
                 for line in axes.lines
                 if line.get_marker() == '*' and (line.get_markerfacecolor() != 'white') == filled
             ]
-            rows = [curve.rows[getattr(curve, best)] for curve in curves]
+            rows = [curve.rows[curve.bests[best]] for curve in curves]
             assert stars == [(row.flat[x], row.flat[y]) for row in rows], (x, y, best)
     for figure in (against_w, against_is):
         (legend,) = figure.legends
@@ -376,8 +376,3 @@ def test_what_a_row_says_is_escaped(tmp_path):
     assert parsed.text.count(HOSTILE) >= 10
     assert parsed.data['classes'][0]['name'] == HOSTILE
     assert HOSTILE in parsed.data['curves'][0]['label'] + parsed.data['curves'][1]['label']
-
-
-def test_unknown_class(tmp_path):
-    with pytest.raises(UserError, match='from 0 to 3'):
-        _report(tmp_path, one_class=4)
