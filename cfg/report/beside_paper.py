@@ -49,16 +49,10 @@ class Comparison:
     columns: tuple[Column, ...]  # those of FID, then those of IS; of each the paper's, ours, and the differences
     notes: tuple[str, ...]  # sentences to read with the table
 
-    @property
-    def metrics(self) -> list[tuple[str, int]]:
-        """Returns each metric, with the number of its columns."""
-        return [(metric, sum(column.metric == metric for column in self.columns)) for _, metric in _METRICS]
-
-    @property
-    def groups(self) -> list[tuple[str, int]]:
-        """Returns whose the neighbouring columns of one metric are, with their number."""
-        groups = itertools.groupby(self.columns, key=lambda column: (column.metric, column.whose))
-        return [(whose, len(list(columns))) for (_, whose), columns in groups]
+    def heads(self, name: str) -> list[tuple[str, int]]:
+        """Returns the 'metric' or 'whose' of neighbouring columns of one metric, with the number of these columns."""
+        groups = itertools.groupby(self.columns, key=lambda column: (column.metric, getattr(column, name)))
+        return [(value, len(list(columns))) for (_, value), columns in groups]
 
 
 def compare(paper: PaperTable, curves: Sequence[Curve]) -> Comparison:
@@ -87,7 +81,7 @@ def write_csv(path: Path, comparison: Comparison) -> None:
 def write_tex(path: Path, comparison: Comparison) -> None:
     """Writes the table for LaTeX; the best of a column is bold."""
     columns = comparison.columns
-    heads = [[('', 1), *comparison.metrics], [('', 1), *comparison.groups]]
+    heads = [[('', 1), *comparison.heads(name)] for name in ('metric', 'whose')]
     heads.append([('w', 1), *((column.label, 1) for column in columns)])
     body = [
         [escape(f'{w:g}'), *(escape(column.text(place), bold=place == column.best) for column in columns)]

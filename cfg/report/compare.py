@@ -58,9 +58,10 @@ def best_table(found: Sequence[Point]) -> list[list[str]]:
     `cfg` at the same cost (paired by repetition), and the w of the point, with sampler, grid and T where these differ.
     """
     costs = frontier.budgets(found)
-    where = frontier_plots.way_namer([point.setting for point in found])
     rules = grouped(found, lambda point: point.setting.rule)
-    name = frontier_plots.rule_namer([point.setting for point in found])
+    settings = [point.setting for point in found]
+    name = frontier_plots.namer(settings, frontier_plots.RULE)
+    where = frontier_plots.namer(settings, frontier_plots.WAY, lone=False)
     lines = [['guidance', *(f'{cost:g} evaluations' for cost in costs)]]
     for (step, guidance, _, rest), members in rules.items():
         plain = [] if guidance == 'cfg' else rules.get((step, 'cfg', 0, rest), [])

@@ -15,6 +15,8 @@ from cfg.report.curves import grouped, phrase
 from cfg.report.frontier import Point, Setting
 
 FIELDS = ('step', 'guidance', 'sampler', 'grid', 'num_steps', 'logvar_interp', 'networks')
+RULE = ('step', 'guidance', 'networks')
+WAY = ('sampler', 'grid', 'num_steps', 'logvar_interp')
 # Rules in one plot; more have a panel each.
 _TOGETHER = 5
 _COLUMNS = 3
@@ -39,16 +41,6 @@ def namer(settings: Sequence[Setting], fields: Sequence[str] = FIELDS, lone: boo
     return name
 
 
-def rule_namer(settings: Sequence[Setting]) -> Callable[[Setting], str]:
-    """Returns what names the rule of each setting; by the rule alone if nothing else differs."""
-    return namer(settings, ('step', 'guidance', 'networks'))
-
-
-def way_namer(settings: Sequence[Setting]) -> Callable[[Setting], str]:
-    """Returns what names the way each setting is sampled; '' if all are sampled alike."""
-    return namer(settings, ('sampler', 'grid', 'num_steps', 'logvar_interp'), lone=False)
-
-
 def figure_frontier(found: Sequence[Point], title: str) -> Figure:
     """Draws FID against the inception score, a line a setting through its w, with spreads over repetitions as bars.
 
@@ -67,7 +59,7 @@ def figure_frontier(found: Sequence[Point], title: str) -> Figure:
     for axes in axes_of_all[len(shown) :]:
         axes.remove()
     if many:
-        name, way = rule_namer(list(lines)), way_namer(list(lines))
+        name, way = namer(list(lines), RULE), namer(list(lines), WAY, lone=False)
         reference = next((settings for settings in rules if settings[0].guidance == 'cfg'), rules[0])
     for axes, settings in zip(panels, shown, strict=True):
         if many:

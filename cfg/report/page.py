@@ -1,57 +1,18 @@
-"""Writes the page of a report: one HTML file that needs nothing else."""
+"""Says what the page of a report says, which is one HTML file that needs nothing else."""
 
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from cfg.report import html
-from cfg.report.beside_paper import Comparison
 from cfg.report.curves import Curve, finite_sample_floors, floors
 from cfg.report.sample_files import Samples
 from cfg.report.tables import percent, present, score_text
 
 SPRITE_COLUMNS = 10
-
-
-def write_page(
-    path: Path,
-    *,
-    title: str,
-    curves: Sequence[Curve],
-    samples: Mapping[str, Samples],
-    class_names: Sequence[str],
-    plots: Sequence[Path],
-    notices: Sequence[str],
-    comparison: Comparison | None = None,
-) -> Path:
-    """Writes the page to `path`, which it returns.
-
-    Args:
-        samples: the samples to show of each sample file, by the row's `samples`; files may be absent.
-        plots: the PNG files of FID and IS against w, and of FID against IS.
-        notices: sentences on what is missing.
-    """
-    plot_against_w, plot_fid_against_is = (_data_uri(plot.read_bytes()) for plot in plots)
-    return html.write(
-        path,
-        'report.html',
-        title=title,
-        summary=_summary(curves),
-        notices=notices,
-        plot_against_w=plot_against_w,
-        plot_fid_against_is=plot_fid_against_is,
-        curves=curves,
-        metrics=present(curves),
-        floors=_floors(curves),
-        paper=comparison,
-        provenance=_provenance(curves),
-        data=_viewer_data(curves, samples, class_names),
-    )
 
 
 def sprite(images: np.ndarray) -> bytes:
@@ -69,12 +30,17 @@ def sprite(images: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _data_uri(png: bytes) -> str:
+def data_uri(png: bytes) -> str:
+    """Returns a picture as a text that a page can hold."""
     return 'data:image/png;base64,' + base64.b64encode(png).decode('ascii')
 
 
-def _viewer_data(curves: Sequence[Curve], samples: Mapping[str, Samples], class_names: Sequence[str]) -> dict[str, Any]:
-    """Returns what the page's script needs: the points of each curve, and a sprite for each sample file."""
+def viewer_data(curves: Sequence[Curve], samples: Mapping[str, Samples], class_names: Sequence[str]) -> dict[str, Any]:
+    """Returns what the page's script needs: the points of each curve, and a sprite for each sample file.
+
+    Args:
+        samples: those to show of each sample file, by the row's `samples`; files may be absent.
+    """
     sprites = {path: place for place, path in enumerate(samples)}
     labels = sorted({int(label) for shown in samples.values() for label in shown.labels})
     return {
@@ -86,7 +52,7 @@ def _viewer_data(curves: Sequence[Curve], samples: Mapping[str, Samples], class_
         ],
         'sprites': [
             {
-                'src': _data_uri(sprite(shown.images)),
+                'src': data_uri(sprite(shown.images)),
                 'height': shown.images.shape[1],
                 'width': shown.images.shape[2],
                 'labels': shown.labels.tolist(),
@@ -115,7 +81,8 @@ def _viewer_data(curves: Sequence[Curve], samples: Mapping[str, Samples], class_
     }
 
 
-def _summary(curves: Sequence[Curve]) -> str:
+def summary(curves: Sequence[Curve]) -> str:
+    """Returns the sentences at the top of the page."""
     steps = [f'{step:,}' for step in dict.fromkeys(curve.step for curve in curves)]
     ws = {w for curve in curves for w in curve.w}
     features = list(dict.fromkeys(curve.rows[0].method.features for curve in curves))
@@ -132,7 +99,7 @@ def _listed(items: Sequence[str]) -> str:
     return f'{", ".join(head)} and {last}' if head else last
 
 
-def _floors(curves: Sequence[Curve]) -> list[tuple[str, dict[str, str]]]:
+def floor_lines(curves: Sequence[Curve]) -> list[tuple[str, dict[str, str]]]:
     """Returns the last lines of the table, of real data and of so many samples: a text for each metric that has one."""
     lines = []
     for label, row in floors(curves).items():
@@ -171,7 +138,7 @@ _PROVENANCE = {
 }
 
 
-def _provenance(curves: Sequence[Curve]) -> dict[str, dict[str, list[str]]]:
+def provenance(curves: Sequence[Curve]) -> dict[str, dict[str, list[str]]]:
     """Returns what is said under each name, with the labels of the curves of which it is said."""
     found: dict[str, dict[str, list[str]]] = {}
     for curve in curves:

@@ -13,19 +13,10 @@ class Results:
     Each is a file `results/<identity>.json`, which is written whole and never changed. Processes that share a workdir
     write each their own. `results.jsonl` has all of them, a line a row in `Row.order`, for pandas and for people;
     nothing of the project reads it. Rows of `--mode=evaluate_npz` are in `evaluate_npz/` and `evaluate_npz.jsonl`.
-
-    Args:
-      workdir: a folder.
-      kind: of the rows.
     """
 
     def __init__(self, workdir: str | Path, kind: type[Row] | type[FileRow] = Row):
         self.folder, self._kind = Path(workdir) / kind.FOLDER, kind
-
-    @property
-    def lines(self) -> Path:
-        """Returns the path of the file that has all rows, a line each."""
-        return self.folder.with_suffix('.jsonl')
 
     def path(self, identity: str) -> Path:
         """Returns the path of the file of a row."""
@@ -58,7 +49,7 @@ class Results:
         return sorted(rows, key=lambda row: row.order)
 
     def write(self, row: Row | FileRow) -> None:
-        """Writes the file of a row, and then `lines`.
+        """Writes the file of a row, and then that of all rows.
 
         Raises:
           UserError: when a number is not finite, which JSON cannot say.
@@ -73,10 +64,11 @@ class Results:
         self.write_lines()
 
     def write_lines(self) -> None:
-        """Writes `lines` anew, until it has all rows: another process may finish one meanwhile."""
+        """Writes the file of all rows anew, until it has all: another process may finish one meanwhile."""
         while self.folder.is_dir():  # without it the lines would be taken for those of an older version
             files = self._files()
-            write_whole(self.lines, ''.join(f'{row.to_json()}\n' for row in self.read()).encode())
+            lines = ''.join(f'{row.to_json()}\n' for row in self.read())
+            write_whole(self.folder.with_suffix('.jsonl'), lines.encode())
             if self._files() == files:
                 return
 

@@ -172,15 +172,12 @@ class _Measured(_Checked):
         Raises:
           ValueError: when a field is missing or of another type than it should be.
         """
-        parts = {field.name: field.type for field in dataclasses.fields(cls)}
-        return _of(cls, values | {n: _of(part, values) for n, part in parts.items() if dataclasses.is_dataclass(part)})
+        parts = [field for field in dataclasses.fields(cls) if dataclasses.is_dataclass(field.type)]
+        return _of(cls, values | {part.name: _of(part.type, values) for part in parts})
 
     @classmethod
     def from_json(cls, content: str | bytes, named: str) -> Self:
-        """Reads the row that `to_json` wrote.
-
-        Args:
-          named: the file that holds it, for the user.
+        """Reads the row that `to_json` wrote; `named` is the file that holds it, for the user.
 
         Raises:
           UserError: when a field is missing, unknown, or of another type than it should be.
@@ -196,11 +193,10 @@ class _Measured(_Checked):
             if wrong := [name for name in values | expected if values.get(name, ...) != expected.get(name, ...)]:
                 raise ValueError(f'has {wrong[0]}={_shown(values.get(wrong[0]))}, which does not fit its other fields')
             return row
-        except json.JSONDecodeError:
-            problem = 'is not JSON'
         except ValueError as error:
-            problem = str(error)
-        raise UserError(f'{named} {problem}: delete that file, and --mode={cls.MODE} measures the row again.')
+            problem = 'is not JSON' if isinstance(error, json.JSONDecodeError) else error
+            remedy = f'delete that file, and --mode={cls.MODE} measures the row again'
+            raise UserError(f'{named} {problem}: {remedy}.') from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,11 +217,7 @@ class Row(_Measured):
 
     @property
     def order(self) -> tuple:
-        """Returns the place of a row among others.
-
-        It is that of the step, of averaged parameters before the others, of guidance, sampler and grid (the paper's
-        first, then by their texts), of T, v, the seed and w.
-        """
+        """Returns the place of a row: by step, averaged parameters or not, guidance to v (the paper's first), seed, w."""
         source, sampling = self.source, self.source.sampling
         texts = [(getattr(sampling, name) != usual, getattr(sampling, name)) for name, usual in PAPER.items()]
         v = -1.0 if sampling.logvar_interp is None else sampling.logvar_interp

@@ -43,17 +43,10 @@ def load_samples(path: Path) -> Samples | None:
 def mixed_order(labels: np.ndarray) -> np.ndarray:
     """Returns an order of the samples in which every prefix is as even over the classes as it can be.
 
-    The first sample of each class comes first, then the second of each, whatever order the labels are
-    in. Labels that already alternate (0, 1, ..., 9, 0, 1, ...) keep their order.
-
-    Args:
-        labels: int [N].
-
-    Returns:
-        Indices, int [N].
+    The first sample of each class comes first, then the second of each, whatever order the labels, int [N], are in.
+    Labels that already alternate (0, 1, ..., 9, 0, 1, ...) keep their order.
     """
-    by_class = np.argsort(labels, kind='stable')
-    _, counts = np.unique(labels, return_counts=True)
-    rank = np.empty(len(labels), dtype=np.int64)
-    rank[by_class] = np.concatenate([np.arange(count) for count in counts]) if len(counts) else []
+    rank = np.zeros(len(labels), int)
+    for label in np.unique(labels):
+        rank[labels == label] = np.arange(np.sum(labels == label))
     return np.argsort(rank, kind='stable')

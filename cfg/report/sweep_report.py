@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cfg.report import beside_paper as side_by_side
-from cfg.report import page, plots, tables
+from cfg.report import html, page, plots, tables
 from cfg.report.curves import Curve, group_curves, grouped
 from cfg.report.paper import paper_table
 from cfg.report.results import Results
@@ -104,15 +104,19 @@ def write_report(
                 f'--config.sampling.labels="({one_class},)" draws more.'
             )
 
-    return page.write_page(
+    return html.write(
         output / 'index.html',
+        'report.html',
         title=title,
-        curves=curves,
-        samples={path: pick.page for path, pick in picked.items()},
-        class_names=class_names,
-        plots=pictures,
+        summary=page.summary(curves),
         notices=notices,
-        comparison=compared,
+        plots=[page.data_uri(picture.read_bytes()) for picture in pictures],
+        curves=curves,
+        metrics=tables.present(curves),
+        floors=page.floor_lines(curves),
+        paper=compared,
+        provenance=page.provenance(curves),
+        data=page.viewer_data(curves, {path: pick.page for path, pick in picked.items()}, class_names),
     )
 
 
