@@ -217,7 +217,7 @@ class Row(_Measured):
 
     @property
     def order(self) -> tuple:
-        """Returns the place of a row: by step, averaged parameters or not, guidance to v (the paper's first), seed, w."""
+        """Returns the place of a row: by step, averaged parameters first, guidance to v, the paper's first, seed, w."""
         source, sampling = self.source, self.source.sampling
         texts = [(getattr(sampling, name) != usual, getattr(sampling, name)) for name, usual in PAPER.items()]
         v = -1.0 if sampling.logvar_interp is None else sampling.logvar_interp
