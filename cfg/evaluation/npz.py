@@ -12,7 +12,6 @@ import math
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -30,52 +29,121 @@ _NEGATIVE = 1e-6  # of the largest eigenvalue of a covariance: what rounding may
 _BROKEN = (zipfile.BadZipFile, EOFError, ValueError, OSError, KeyError, RuntimeError, zlib.error, lzma.LZMAError)
 
 
-def check(path: Path, what: str) -> None:
-    """Checks that an npz or npy can be opened.
+class File:
+    """A file is an npz, or an npy, whose array counts as `arr_0`.
 
     Args:
       path: of the file.
       what: the field that names it, for the user.
 
     Raises:
-      UserError: when it is missing or no such file.
-    """
-    with _opened(path, what):
-        pass
-
-
-def has_images(path: Path, what: str) -> bool:
-    """Returns whether an npz holds `arr_0`, of at least one image.
-
-    Raises:
-      UserError: as in `check`.
-    """
-    with _opened(path, what) as archive:
-        if isinstance(archive, zipfile.ZipFile) and 'arr_0.npy' not in archive.namelist():
-            return False
-        return _shape(archive, path, what)[0][:1] != (0,)
-
-
-@dataclass(frozen=True)
-class ImageFile:
-    """An image file gives the images of an npz or npy.
-
-    Attributes:
-      path: of the file.
-      what: the field that names it, for the user.
-      count: number of images.
-      image_shape: (H, W, C).
+      UserError: when it is missing or damaged; so does whatever reads on.
     """
 
-    path: Path
-    what: str
-    count: int
-    image_shape: tuple[int, int, int]
+    def __init__(self, path: Path, what: str):
+        self.path, self._named = Path(path), f'{what}={path}'
+        if not self.path.is_file():
+            raise UserError(f'{self._named} does not exist: give the path of an npz file.')
+        with self._reading(), self.path.open('rb') as file:
+            self._is_npy = file.read(6) == np.lib.format.MAGIC_PREFIX
+            members = ['arr_0'] if self._is_npy else zipfile.ZipFile(file).namelist()
+        self.names = [name.removesuffix('.npy') for name in members]
+
+    @property
+    def has_images(self) -> bool:
+        """Tells whether it holds `arr_0`, of at least one image."""
+        return 'arr_0' in self.names and self._header()[0][:1] != (0,)
+
+    @property
+    def features_sha256(self) -> str | None:
+        """Returns the SHA-256 of the weights that the moments were made with; None if it does not say."""
+        return str(self._array('features_sha256')) if 'features_sha256' in self.names else None
 
     @functools.cached_property
     def sha256(self) -> str:
         """Returns the SHA-256 of the file."""
         return sha256_of_file(self.path)
+
+    def moments(self) -> dict[str, Array] | None:
+        """Returns `mu`, `sigma`, and where present `mu_s` and `sigma_s`, float64; None if there is no `mu`.
+
+        Raises:
+          UserError: when they are not a mean and a covariance.
+        """
+        moments = {}
+        for mean, cov in MOMENTS:
+            if mean in self.names:
+                if cov not in self.names:
+                    raise UserError(f'{self._named} holds {mean} but no {cov}: make it again.')
+                moments |= {name: self._array(name) for name in (mean, cov)}
+                _check_moments(moments, mean, cov, self._named)
+        if 'mu' not in moments:
+            return None
+        return {name: np.asarray(value, np.float64) for name, value in moments.items()}
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except _BROKEN as error:
+            raise UserError(
+                f'{self._named} cannot be read as an npz ({type(error).__name__}: {error}): make or download it again.'
+            ) from error
+
+    @contextlib.contextmanager
+    def _member(self, name: str) -> Iterator[IO[bytes]]:
+        """Opens an array; what goes wrong in the block is damage."""
+        with self._reading(), contextlib.ExitStack() as stack:
+            if self._is_npy:
+                yield stack.enter_context(self.path.open('rb'))
+            else:
+                yield stack.enter_context(stack.enter_context(zipfile.ZipFile(self.path)).open(f'{name}.npy'))
+
+    def _header(self) -> tuple[tuple[int, ...], bool, np.dtype]:
+        """Returns (shape, whether in Fortran order, type) of `arr_0`."""
+        with self._member('arr_0') as file:
+            return _read_header(file)
+
+    def _array(self, name: str) -> Array:
+        with self._member(name) as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+
+
+class ImageFile(File):
+    """An image file gives the images of an npz (`arr_0`) or npy; at first only the header is read.
+
+    Attributes:
+      count: number of images.
+      image_shape: (H, W, C).
+
+    Raises:
+      UserError: when what it holds are not uint8 images.
+    """
+
+    def __init__(self, path: Path, what: str):
+        super().__init__(path, what)
+        named = self._named
+        if 'arr_0' not in self.names:
+            names = ', '.join(self.names) or 'nothing'
+            raise UserError(f'{named} holds no images (arr_0) but {names}: write uint8 images [N, H, W, C] as arr_0.')
+        shape, fortran, dtype = self._header()
+        if dtype.hasobject:
+            raise UserError(f'{named} holds pickled objects, which are not opened: write uint8 images [N, H, W, C].')
+        if dtype != np.uint8:
+            raise UserError(
+                f'{named} holds {dtype}, not uint8 images: convert them before writing, from [-1, 1] as '
+                'np.clip(np.round((x + 1) * 127.5), 0, 255).astype(np.uint8).'
+            )
+        if len(shape) == 4 and shape[1] in (1, 3) and shape[3] not in (1, 3):
+            raise UserError(
+                f'{named} holds images {shape}, with the channels first: write x.transpose(0, 2, 3, 1), [N, H, W, C].'
+            )
+        if len(shape) != 4 or fortran or 0 in shape:
+            raise UserError(
+                f'{named} holds an array of shape {shape}, not images [N, H, W, C] in C order: write it so.'
+            )
+        self.count, *rest = shape
+        self.image_shape: tuple[int, int, int] = tuple(rest)
 
     def labels(self) -> Array | None:
         """Returns int32 [N]; None if the file holds none.
@@ -83,14 +151,13 @@ class ImageFile:
         Raises:
           UserError: when they are not one whole number an image.
         """
-        with _opened(self.path, self.what) as archive:
-            if not isinstance(archive, zipfile.ZipFile) or 'arr_1.npy' not in archive.namelist():
-                return None
-            labels = _array(archive, 'arr_1', self.path, self.what)
+        if 'arr_1' not in self.names:
+            return None
+        labels = self._array('arr_1')
         if labels.shape != (self.count,) or not np.issubdtype(labels.dtype, np.integer):
             raise UserError(
-                f'{self.what}={self.path}: its labels (arr_1) are {labels.dtype} {labels.shape}, not one whole number '
-                f'for each of {self.count} images: write them so, or leave them out.'
+                f'{self._named}: its labels (arr_1) are {labels.dtype} {labels.shape}, not one whole number for each '
+                f'of {self.count} images: write them so, or leave them out.'
             )
         return labels.astype(np.int32)
 
@@ -101,87 +168,14 @@ class ImageFile:
           UserError: when the file ends too early.
         """
         size = math.prod(self.image_shape)
-        with _opened(self.path, self.what) as archive, _member(archive, 'arr_0') as file:
-            _header(file)
+        with self._member('arr_0') as file:
+            _read_header(file)
             for start in range(0, self.count, batch_size):
                 wanted = min(batch_size, self.count - start) * size
-                try:
-                    content = file.read(wanted)
-                except _BROKEN as error:
-                    raise _damaged(self.path, self.what, error) from error
+                content = file.read(wanted)
                 if len(content) < wanted:
-                    raise _damaged(self.path, self.what, EOFError(f'it ends before image {self.count}'))
+                    raise EOFError(f'it ends before image {self.count}')
                 yield np.frombuffer(content, np.uint8).reshape(-1, *self.image_shape)
-
-
-def open_images(path: Path, what: str) -> ImageFile:
-    """Opens the images of an npz (`arr_0`) or npy; only the header is read.
-
-    Args:
-      path: of the file.
-      what: the field that names it, for the user.
-
-    Raises:
-      UserError: when the file is missing or damaged, or what it holds are not uint8 images.
-    """
-    path, named = Path(path), f'{what}={path}'
-    with _opened(path, what) as archive:
-        if isinstance(archive, zipfile.ZipFile) and 'arr_0.npy' not in archive.namelist():
-            names = ', '.join(name.removesuffix('.npy') for name in archive.namelist()) or 'nothing'
-            raise UserError(f'{named} holds no images (arr_0) but {names}: write uint8 images [N, H, W, C] as arr_0.')
-        shape, fortran, dtype = _shape(archive, path, what)
-    if dtype.hasobject:
-        raise UserError(f'{named} holds pickled objects, which are not opened: write uint8 images [N, H, W, C].')
-    if dtype != np.uint8:
-        raise UserError(
-            f'{named} holds {dtype}, not uint8 images: convert them before writing, from [-1, 1] as '
-            'np.clip(np.round((x + 1) * 127.5), 0, 255).astype(np.uint8).'
-        )
-    if len(shape) == 4 and shape[1] in (1, 3) and shape[3] not in (1, 3):
-        raise UserError(
-            f'{named} holds images {shape}, with the channels first: write x.transpose(0, 2, 3, 1), [N, H, W, C].'
-        )
-    if len(shape) != 4 or fortran or 0 in shape:
-        raise UserError(f'{named} holds an array of shape {shape}, not images [N, H, W, C] in C order: write it so.')
-    return ImageFile(path, what, shape[0], tuple(shape[1:]))
-
-
-def read_moments(path: Path, what: str) -> dict[str, Array] | None:
-    """Returns the moments of a reference file, float64: `mu`, `sigma`, and where present `mu_s` and `sigma_s`.
-
-    Returns:
-      None if there is no `mu`.
-
-    Raises:
-      UserError: when the file is missing or damaged, or its moments are not a mean and a covariance.
-    """
-    with _opened(path, what) as archive:
-        if not isinstance(archive, zipfile.ZipFile):
-            return None
-        names = {name.removesuffix('.npy') for name in archive.namelist()}
-        wanted = [name for pair in MOMENTS if pair[0] in names for name in pair]
-        for name in wanted:
-            if name not in names:
-                raise UserError(f'{what}={path} holds {name.replace("sigma", "mu")} but no {name}: make it again.')
-        moments = {name: _array(archive, name, path, what) for name in wanted}
-    for mean_name, cov_name in MOMENTS:
-        if mean_name in moments:
-            _check_moments(moments, mean_name, cov_name, f'{what}={path}')
-    if 'mu' not in moments:
-        return None
-    return {name: np.asarray(value, np.float64) for name, value in moments.items()}
-
-
-def features_of(path: Path, what: str) -> str | None:
-    """Returns the SHA-256 of the weights that the moments of a file were made with; None if it does not say.
-
-    Raises:
-      UserError: when the file is missing or damaged.
-    """
-    with _opened(path, what) as archive:
-        if not isinstance(archive, zipfile.ZipFile) or 'features_sha256.npy' not in archive.namelist():
-            return None
-        return str(_array(archive, 'features_sha256', path, what))
 
 
 def write_reference(
@@ -196,7 +190,6 @@ def write_reference(
     """Writes a reference file in ADM's layout, whole or not at all.
 
     Args:
-      path: ends in .npz.
       moments: of the pool features.
       spatial: of the spatial features; None without.
       shape: [M, H, W, C] of the images beside them, some of those that the moments are of; M = 0 leaves them out.
@@ -236,55 +229,10 @@ def _check_moments(moments: dict[str, Array], mean_name: str, cov_name: str, nam
         )
 
 
-@contextlib.contextmanager
-def _opened(path: Path, what: str) -> Iterator[zipfile.ZipFile | Path]:
-    """Opens the archive; of a plain npy it gives the path."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f'{what}={path} does not exist: give the path of an npz file.')
-    try:
-        with path.open('rb') as file:
-            if file.read(6) == np.lib.format.MAGIC_PREFIX:
-                yield path
-                return
-        archive = zipfile.ZipFile(path)
-    except _BROKEN as error:
-        raise _damaged(path, what, error) from error
-    with archive:
-        yield archive
-
-
-def _member(archive: zipfile.ZipFile | Path, name: str) -> IO[bytes]:
-    return archive.open(f'{name}.npy') if isinstance(archive, zipfile.ZipFile) else archive.open('rb')
-
-
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Returns (shape, whether in Fortran order, type); the file then stands where the values begin."""
     version = np.lib.format.read_magic(file)
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in read:
         raise ValueError(f'npy version {version}')
     return read[version](file)
-
-
-def _shape(archive: zipfile.ZipFile | Path, path: Path, what: str) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Returns what `_header` says of `arr_0`."""
-    try:
-        with _member(archive, 'arr_0') as file:
-            return _header(file)
-    except _BROKEN as error:
-        raise _damaged(path, what, error) from error
-
-
-def _array(archive: zipfile.ZipFile, name: str, path: Path, what: str) -> Array:
-    try:
-        with _member(archive, name) as file:
-            return np.lib.format.read_array(file, allow_pickle=False)
-    except _BROKEN as error:
-        raise _damaged(path, what, error) from error
-
-
-def _damaged(path: Path, what: str, error: Exception) -> UserError:
-    return UserError(
-        f'{what}={path} cannot be read as an npz ({type(error).__name__}: {error}): make or download it again.'
-    )

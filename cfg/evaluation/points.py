@@ -1,6 +1,5 @@
 """Says which rows a sweep has: the product of all that varies, and what identifies each row."""
 
-import copy
 import dataclasses
 import hashlib
 import itertools
@@ -10,15 +9,11 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from cfg.diffusion.rules import Rule
 from cfg.diffusion.sampler import Sampler
 from cfg.report.rows import Drawn, Method, Sampling, identity_of
 from cfg.runs.companions import Networks
 from cfg.settings.sampler import read_sampler
 from cfg.settings.values import config_dict
-
-# Fields that say how the work is divided, and not what is measured.
-DIVISION = ('job', 'save_seconds')
 
 
 class Point(NamedTuple):
@@ -44,28 +39,15 @@ class Planned(NamedTuple):
 
 
 def points_of(config: ConfigDict, steps: Iterable[int]) -> list[Point]:
-    """Returns the product that a sweep is, in which parameters and compiled samplers change as rarely as they can.
-
-    Args:
-      steps: of the checkpoints.
-    """
+    """Returns the product that a sweep is, in which parameters and compiled samplers change as rarely as they can."""
     options, sampling = config.eval, config.sampling
-    product = itertools.product(
-        steps,
-        options.ema or (sampling.ema,),
-        options.guidance or (sampling.guidance,),
-        options.sampler or (sampling.sampler,),
-        options.grid or (sampling.grid,),
-        options.num_steps or (sampling.num_steps,),
-        options.logvar_interp or (sampling.logvar_interp,),
-        options.seeds or (sampling.seed,),
-    )
     names = ('guidance', 'sampler', 'grid', 'num_steps', 'logvar_interp')
+    varied = [options[name] or (sampling[name],) for name in ('ema', *names)]
     found: dict[Point, None] = {}
-    for step, ema, *values, seed in product:
+    for step, ema, *values, seed in itertools.product(steps, *varied, options.seeds or (sampling.seed,)):
         sampler = read_sampler(config, **dict(zip(names, values, strict=True)))
         ws = sampler.rule.w or options.w
-        sampler = dataclasses.replace(sampler, rule=unswept(sampler.rule))
+        sampler = dataclasses.replace(sampler, rule=dataclasses.replace(sampler.rule, w=None))
         found |= dict.fromkeys(Point(step, ema, sampler, seed, float(w)) for w in ws)
     return list(found)
 
@@ -98,15 +80,9 @@ def plan(config: ConfigDict, point: Point, networks: Networks, method: Method) -
     return Planned(point, source, identity_of(source, method))
 
 
-def unswept(rule: Rule) -> Rule:
-    """Returns a rule without the strengths that its text names, as it is at one of them."""
-    return dataclasses.replace(rule, w=None)
-
-
 def config_sha256(config: ConfigDict) -> str:
     """Returns the digest of the whole config, but for how the work is divided."""
-    values = copy.deepcopy(config_dict(config))
-    del values['processes']
-    for name in DIVISION:
-        del values['eval'][name]
+    values = config_dict(config)
+    for part, name in ((values, 'processes'), (values['eval'], 'job'), (values['eval'], 'save_seconds')):
+        del part[name]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -19,7 +19,7 @@ from cfg.metrics import distances
 from cfg.metrics.moments import Moments
 from cfg.report.rows import Beside
 from cfg.runtime.errors import UserError
-from cfg.runtime.files import check_writable, lock, sha256_of_file
+from cfg.runtime.files import check_writable, lock
 from cfg.runtime.progress import Progress
 from cfg.runtime.stopping import StopSignal
 from cfg.settings.data import describe_split, open_held_out, open_source
@@ -187,18 +187,16 @@ def measure(
 
 
 def open_reference(config: ConfigDict, network: FeatureNetwork, stop: StopSignal) -> Reference:
-    """Measures the reference of `config.eval.reference`, or else the images of `config.data.split`.
+    """Measures the reference of `config.eval.reference`, or else all images of `config.data.split`.
+
+    The features of `config.stats.num_images` images of the data set are kept, and of all of a file.
 
     Raises:
       UserError: when the file cannot be read or is of other features than the network's.
     """
     if config.eval.reference:
-        return reference_of_file(config, network, stop)
-    return reference_of_source(config, open_source(config), network, stop)
-
-
-def reference_of_source(config: ConfigDict, source: Source, network: FeatureNetwork, stop: StopSignal) -> Reference:
-    """Measures all images of a data set, and the features of `config.stats.num_images` of them."""
+        return _reference_of_file(config, network, stop)
+    source = open_source(config)
     measured = measure_reference(config, stream_of_source(source, config.stats.num_images), network, stop)
     return Reference(
         name=f'{source.name} ({len(source)} real images)',
@@ -218,32 +216,32 @@ def measure_reference(config: ConfigDict, stream: Stream, network: FeatureNetwor
     return measure(stream, network.plain or network, is_split_size=SPLIT_SIZE, save_seconds=save_seconds, stop=stop)
 
 
-def reference_of_file(config: ConfigDict, network: FeatureNetwork, stop: StopSignal) -> Reference:
+def _reference_of_file(config: ConfigDict, network: FeatureNetwork, stop: StopSignal) -> Reference:
     """Reads an npz in ADM's layout: its moments if it holds any, or else those of its images."""
     path, what = Path(config.eval.reference), 'config.eval.reference'
-    stored = npz.read_moments(path, what)
+    file, images, measured = npz.File(path, what), None, None
+    stored = file.moments()
     if stored is not None:
-        check_features(path, what, stored, network)
-    measured, file = None, None
-    if stored is None or npz.has_images(path, what):
-        file = npz.open_images(path, what)
-        (network.plain or network).check_images(file.image_shape, f'{what}={path}')
-        if stored is None and file.count < 2:
-            raise UserError(f'{what}={path} holds {file.count} image and no moments: give at least 2 images.')
-        measured = measure_reference(config, stream_of_file(file), network, stop)
+        _check_features(file, stored, network)
+    if stored is None or file.has_images:
+        images = npz.ImageFile(path, what)
+        (network.plain or network).check_images(images.image_shape, f'{what}={path}')
+        if stored is None and images.count < 2:
+            raise UserError(f'{what}={path} holds {images.count} image and no moments: give at least 2 images.')
+        measured = measure_reference(config, stream_of_file(images), network, stop)
     if stored is None:
         pool, spatial = Gaussian.of(measured.moments), Gaussian.of(measured.spatial)
     else:
         pool, spatial = Gaussian(stored['mu'], stored['sigma']), None
         if 'mu_s' in stored and network.spatial_width:
             spatial = Gaussian(stored['mu_s'], stored['sigma_s'])
-    sha256 = sha256_of_file(path) if file is None else file.sha256
+    sha256 = (images or file).sha256
     parts = ([] if stored is None else ['moments']) + ([] if measured is None else [f'{measured.count} images'])
     return Reference(
         name=f'{path.name} ({", ".join(parts)})',
         sha256=sha256,
         file_sha256=sha256,
-        image_shape=None if file is None else file.image_shape,
+        image_shape=None if images is None else images.image_shape,
         count=measured.count if stored is None else None,
         pool=pool,
         spatial=spatial,
@@ -251,23 +249,19 @@ def reference_of_file(config: ConfigDict, network: FeatureNetwork, stop: StopSig
     )
 
 
-def check_features(path: Path, what: str, stored: dict[str, Array], network: FeatureNetwork) -> None:
-    """Checks that stored moments are of the network's features: as many, and of the same weights where the file says.
-
-    Raises:
-      UserError: when not.
-    """
+def _check_features(file: npz.File, stored: dict[str, Array], network: FeatureNetwork) -> None:
+    """Checks that stored moments are as many as the network's, and of the same weights where the file says."""
+    made_with = file.features_sha256
     remedy = 'give a reference that was made with the same network, as --mode=stats makes one'
     for name, width in (('mu', network.width), ('mu_s', network.spatial_width)):
         if width and name in stored and len(stored[name]) != width:
             raise UserError(
-                f'{path} holds moments of {len(stored[name])} features ({name}), but {network.name} has {width}: '
+                f'{file.path} holds moments of {len(stored[name])} features ({name}), but {network.name} has {width}: '
                 f'{remedy}.'
             )
-    made_with = npz.features_of(path, what)
-    if made_with is not None and made_with != network.sha256:
+    if made_with not in (None, network.sha256):
         raise UserError(
-            f'{path} was made with another network (features_sha256 {made_with[:12]}) than {network.name} '
+            f'{file.path} was made with another network (features_sha256 {made_with[:12]}) than {network.name} '
             f'({network.sha256[:12]}): {remedy}.'
         )
 

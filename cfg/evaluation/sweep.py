@@ -13,7 +13,7 @@ import itertools
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,10 @@ from cfg.diffusion.rules import Rule
 from cfg.diffusion.sampler import parse_rule
 from cfg.evaluation import npz, references
 from cfg.evaluation.measurement import Measurement
-from cfg.evaluation.points import Planned, Point, config_sha256, plan, points_of, unswept
+from cfg.evaluation.points import Planned, Point, config_sha256, plan, points_of
 from cfg.evaluation.scoring import method, origin, score, warnings
 from cfg.features import opening
-from cfg.features.network import FeatureNetwork, shared
+from cfg.features.network import shared
 from cfg.models.flops import guided_flops
 from cfg.report.results import Results
 from cfg.report.rows import Row
@@ -100,14 +100,14 @@ class _Sweep:
         self._companions: dict[tuple[Rule, bool], Networks] = {}
         for text, model in itertools.product(options.guidance or (config.sampling.guidance,), self._models.values()):
             rule = parse_rule(text, 'eval.guidance')
-            key = unswept(rule), model.ema
+            key = dataclasses.replace(rule, w=None), model.ema
             if key not in self._companions:
                 self._companions[key] = open_companions(config, model, rule)
             check_guidable(rule.w or options.w, model.p_uncond, rule, self._companions[key])
         if source is not None:
             model.check_data(config)
         else:
-            npz.check(Path(options.reference), 'config.eval.reference')
+            npz.File(Path(options.reference), 'config.eval.reference')
         points = self._all = points_of(config, dict.fromkeys(step for step, _ in self._models))
         self._generator(points[0])  # says whether the batch fits the devices
         self._results = Results(workdir)
@@ -141,7 +141,8 @@ class _Sweep:
         failures = []
         for number, point in enumerate(points):
             self._stop.leave(lambda: None, processes.largest(self._stop.received or 0))  # came while a row was scored
-            self._keep_generators(points[number:])
+            needed = {point.sampler for point in points[number:]}  # the others go, with their compiled programs
+            self._generators = {sampler: made for sampler, made in self._generators.items() if sampler in needed}
             row = todo[number] if processes.is_first() else None
             with contextlib.ExitStack() as held:
                 if not processes.from_first(row is not None and self._take(row, held)):
@@ -200,7 +201,15 @@ class _Sweep:
         )
         params = processes.on_each(lambda: self._on_devices(point))  # a row that one cannot read is nobody's
         network = shared(self._features)
-        with processes.held_by_first(lambda: self._open(row, network)) as measured:
+        with processes.held_by_first(
+            lambda: Measurement(
+                self._folder(row),
+                network,
+                is_split_size=options.is_split_size,
+                image_shape=self._spec.image_shape,
+                save_seconds=options.save_seconds,
+            )
+        ) as measured:
             start = processes.from_first(measured.count if measured else None)
             if start:
                 log.info('%d of %d samples of w=%g are there.', start, len(labels), point.w)
@@ -216,15 +225,6 @@ class _Sweep:
                     lambda: processes.on_first(lambda: measured.save()), processes.largest(self._stop.received or 0)
                 )
             processes.on_first(lambda: self._finish(measured, row, labels, begin))
-
-    def _open(self, row: Planned, network: FeatureNetwork) -> Measurement:
-        return Measurement(
-            self._folder(row),
-            network,
-            is_split_size=self._config.eval.is_split_size,
-            image_shape=self._spec.image_shape,
-            save_seconds=self._config.eval.save_seconds,
-        )
 
     def _finish(self, measured: Measurement, planned: Planned, labels: Any, begin: float) -> None:
         """Scores what was measured and writes the row."""
@@ -257,11 +257,6 @@ class _Sweep:
         if point.sampler not in self._generators:
             self._generators[point.sampler] = make_generator(self._config, self._networks(point), point.sampler)
         return self._generators[point.sampler]
-
-    def _keep_generators(self, points: Sequence[Point]) -> None:
-        """Lets go of the generators that none of these points needs, with their compiled programs."""
-        needed = {point.sampler for point in points}
-        self._generators = {sampler: made for sampler, made in self._generators.items() if sampler in needed}
 
     def _on_devices(self, point: Point) -> Any:
         """Returns the parameters of a point; those of one checkpoint, and of one rule beside it, are on the devices."""

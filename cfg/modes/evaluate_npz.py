@@ -37,11 +37,11 @@ def run(config: ConfigDict, workdir: Path | None) -> str:
     if results is not None:
         results.check()
     what = f'config.eval.samples={options.samples}'
-    file = npz.open_images(Path(options.samples), 'config.eval.samples')
+    file = npz.ImageFile(Path(options.samples), 'config.eval.samples')
     if file.count < 2:
         raise UserError(f'{what} holds {file.count} images: give at least 2.')
     file.labels()  # says now what is wrong with them, and not when the reference has been measured
-    npz.check(Path(options.reference), 'config.eval.reference')
+    npz.File(Path(options.reference), 'config.eval.reference')
     network = opening.open_features(config, file.image_shape, what)
     with StopSignal() as stop:
         reference = open_reference(config, network, stop)

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from cfg.evaluation import npz
-from cfg.evaluation.npz import features_of, open_images, read_moments, write_reference
+from cfg.evaluation.npz import File, ImageFile, write_reference
 from cfg.metrics.moments import Moments
 from cfg.runtime.errors import UserError
 
@@ -20,7 +19,7 @@ def images(count=11, shape=(4, 5, 3)):
 def test_images_stream_in_order(tmp_path, save, batch_size):
     path, x, labels = tmp_path / 'x.npz', images(), np.arange(11)
     save(path, x, labels)
-    file = open_images(path, WHAT)
+    file = ImageFile(path, WHAT)
     assert (file.count, file.image_shape) == (11, (4, 5, 3))
     batches = list(file.batches(batch_size))
     assert np.array_equal(np.concatenate(batches), x)
@@ -31,12 +30,12 @@ def test_images_stream_in_order(tmp_path, save, batch_size):
 
 def test_a_plain_npy_and_a_file_without_labels(tmp_path):
     np.save(tmp_path / 'x.npy', images())
-    file = open_images(tmp_path / 'x.npy', WHAT)
+    file = ImageFile(tmp_path / 'x.npy', WHAT)
     assert file.labels() is None
     assert np.array_equal(next(file.batches(20)), images())
-    assert read_moments(tmp_path / 'x.npy', WHAT) is None
+    assert File(tmp_path / 'x.npy', WHAT).moments() is None
     np.savez(tmp_path / 'x.npz', images())
-    assert open_images(tmp_path / 'x.npz', WHAT).labels() is None
+    assert ImageFile(tmp_path / 'x.npz', WHAT).labels() is None
 
 
 @pytest.mark.parametrize(
@@ -53,23 +52,23 @@ def test_what_is_no_images_is_named(tmp_path, array, expected):
     path = tmp_path / 'x.npz'
     np.savez(path, array)
     with pytest.raises(UserError, match=rf'config\.eval\.samples=.*x\.npz.* {expected}'):
-        open_images(path, WHAT)
+        ImageFile(path, WHAT)
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
     path = tmp_path / 'x.npz'
     with pytest.raises(UserError, match=r'x\.npz does not exist'):
-        open_images(path, WHAT)
+        ImageFile(path, WHAT)
     path.write_bytes(b'not a zip')
-    for read in (open_images, read_moments, npz.check, npz.has_images):
+    for read in (ImageFile, File):
         with pytest.raises(UserError, match=r'x\.npz cannot be read as an npz'):
             read(path, WHAT)
     np.savez(path, other=images())
     with pytest.raises(UserError, match=r'holds no images \(arr_0\) but other'):
-        open_images(path, WHAT)
+        ImageFile(path, WHAT)
     np.savez(path, images(), np.zeros(3))
     with pytest.raises(UserError, match=r'labels \(arr_1\) are float64 \(3,\)'):
-        open_images(path, WHAT).labels()
+        ImageFile(path, WHAT).labels()
 
 
 def test_a_file_that_is_cut_off_is_named(tmp_path):
@@ -77,14 +76,14 @@ def test_a_file_that_is_cut_off_is_named(tmp_path):
     np.save(path, images())
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(UserError, match='ends before image 11'):
-        list(open_images(path, WHAT).batches(4))
+        list(ImageFile(path, WHAT).batches(4))
     path = tmp_path / 'x.npz'
     np.savez(path, images())
     content = bytearray(path.read_bytes())
     content[300] ^= 0xFF
     path.write_bytes(content)
     with pytest.raises(UserError, match='cannot be read as an npz'):
-        list(open_images(path, WHAT).batches(4))
+        list(ImageFile(path, WHAT).batches(4))
 
 
 @pytest.mark.parametrize(
@@ -101,7 +100,10 @@ def test_a_file_that_is_cut_off_is_named(tmp_path):
 )
 def test_a_turned_byte_in_the_list_of_members_is_named(tmp_path, place, value):
     path = tmp_path / 'x.npz'
-    for name, array, read in (('arr_0', images(400), open_images), ('mu', np.zeros(4000), read_moments)):
+    for name, array, read in (
+        ('arr_0', images(400), ImageFile),
+        ('mu', np.zeros(4000), lambda *named: File(*named).moments()),
+    ):
         np.savez(path, **{name: array, 'sigma': np.eye(4)})
         content = bytearray(path.read_bytes())
         content[content.index(b'PK\x01\x02') + place] = value  # of the first member
@@ -118,17 +120,17 @@ def test_a_reference_is_read_as_it_was_written(tmp_path):
     write_reference(path, spatial=spatial, batches=iter((images()[:7], images()[7:])), **options)
     with np.load(path, allow_pickle=False) as file:
         assert set(file.files) == {'arr_0', 'mu', 'sigma', 'mu_s', 'sigma_s', 'features_sha256'}
-    found = read_moments(path, WHAT)
+    found = File(path, WHAT).moments()
     assert np.array_equal(found['mu'], pool.mean)
     assert np.array_equal(found['sigma'], pool.covariance())
     assert np.array_equal(found['sigma_s'], spatial.covariance())
-    assert np.array_equal(next(open_images(path, WHAT).batches(11)), images())
+    assert np.array_equal(next(ImageFile(path, WHAT).batches(11)), images())
     write_reference(path, spatial=None, batches=[images()], **options)
-    assert set(read_moments(path, WHAT)) == {'mu', 'sigma'}
-    assert features_of(path, WHAT) == 'a' * 64
+    assert set(File(path, WHAT).moments()) == {'mu', 'sigma'}
+    assert File(path, WHAT).features_sha256 == 'a' * 64
     np.savez(path, images())
-    assert read_moments(path, WHAT) is None
-    assert features_of(path, WHAT) is None
+    assert File(path, WHAT).moments() is None
+    assert File(path, WHAT).features_sha256 is None
 
 
 @pytest.mark.parametrize(
@@ -144,22 +146,22 @@ def test_a_reference_is_read_as_it_was_written(tmp_path):
 def test_moments_that_are_none_are_named(tmp_path, changes):
     np.savez(tmp_path / 'x.npz', **{'mu': np.zeros(5), 'sigma': np.eye(5)} | changes)
     with pytest.raises(UserError, match=r'x\.npz: mu .* and sigma .* are not the mean and the symmetric covariance'):
-        read_moments(tmp_path / 'x.npz', WHAT)
+        File(tmp_path / 'x.npz', WHAT).moments()
 
 
 def test_a_covariance_has_no_negative_eigenvalues(tmp_path):
     path = tmp_path / 'x.npz'
     np.savez(path, mu=np.zeros(3), sigma=np.diag([4.0, 1.0, -0.01]))
     with pytest.raises(UserError, match=r'x\.npz: sigma is no covariance, .* eigenvalue is -0\.01 and the largest 4: '):
-        read_moments(path, WHAT)
+        File(path, WHAT).moments()
     features = np.random.default_rng(0).normal(size=(20, 30)).astype(np.float32)  # singular, and rounded to float32
     np.savez(path, mu=features.mean(axis=0), sigma=np.cov(features.T).astype(np.float32))
-    assert read_moments(path, WHAT)['sigma'].shape == (30, 30)
+    assert File(path, WHAT).moments()['sigma'].shape == (30, 30)
     np.savez(path, mu=np.zeros(3), sigma=np.zeros((3, 3)))
-    assert not read_moments(path, WHAT)['sigma'].any()
+    assert not File(path, WHAT).moments()['sigma'].any()
 
 
 def test_half_of_the_moments_is_named(tmp_path):
     np.savez(tmp_path / 'x.npz', mu=np.zeros(5))
     with pytest.raises(UserError, match='holds mu but no sigma'):
-        read_moments(tmp_path / 'x.npz', WHAT)
+        File(tmp_path / 'x.npz', WHAT).moments()
