@@ -13,19 +13,14 @@ Array = jax.Array
 
 
 def _axes(x: Array) -> tuple[int, ...]:
-    """Returns all axes but the first."""
     return tuple(range(1, x.ndim))
 
 
 def rescale(guided: Array, cond: Array, *, phi: Array) -> Array:
     """Returns phi guided std(cond) / std(guided) + (1 - phi) guided (Lin et al. 2023, arXiv 2305.08891, Sec. 3.4).
 
-    The standard deviation is over all components of an image. phi = 0 changes nothing, phi = 1 gives the guided
-    prediction the standard deviation of the conditional one.
-
-    Args:
-      guided, cond: outputs of a model, [N, ...].
-      phi: in [0, 1], [] or [N].
+    The standard deviation is over all components of an image. phi in [0, 1] is [] or [N]: 0 changes nothing, and 1
+    gives the guided prediction the standard deviation of the conditional one.
     """
     std_guided = jnp.std(guided, axis=_axes(guided), keepdims=True)
     std_cond = jnp.std(cond, axis=_axes(cond), keepdims=True)
@@ -38,12 +33,9 @@ def rescale(guided: Array, cond: Array, *, phi: Array) -> Array:
 def dynamic_threshold(x: Array, *, quantile: float) -> Array:
     """Returns clip(x, -s, s) / s with s = max(1, that quantile of |x|) (Saharia et al. 2022, arXiv 2205.11487).
 
-    The result is in [-1, 1]. Where |x| <= 1 nothing changes. Where s is 1 it is plain clipping, as for quantile = 0 and
-    every image with a component inside [-1, 1].
-
-    Args:
-      x: estimates of clean images, [N, ...].
-      quantile: in [0, 1], of the components of an image, linearly interpolated.
+    The quantile, in [0, 1], is of the components of an image, linearly interpolated. The result is in [-1, 1]. Where
+    |x| <= 1 nothing changes. Where s is 1 it is plain clipping, as for quantile = 0 and every image with a component
+    inside [-1, 1].
     """
     s = jnp.quantile(jnp.abs(x), quantile, axis=_axes(x), keepdims=True)
     s = jnp.maximum(s, 1.0)
@@ -51,11 +43,7 @@ def dynamic_threshold(x: Array, *, quantile: float) -> Array:
 
 
 def decompose(v: Array, onto: Array) -> tuple[Array, Array]:
-    """Splits v into its part parallel to `onto` and the rest, orthogonal to it; the parallel part of 0 is 0.
-
-    Returns:
-      (parallel, orthogonal), each [N, ...], of sum v.
-    """
+    """Splits v into (its part parallel to `onto`, the rest, orthogonal to it); the parallel part of 0 is 0."""
     # A unit vector first: the squares of a large image would lose more, or overflow.
     size = jnp.sqrt(jnp.sum(jnp.square(onto), axis=_axes(v), keepdims=True))
     unit = onto / jnp.where(size > 0.0, size, 1.0)
@@ -74,11 +62,7 @@ def adaptive_projection(x_cond: Array, update: Array, w: Array, *, eta: Array, n
     """Returns x_cond + w (orthogonal + eta parallel) of the update cut to norm r (Sadat et al. 2024, 2410.02416).
 
     The two parts of the update are relative to x_cond. The update is x_cond - x_uncond, or its running sum. Without
-    cut and sum, and for eta = 1, this is Eq. 6 on the estimates of x.
-
-    Args:
-      x_cond, update: [N, ...].
-      w, eta, norm_threshold: [] or [N].
+    cut and sum, and for eta = 1, this is Eq. 6 on the estimates of x. w, eta and r are [] or [N].
     """
     parallel, orthogonal = decompose(limit_norm(update, norm_threshold=norm_threshold), x_cond)
     return x_cond + expand(w, x_cond) * (orthogonal + expand(eta, x_cond) * parallel)

@@ -60,47 +60,37 @@ class Denoiser:
 
 
 class Models(NamedTuple):
-    """The models are all networks that a rule may ask.
+    """The models are all networks that a rule may ask."""
 
-    Attributes:
-      model: what is guided.
-      uncond: a second model for the unconditional prediction, in the place of the first one's null label.
-      weaker: the model that autoguidance compares with.
-      classifier: (z [N, ...], logsnr [] or [N]) -> logits [N, num_classes], log p(c | z) up to a constant of z.
-    """
-
-    model: Denoiser
-    uncond: Denoiser | None = None
-    weaker: Denoiser | None = None
+    model: Denoiser  # what is guided
+    uncond: Denoiser | None = None  # gives the unconditional prediction, in the place of the model's null label
+    weaker: Denoiser | None = None  # what autoguidance compares with
+    # (z [N, ...], logsnr [] or [N]) -> logits [N, num_classes], log p(c | z) up to a constant of z
     classifier: Callable[[Array, Array], Array] | None = None
 
 
 class Point(NamedTuple):
-    """A point says where a prediction is made, and how its outputs are read.
+    """A point says where a prediction is made, and how its outputs are read."""
 
-    Attributes:
-      z: [N, ...].
-      logsnr: [] or [N].
-      w: the guidance strength at this level, [N].
-      prediction: what the outputs predict: eps, x or v.
-    """
-
-    z: Array
-    logsnr: Array
-    w: Array
-    prediction: str
+    z: Array  # [N, ...]
+    logsnr: Array  # [] or [N]
+    w: Array  # the guidance strength at this level, [N]
+    prediction: str  # what the outputs predict: eps, x or v
 
     def read(self, output: Array) -> Prediction:
         """Returns the x and eps of an output, without a detour that costs precision."""
         return process.from_output(output, self.z, self.logsnr, prediction=self.prediction)
 
-    def change_eps(self, output: Array, eps: Array) -> Prediction:
-        """Returns the prediction of an output whose eps is replaced: x moves by -e^(-logsnr / 2) (eps - old eps)."""
-        if self.prediction == 'eps':
-            return self.read(eps)
+    def change(self, output: Array, changed: Array, prediction: str) -> Prediction:
+        """Returns the prediction of an output whose eps, x or v, as `prediction` says, is replaced.
+
+        A new eps moves x by -e^(-logsnr / 2) (eps - old eps), which costs less precision than x from the new eps.
+        """
+        if prediction != 'eps' or self.prediction == 'eps':
+            return process.from_output(changed, self.z, self.logsnr, prediction=prediction)
         before = self.read(output)
-        moved = process.expand(jnp.exp(-0.5 * self.logsnr), eps) * (eps - before.eps)
-        return Prediction(before.x - moved, eps)
+        moved = process.expand(jnp.exp(-0.5 * self.logsnr), changed) * (changed - before.eps)
+        return Prediction(before.x - moved, changed)
 
 
 def of_one_network(
@@ -108,8 +98,7 @@ def of_one_network(
 ) -> tuple[Array, Array]:
     """Returns the outputs of one network for two labels; where no example needs both, one pass gives each its own.
 
-    Args:
-      needed: which of the two each example needs, two bool [N]. With one pass both results are that one.
+    `needed` tells which of the two each example needs, two bool [N]. With one pass both results are that one.
     """
     cond, other = needed
 
@@ -128,13 +117,10 @@ def of_two_networks(
     other_labels: Array,
     needed: tuple[Array, Array],
 ) -> tuple[Array, Array]:
-    """Returns the outputs of two networks, each for its own label; what no example needs is not run.
+    """Returns the outputs of two networks, each for its own label, as predictions of the first one's kind.
 
-    Args:
-      needed: which of the two each example needs, two bool [N]. Where one network runs, both results are its output.
-
-    Returns:
-      Both [N, ...], as predictions of the first network's kind (eps, x or v).
+    `needed` tells which of the two each example needs, two bool [N]. What none needs is not run, and both results are
+    the output of the other.
     """
     model, second = models
     cond, other = needed

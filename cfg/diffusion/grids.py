@@ -17,11 +17,7 @@ def _limit() -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid(options.Described):
-    """A grid is an increasing sequence of logsnr.
-
-    Attributes:
-      logsnr_min, logsnr_max: its ends; None for those of the model.
-    """
+    """A grid is an increasing sequence of logsnr, between its own ends or those of the model."""
 
     logsnr_min: float | None = _limit()
     logsnr_max: float | None = _limit()
@@ -46,9 +42,7 @@ class Paper(Grid):
     """The paper's grid is uniform in u, as Alg. 2 has it: see `schedule.sampling_grid`."""
 
     name: ClassVar[str] = 'paper'
-
-    def between(self, num_steps, **ends):
-        return schedule.sampling_grid(num_steps, **ends)
+    between = staticmethod(schedule.sampling_grid)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +50,7 @@ class Uniform(Grid):
     """This grid is uniform in logsnr: see `schedule.uniform_grid`."""
 
     name: ClassVar[str] = 'uniform'
-
-    def between(self, num_steps, **ends):
-        return schedule.uniform_grid(num_steps, **ends)
+    between = staticmethod(schedule.uniform_grid)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,12 +20,7 @@ class Draws(NamedTuple):
 
 
 def draw(keys: Array, shape: tuple[int, ...]) -> Draws:
-    """Draws from one key an example, so that nothing depends on how a batch is cut over devices.
-
-    Args:
-      keys: [N] typed PRNG keys.
-      shape: of one example, without the batch axis.
-    """
+    """Draws from one typed key an example, [N], so that nothing depends on how a batch is cut over devices."""
 
     def one(key):
         label_key, time_key, noise_key = jax.random.split(key, 3)
@@ -41,11 +36,7 @@ def draw(keys: Array, shape: tuple[int, ...]) -> Draws:
 def drop_labels(u: Array, labels: Array, *, p_uncond: float, null_label: int) -> Array:
     """Replaces c by null with probability p_uncond, for each example on its own (Alg. 1, line 3).
 
-    Args:
-      u: uniform draws in [0, 1), [N].
-      labels: int32 [N].
-      p_uncond: in [0, 1].
-      null_label: the row of the class embedding that stands for "no label".
+    `u` [N] is uniform in [0, 1), and `null_label` the row of the class embedding that stands for "no label".
     """
     return jnp.where(u < p_uncond, null_label, labels)
 
@@ -62,7 +53,7 @@ def denoising_loss(
     logsnr_max: float,
     prediction: str = 'eps',
 ) -> Array:
-    """Returns ||network(z, logsnr, c) - target||^2, averaged over an example's components (Alg. 1, Eq. 5).
+    """Returns ||network(z, logsnr, c) - target||^2, averaged over an example's components: [N] float32 (Alg. 1, Eq. 5).
 
     With prediction = 'eps' this is the paper's loss up to the constant factor 1 / (number of components).
     With 'x' and 'v' it is the same squared error on what the network predicts, which weights the noise
@@ -72,10 +63,6 @@ def denoising_loss(
       network: (z [N, ...], logsnr [N], labels [N]) -> [N, ...].
       x: clean data in [-1, 1], [N, ...].
       labels: int32 [N].
-      draws: see `Draws`.
-
-    Returns:
-      [N] float32.
     """
     logsnr = schedule.logsnr_from_u(draws.u_time, logsnr_min=logsnr_min, logsnr_max=logsnr_max)
     z = process.diffuse(x, draws.eps, logsnr)
@@ -109,7 +96,6 @@ def classification_loss(
       logits_fn: (z [N, ...], logsnr [N]) -> logits [N, number of classes].
       x: clean data in [-1, 1], [N, ...].
       labels: int32 [N]; `draws.u_label` is not used, as no label is dropped.
-      draws: see `Draws`.
 
     Returns:
       (losses [N], whether the largest logit is that of the label, as 0 or 1 [N]), float32.

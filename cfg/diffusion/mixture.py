@@ -4,12 +4,13 @@ Component k is class k: p(x | c = k) = N(means[k], covs[k]) and p(c = k) = weigh
 mixture a mixture, p(z | c = k) = N(alpha means[k], alpha^2 covs[k] + sigma^2 I), so everything a network
 would have to learn is known in closed form here, at any logsnr.
 
-Labels follow the convention of the conditional networks: 0..K-1 are classes and K, the null label, asks for
-the whole mixture. Any larger label gives NaN. All of it is float32-safe, with finite gradients, for
-|logsnr| <= 20.
+Everywhere z is [N, D], logsnr [] or [N], and labels are int32 [N]. Labels follow the convention of the conditional
+networks: 0..K-1 are classes and K, the null label, asks for the whole mixture. Any larger label gives NaN. All of it is
+float32-safe, with finite gradients, for |logsnr| <= 20.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -88,56 +89,29 @@ def gaussian_mixture(means: Array, covs: Array, weights: Array) -> GaussianMixtu
 
 
 def diffused(mixture: GaussianMixture, logsnr: Array) -> GaussianMixture:
-    """Returns p(z | c = k) = N(alpha means[k], alpha^2 covs[k] + sigma^2 I), weights unchanged (Eq. 1 marginalised).
-
-    Args:
-      logsnr: [] or [N].
-    """
+    """Returns p(z | c = k) = N(alpha means[k], alpha^2 covs[k] + sigma^2 I), weights unchanged (Eq. 1 marginalised)."""
     alpha, sigma = _scales(logsnr)
     return dataclasses.replace(mixture, means=alpha * mixture.means, variances=alpha**2 * mixture.variances + sigma**2)
 
 
 def log_density(mixture: GaussianMixture, z: Array, logsnr: Array, labels: Array) -> Array:
-    """Returns log p(z | c), and for the null label log p(z) = log sum_c p(c) p(z | c).
-
-    Args:
-      z: [N, D].
-      logsnr: [] or [N].
-      labels: int32 in 0..K, [N].
-
-    Returns:
-      [N], in nats.
-    """
+    """Returns log p(z | c), and for the null label log p(z) = log sum_c p(c) p(z | c): [N], in nats."""
     each = _log_density_of_each(diffused(mixture, logsnr), z)
     whole = jax.nn.logsumexp(each + jnp.log(mixture.weights), axis=1, keepdims=True)
     return _pick(jnp.concatenate([each, whole], axis=1), labels)
 
 
 def log_class_posterior(mixture: GaussianMixture, z: Array, logsnr: Array) -> Array:
-    """Returns log p(c | z) = log p(c) + log p(z | c) - log p(z), of every class: [N, K].
-
-    Args:
-      z: [N, D].
-      logsnr: [] or [N].
-    """
+    """Returns log p(c | z) = log p(c) + log p(z | c) - log p(z), of every class: [N, K]."""
     return jax.nn.log_softmax(_log_density_of_each(diffused(mixture, logsnr), z) + jnp.log(mixture.weights), axis=1)
 
 
 def guided_log_density(mixture: GaussianMixture, z: Array, logsnr: Array, labels: Array, *, w: Array) -> Array:
     """Returns log p(z | c) + w log p(c | z), up to a constant: the density that guidance of strength w aims at.
 
-    Its gradient times -sigma is Eq. 6 with exact eps. As log p(c | z) = log p(c) + log p(z | c) - log p(z),
-    w = 0 is the conditional density and w = -1 the unconditional one. For the null label there is nothing to
-    guide to, and it is log p(z).
-
-    Args:
-      z: [N, D].
-      logsnr: [] or [N].
-      labels: int32 in 0..K, [N].
-      w: [] or [N].
-
-    Returns:
-      [N], in nats.
+    [N], in nats; w is [] or [N]. Its gradient times -sigma is Eq. 6 with exact eps. As log p(c | z) = log p(c) +
+    log p(z | c) - log p(z), w = 0 is the conditional density and w = -1 the unconditional one. For the null label there
+    is nothing to guide to, and it is log p(z).
     """
     log_posterior = log_class_posterior(mixture, z, logsnr)
     certain = jnp.zeros_like(log_posterior[:, :1])
@@ -146,85 +120,37 @@ def guided_log_density(mixture: GaussianMixture, z: Array, logsnr: Array, labels
 
 
 def score(mixture: GaussianMixture, z: Array, logsnr: Array, labels: Array) -> Array:
-    """Returns grad_z log p(z | c) = -(alpha^2 cov + sigma^2 I)^-1 (z - alpha mean).
+    """Returns grad_z log p(z | c) = -(alpha^2 cov + sigma^2 I)^-1 (z - alpha mean), [N, D].
 
-    For the null label grad_z log p(z) = sum_c p(c | z) grad_z log p(z | c).
-
-    Args:
-      z: [N, D].
-      logsnr: [] or [N].
-      labels: int32 in 0..K, [N].
-
-    Returns:
-      [N, D].
+    For the null label it is grad_z log p(z) = sum_c p(c | z) grad_z log p(z | c).
     """
     noisy = diffused(mixture, logsnr)
     each = _from_axes(mixture, -_to_axes(noisy, z) / noisy.variances)
-    return _pick(_with_average(each, log_class_posterior(mixture, z, logsnr)), labels)
+    posterior = jnp.exp(log_class_posterior(mixture, z, logsnr))
+    average = jnp.sum(posterior[..., None] * each, axis=1, keepdims=True)
+    return _pick(jnp.concatenate([each, average], axis=1), labels)
 
 
 def eps(mixture: GaussianMixture, z: Array, logsnr: Array, labels: Array) -> Array:
-    """Returns E[eps | z, c] = -sigma grad_z log p(z | c), what a perfect network predicts; arguments as in `score`."""
+    """Returns E[eps | z, c] = -sigma grad_z log p(z | c), what a perfect network predicts."""
     _, sigma = _scales(logsnr)
     return -sigma[..., 0] * score(mixture, z, logsnr, labels)
 
 
-def log_posterior_score(mixture: GaussianMixture, z: Array, logsnr: Array, labels: Array) -> Array:
-    """Returns grad_z log p(c | z) = grad_z log p(z | c) - grad_z log p(z), which classifier guidance needs.
-
-    For the null label it is 0. Arguments as in `score`.
-
-    Returns:
-      [N, D].
-    """
-    whole = jnp.full_like(labels, mixture.null_label)
-    return score(mixture, z, logsnr, labels) - score(mixture, z, logsnr, whole)
-
-
-def posterior_mean(mixture: GaussianMixture, z: Array, logsnr: Array, labels: Array) -> Array:
-    """Returns E[x | z, c] = mean + alpha cov (alpha^2 cov + sigma^2 I)^-1 (z - alpha mean).
-
-    For the null label E[x | z] = sum_c p(c | z) E[x | z, c]. It equals (z - sigma eps) / alpha, without the
-    cancellation of that form at small logsnr. Arguments as in `score`.
-
-    Returns:
-      [N, D].
-    """
-    alpha, _ = _scales(logsnr)
-    noisy = diffused(mixture, logsnr)
-    gain = alpha * mixture.variances / noisy.variances
-    each = mixture.means + _from_axes(mixture, gain * _to_axes(noisy, z))
-    return _pick(_with_average(each, log_class_posterior(mixture, z, logsnr)), labels)
-
-
 def eps_fn(mixture: GaussianMixture) -> EpsFn:
-    """Returns the exact eps in the form of a network: (z [N, D], logsnr [] or [N], labels [N]) -> eps [N, D]."""
-
-    def exact(z, logsnr, labels):
-        return eps(mixture, z, logsnr, labels)
-
-    return exact
+    """Returns the exact eps in the form of a network: (z, logsnr, labels) -> eps [N, D]."""
+    return functools.partial(eps, mixture)
 
 
 def logits_fn(mixture: GaussianMixture) -> Callable[[Array, Array], Array]:
-    """Returns the exact classifier as a network: (z [N, D], logsnr [] or [N]) -> log p(c | z) [N, K]."""
-
-    def exact(z, logsnr):
-        return log_class_posterior(mixture, z, logsnr)
-
-    return exact
+    """Returns the exact classifier as a network: (z, logsnr) -> log p(c | z) [N, K]."""
+    return functools.partial(log_class_posterior, mixture)
 
 
 def sample(mixture: GaussianMixture, keys: Array, labels: Array) -> Array:
-    """Draws from p(x | c), and for the null label from the whole mixture: c ~ weights, then p(x | c).
+    """Draws from p(x | c), and for the null label from the whole mixture: c ~ weights, then p(x | c). Returns [N, D].
 
-    Args:
-      mixture: clean, or `diffused` to a single level, then these are draws of z.
-      keys: [N] typed PRNG keys, one a sample.
-      labels: int32 in 0..K, [N].
-
-    Returns:
-      [N, D].
+    Of a mixture that is `diffused` to a single level they are draws of z. `keys` are [N] typed PRNG keys.
     """
 
     def one(key, label):
@@ -259,12 +185,6 @@ def _log_density_of_each(mixture: GaussianMixture, z: Array) -> Array:
     """Returns log N(z; means[k], covs[k]) of every class: [N, K]."""
     squares = jnp.square(_to_axes(mixture, z)) / mixture.variances
     return -0.5 * jnp.sum(squares + jnp.log(mixture.variances) + np.log(2.0 * np.pi), axis=-1)
-
-
-def _with_average(each: Array, log_posterior: Array) -> Array:
-    """Appends sum_c p(c | z) each_c to the classes: [N, K, D] -> [N, K + 1, D]."""
-    average = jnp.sum(jnp.exp(log_posterior)[..., None] * each, axis=1, keepdims=True)
-    return jnp.concatenate([each, average], axis=1)
 
 
 def _pick(each: Array, labels: Array) -> Array:

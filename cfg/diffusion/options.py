@@ -23,19 +23,31 @@ def is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
+def finite(value: Any) -> float:
+    """Reads a number that is finite in float32; raises ValueError on anything else."""
+    if not is_finite(value):
+        raise ValueError
+    return float(value)
+
+
 def option(
-    default: Any, read: Callable[[Any], Any], expected: str, *, printed: bool = True, parsed: bool = True
+    default: Any,
+    read: Callable[[Any], Any],
+    expected: str,
+    *,
+    printed: bool = True,
+    parsed: bool = True,
+    needs: str = '',
 ) -> Any:
-    """Declares an option of a `Described` class.
+    """Declares an option of a `Described` class, which must be `expected`, in words.
 
     Args:
-      default: the value where nothing is given.
       read: value -> value; it raises TypeError or ValueError on one that is out of range.
-      expected: what a value must be, in words.
       printed: whether it is part of what the text says.
       parsed: whether a text may give it.
+      needs: the option without which it changes nothing.
     """
-    metadata = {'read': read, 'expected': expected, 'printed': printed, 'parsed': parsed}
+    metadata = {'read': read, 'expected': expected, 'printed': printed, 'parsed': parsed, 'needs': needs}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -46,21 +58,21 @@ def number(
     *,
     above: bool = False,
     optional: bool = False,
-    parsed: bool = True,
+    **more: Any,
 ) -> Any:
     """Declares a number in [low, high], or (low, high] if it must be `above`; `optional` ones may be None."""
 
     def read(value):
         if value is None and optional:
             return None
-        if not is_finite(value) or not low <= value <= high or (above and value == low):
+        if not low <= finite(value) <= high or (above and value == low):
             raise ValueError
         return float(value)
 
     bounds = f'above {low:g}' if above else f'at least {low:g}'
     words = f'a number {bounds}' if math.isinf(high) else f'a number from {low:g} to {high:g}'
     words = 'a finite number' if math.isinf(low) else words
-    return option(default, read, f'{words}, or None' if optional else words, parsed=parsed)
+    return option(default, read, f'{words}, or None' if optional else words, **more)
 
 
 def choice(*values: Any) -> Any:
@@ -86,19 +98,15 @@ def folder() -> Any:
 
 
 class Described:
-    """A frozen dataclass whose fields are options; a text names it and the options that are not at their defaults.
+    """A frozen dataclass whose fields are options; a text names it and the options that are not at their defaults."""
 
-    Attributes:
-      name: in texts.
-    """
-
-    name: ClassVar[str]
+    name: ClassVar[str]  # in texts
 
     def __post_init__(self):
         """Checks every option.
 
         Raises:
-          ValueError: names the first one that is out of range, and what it must be.
+          ValueError: names the first one that is out of range, or changes nothing without another one.
         """
         for field in dataclasses.fields(self):
             try:
@@ -106,6 +114,13 @@ class Described:
             except (TypeError, ValueError):
                 raise ValueError(f'{field.name} must be {field.metadata["expected"]}') from None
             object.__setattr__(self, field.name, value)
+        for field in dataclasses.fields(self):
+            needs = field.metadata['needs']
+            if needs and not getattr(self, needs) and getattr(self, field.name) != field.default:
+                words = f'{needs}=True' if getattr(self, needs) is False else needs
+                raise ValueError(
+                    f'{field.name} changes nothing without {words}: give {words}, or leave {field.name} out'
+                )
 
     @property
     def text(self) -> str:

@@ -75,8 +75,7 @@ def posterior(z_t: Array, x: Array, *, logsnr_s: Array, logsnr_t: Array) -> Gaus
 def reverse_logvar(*, logsnr_s: Array, logsnr_t: Array, logvar_interp: float) -> Array:
     """Returns the log of the reverse variance (posterior variance)^(1-v) (transition variance)^v (Eq. 4).
 
-    Args:
-      logvar_interp: the paper's v in [0, 1]; 0 is the smallest variance, 1 the largest.
+    `logvar_interp` is the paper's v in [0, 1]: 0 is the smallest variance, 1 the largest.
     """
     small = _posterior_logvar(logsnr_s=logsnr_s, logsnr_t=logsnr_t)
     large = _transition_logvar(logsnr_s=logsnr_s, logsnr_t=logsnr_t)
@@ -112,12 +111,7 @@ def v_from_x_eps(x: Array, eps: Array, logsnr: Array) -> Array:
 
 
 def from_output(output: Array, z: Array, logsnr: Array, *, prediction: str) -> Prediction:
-    """Reads a network output that predicts eps, x or v at the point z.
-
-    Args:
-      output, z: [N, ...].
-      logsnr: [] or [N].
-      prediction: one of `PREDICTIONS`; 'eps' is the paper's.
+    """Reads a network output [N, ...] that predicts eps, as the paper's, or x or v at the point z.
 
     Raises:
       ValueError: on any other prediction type.

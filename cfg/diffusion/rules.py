@@ -24,44 +24,30 @@ _STREAM = 0x52554C45
 
 
 def classifier_free(eps_cond: Array, eps_uncond: Array, w: Array) -> Array:
-    """Returns (1 + w) eps_cond - w eps_uncond (Eq. 6).
+    """Returns (1 + w) eps_cond - w eps_uncond (Eq. 6), [N, ...]; w is [] or [N].
 
     The same holds for what networks predict in the place of eps, x or v, at one z: the weights sum to 1.
-
-    Args:
-      eps_cond, eps_uncond: [N, ...].
-      w: [] or [N].
     """
     w = process.expand(w, eps_cond)
     return (1.0 + w) * eps_cond - w * eps_uncond
 
 
 def classifier_guided(eps: Array, grad_log_prob: Array, w: Array, *, logsnr: Array) -> Array:
-    """Returns eps - w sigma grad_z log p(c | z) (Section 3.1; Dhariwal & Nichol 2021, arXiv 2105.05233).
+    """Returns eps - w sigma grad_z log p(c | z), [N, ...] (Section 3.1; Dhariwal & Nichol 2021, arXiv 2105.05233).
 
-    Args:
-      eps, grad_log_prob: [N, ...].
-      w: [] or [N].
-      logsnr: [] or [N].
+    `w` and `logsnr` are [] or [N].
     """
     _, sigma = schedule.alpha_sigma(process.expand(logsnr, eps))
     return eps - process.expand(w, eps) * sigma * grad_log_prob
 
 
 class Passes(NamedTuple):
-    """Passes say how often each network runs for one sample.
+    """Passes say how often each network runs for one sample."""
 
-    Attributes:
-      single: evaluations of the model for one prediction.
-      both: those for two predictions at once (`Denoiser.both`).
-      second: of the second model, the unconditional or the weaker one.
-      classifier: of the classifier, each forth and back.
-    """
-
-    single: int = 0
-    both: int = 0
-    second: int = 0
-    classifier: int = 0
+    single: int = 0  # evaluations of the model for one prediction
+    both: int = 0  # those for two predictions at once (`Denoiser.both`)
+    second: int = 0  # of the second model, the unconditional or the weaker one
+    classifier: int = 0  # of the classifier, each forth and back
 
     @property
     def total(self) -> int:
@@ -73,40 +59,22 @@ def _read_w(value: Any) -> tuple[float, ...] | None:
     if value is None:
         return None
     values = value if isinstance(value, tuple) else (value,)
-    if not values or not all(map(options.is_finite, values)):
+    if not values:
         raise ValueError
-    return tuple(map(float, values))
-
-
-def own_w() -> Any:
-    """Declares the strengths that a text names for its rule alone: w=(0.5, 1.0) or w=0.5."""
-    return options.option(None, _read_w, 'a number or several, such as (0.5, 1.0)', printed=False)
+    return tuple(map(options.finite, values))
 
 
 def _read_interval(value: Any) -> tuple[float | None, float | None] | None:
     if value is None:
         return None
-    low, high = value
-    if not all(end is None or options.is_finite(end) for end in value):
+    low, high = (None if end is None else options.finite(end) for end in value)
+    if not _end(low, -1) < _end(high, 1):
         raise ValueError
-    ends = tuple(None if end is None else float(end) for end in (low, high))
-    if not _end(ends[0], -1) < _end(ends[1], 1):
-        raise ValueError
-    return None if ends == (None, None) else ends
+    return None if low is high is None else (low, high)
 
 
 def _end(value: float | None, sign: int) -> float:
     return sign * math.inf if value is None else value
-
-
-def interval() -> Any:
-    """Declares the levels that are guided."""
-    return options.option(None, _read_interval, '(lowest, highest) logsnr that is guided, or None')
-
-
-def w_schedule() -> Any:
-    """Declares how w changes over the levels."""
-    return options.choice('constant', 'linear', 'cosine')
 
 
 def threshold() -> Any:
@@ -126,17 +94,21 @@ class Rule(options.Described):
     Subclasses say how a prediction is made; those of two predictions derive from `Pair`.
 
     Attributes:
-      w: the strengths that it is used at, in the place of those of the config; None for none of its own.
       renoises: whether the eps of a prediction is not the one of its x. A solver then steps from alpha x + sigma eps
         in the place of z.
+      scales_noise: whether it acts through `noise_factor` alone, and so needs a solver that adds noise.
       companion: the field of `Models` that it needs beside the model; None for none.
+      w: the strengths that a text names for this rule, in the place of those of the config; None for none.
     """
 
     renoises: ClassVar[bool] = False
+    scales_noise: ClassVar[bool] = False
     companion: ClassVar[str | None] = None
     # Options that a subclass may declare; one without them acts as these say.
     against, interval, schedule, threshold = None, None, 'constant', None
-    w: tuple[float, ...] | None = own_w()
+    w: tuple[float, ...] | None = options.option(
+        None, _read_w, 'a number or several, such as (0.5, 1.0)', printed=False
+    )
 
     def init(self, keys: Array, z: Array) -> Any:
         """Returns the state before the first evaluation, a pytree whose arrays have the leading axis N or none."""
@@ -145,21 +117,16 @@ class Rule(options.Described):
     def predict(
         self, models: Models, z: Array, logsnr: Array, labels: Array, w: Array, state: Any
     ) -> tuple[Prediction, Any]:
-        """Returns the guided prediction and the next state.
+        """Returns the guided prediction for z [N, ...] at levels [] or [N], and the next state.
 
-        Args:
-          z: [N, ...].
-          logsnr: [] or [N].
-          labels: int32 [N].
-          w: the strength at this level, see `strength_at`, [N].
+        `labels` are int32 [N], and `w` [N] is the strength at this level, see `strength_at`.
         """
         raise NotImplementedError
 
     def passes(self, w: np.ndarray, *, second_uncond: bool) -> Passes:
         """Counts the evaluations at the strengths [T] of all levels, the same for a whole batch.
 
-        Args:
-          second_uncond: whether a second model gives the unconditional prediction.
+        `second_uncond` tells whether a second model gives the unconditional prediction.
         """
         return Passes(single=len(w))
 
@@ -180,10 +147,7 @@ class Rule(options.Described):
     def strength_at(self, w: Array, logsnr: Array, *, logsnr_min: float, logsnr_max: float) -> Array:
         """Returns the strength at a level, by the options `schedule` and `interval` of rules that have them.
 
-        Args:
-          w: [] or [N].
-          logsnr: any shape that broadcasts with w.
-          logsnr_min, logsnr_max: of the model, the ends of the schedules.
+        w is [] or [N], and `logsnr` broadcasts with it. A schedule goes over the model's levels, from end to end.
         """
         w = jnp.asarray(w, jnp.float32)
         if self.schedule != 'constant':
@@ -208,12 +172,28 @@ class _PairState(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Levelled(Rule):
+    """A levelled rule may change its w over the levels, and threshold its estimate of x."""
+
+    interval: tuple | None = options.option(None, _read_interval, '(lowest, highest) logsnr that is guided, or None')
+    schedule: str = options.choice('constant', 'linear', 'cosine')
+    threshold: float | None = threshold()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pair(Rule):
-    """A pair is a rule that combines the prediction for the label with another one."""
+    """A pair combines the prediction for the label with another one, by Eq. 6 unless a subclass says how.
+
+    Attributes:
+      no_cond_at, no_other_at: the w at which the conditional, and the other, prediction is not needed; nan for none.
+    """
+
+    no_cond_at: ClassVar[float] = -1.0
+    no_other_at: ClassVar[float] = 0.0
 
     def needs(self, w: Array) -> tuple[Array, Array]:
         """Tells which of the two predictions are needed at w [N]: (the conditional, the other), two bool [N]."""
-        return w != -1.0, w != 0.0
+        return w != self.no_cond_at, w != self.no_other_at
 
     def memory(self, z: Array) -> Any:
         """Returns what `combine` remembers before the first evaluation."""
@@ -221,7 +201,7 @@ class Pair(Rule):
 
     def combine(self, at: Point, cond: Array, other: Array, memory: Any) -> tuple[Prediction, Any]:
         """Returns the guided prediction and the next memory from the two outputs, which `at.read` reads."""
-        raise NotImplementedError
+        return at.read(classifier_free(cond, other, at.w)), memory
 
     def outputs(
         self, models: Models, z: Array, logsnr: Array, labels: Array, keys: Array, needed: tuple[Array, Array]
@@ -238,8 +218,7 @@ class Pair(Rule):
         if self.compares_with_null:
             others = jnp.full_like(labels, model.null_label)
         else:
-            draw = jax.vmap(lambda key: jax.random.randint(key, (), 0, model.num_classes, labels.dtype))
-            others = draw(keys)
+            others = jax.vmap(lambda key: jax.random.randint(key, (), 0, model.num_classes, labels.dtype))(keys)
         return denoiser.of_one_network(model, z, logsnr, labels, others, needed)
 
     def init(self, keys: Array, z: Array) -> _PairState:
@@ -253,7 +232,7 @@ class Pair(Rule):
         return prediction, _PairState(state.keys, state.count + 1, memory)
 
     def passes(self, w: np.ndarray, *, second_uncond: bool) -> Passes:
-        cond, other = (np.broadcast_to(np.asarray(needed), w.shape) for needed in self.needs(w))
+        cond, other = self.needs(w)
         if self.companion or (second_uncond and self.compares_with_null):
             return Passes(single=int(cond.sum()), second=int(other.sum()))
         both = int(np.sum(cond & other))
@@ -262,12 +241,12 @@ class Pair(Rule):
     def asks_for(self, w: float) -> tuple[bool, bool]:
         if not self.compares_with_null:
             return True, False
-        cond, other = (bool(needed[0]) for needed in self.needs(np.array([w])))
+        cond, other = self.needs(w)
         return cond or not self.is_constant, other
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cfg(Pair):
+class Cfg(Levelled, Pair):
     """Classifier-free guidance is eps = (1 + w) eps_cond - w eps_other (Eq. 6).
 
     Two evaluations; one where every w is 0 or -1.
@@ -275,12 +254,6 @@ class Cfg(Pair):
 
     name: ClassVar[str] = 'cfg'
     against: str = against()
-    interval: tuple | None = interval()
-    schedule: str = w_schedule()
-    threshold: float | None = threshold()
-
-    def combine(self, at, cond, other, memory):
-        return at.read(classifier_free(cond, other, at.w)), memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,18 +269,16 @@ class CfgPlusPlus(Pair):
 
     name: ClassVar[str] = 'cfg_plus_plus'
     renoises: ClassVar[bool] = True
+    no_other_at: ClassVar[float] = math.nan
     against: str = against()
     threshold: float | None = threshold()
-
-    def needs(self, w):
-        return w != -1.0, jnp.ones_like(w, bool)
 
     def combine(self, at, cond, other, memory):
         return Prediction(at.read(classifier_free(cond, other, at.w)).x, at.read(other).eps), memory
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rescale(Pair):
+class Rescale(Levelled, Pair):
     """Eq. 6 is rescaled to the conditional output's standard deviation: see `corrections.rescale` (Lin et al. 2023).
 
     phi = 0 is Eq. 6. `prediction` says of which output the deviation is matched: the paper's models output v, and
@@ -315,28 +286,20 @@ class Rescale(Pair):
     """
 
     name: ClassVar[str] = 'rescale'
+    no_cond_at: ClassVar[float] = math.nan
     phi: float = options.number(0.7, 0.0, 1.0)
     prediction: str = options.choice('v', 'eps', 'x')
     against: str = against()
-    interval: tuple | None = interval()
-    schedule: str = w_schedule()
-    threshold: float | None = threshold()
-
-    def needs(self, w):
-        return jnp.ones_like(w, bool), w != 0.0
 
     def combine(self, at, cond, other, memory):
         combined = classifier_free(cond, other, at.w)
         read = (at.read(output) for output in (combined, cond))
         guided, plain = (process.target(p.x, p.eps, at.logsnr, prediction=self.prediction) for p in read)
-        output = corrections.rescale(guided, plain, phi=self.phi)
-        if self.prediction == 'eps':
-            return at.change_eps(combined, output), memory
-        return process.from_output(output, at.z, at.logsnr, prediction=self.prediction), memory
+        return at.change(combined, corrections.rescale(guided, plain, phi=self.phi), self.prediction), memory
 
 
 @dataclass(frozen=True, kw_only=True)
-class Apg(Pair):
+class Apg(Levelled, Pair):
     """APG projects the update of x adaptively: see `corrections.adaptive_projection` (Sadat et al. 2024).
 
     `eta` is what is kept of the parallel part of the update, `norm_threshold` the paper's r (of the L2 norm of an
@@ -346,16 +309,11 @@ class Apg(Pair):
     """
 
     name: ClassVar[str] = 'apg'
+    no_cond_at: ClassVar[float] = math.nan
     eta: float = options.number(0.0)
     norm_threshold: float | None = options.number(None, 0.0, above=True, optional=True)
     momentum: float = options.number(0.0, -1.0, 1.0)
     against: str = against()
-    interval: tuple | None = interval()
-    schedule: str = w_schedule()
-    threshold: float | None = threshold()
-
-    def needs(self, w):
-        return jnp.ones_like(w, bool), w != 0.0
 
     def memory(self, z):
         return jnp.zeros_like(z)
@@ -378,7 +336,7 @@ def _read_step(value: Any) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Autoguidance(Pair):
+class Autoguidance(Levelled, Pair):
     """Autoguidance is Eq. 6 with a worse model of the same kind in place of the unconditional one (Karras 2024).
 
     arXiv 2406.02507. Both predictions are conditional. The worse model, smaller or less trained, is a checkpoint of
@@ -389,19 +347,13 @@ class Autoguidance(Pair):
     companion: ClassVar[str] = 'weaker'
     step: int = options.option(-1, _read_step, 'a step, or -1 for the newest')
     workdir: str = options.folder()
-    interval: tuple | None = interval()
-    schedule: str = w_schedule()
-    threshold: float | None = threshold()
 
     def outputs(self, models, z, logsnr, labels, keys, needed):
         return denoiser.of_two_networks((models.model, models.weaker), z, logsnr, labels, labels, needed)
 
-    def combine(self, at, cond, other, memory):
-        return at.read(classifier_free(cond, other, at.w)), memory
-
 
 @dataclass(frozen=True, kw_only=True)
-class Classifier(Rule):
+class Classifier(Levelled):
     """Classifier guidance is eps - w sigma grad_z log p(c | z), with a classifier of noisy images (Section 3.1).
 
     The paper guides a conditional model with w, or an unconditional one with w + 1, which is the same where model and
@@ -413,9 +365,6 @@ class Classifier(Rule):
     companion: ClassVar[str] = 'classifier'
     workdir: str = options.folder()
     model: str = options.choice('conditional', 'unconditional')
-    interval: tuple | None = interval()
-    schedule: str = w_schedule()
-    threshold: float | None = threshold()
 
     @property
     def _more(self) -> float:
@@ -433,7 +382,7 @@ class Classifier(Rule):
 
         def guided(output):
             eps = classifier_guided(at.read(output).eps, jax.grad(log_prob)(z), w, logsnr=logsnr).astype(z.dtype)
-            return at.change_eps(output, eps)
+            return at.change(output, eps, 'eps')
 
         return jax.lax.cond(jnp.any(w != 0.0), guided, at.read, output), state
 
@@ -445,7 +394,7 @@ class Classifier(Rule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScaledScore(Rule):
+class ScaledScore(Levelled):
     """The scaled score is (1 + w) eps, as the score is -eps / sigma. It needs one pass.
 
     Section 3 of the paper names it as what does not work for diffusion models (its samples are blurred), as does
@@ -453,15 +402,12 @@ class ScaledScore(Rule):
     """
 
     name: ClassVar[str] = 'scaled_score'
-    interval: tuple | None = interval()
-    schedule: str = w_schedule()
-    threshold: float | None = threshold()
 
     def predict(self, models, z, logsnr, labels, w, state):
         output = models.model(z, logsnr, labels)
         at = Point(z, logsnr, w, models.model.prediction)
         eps = (process.expand(1.0 + w, z) * at.read(output).eps).astype(z.dtype)
-        return at.change_eps(output, eps), state
+        return at.change(output, eps, 'eps'), state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -469,6 +415,7 @@ class Temperature(Rule):
     """The steps' noise is scaled by 1 / (1 + w), which Section 3 says does not work. It needs one pass."""
 
     name: ClassVar[str] = 'temperature'
+    scales_noise: ClassVar[bool] = True
 
     def predict(self, models, z, logsnr, labels, w, state):
         at = Point(z, logsnr, w, models.model.prediction)

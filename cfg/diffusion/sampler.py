@@ -21,29 +21,17 @@ from cfg.runtime.errors import UserError
 
 Array = jax.Array
 
-# What the paper does, in the texts of a config.
-USUAL = {'guidance': Cfg.name, 'sampler': Ancestral.name, 'grid': Paper.name}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """A sampler says how samples are drawn.
+    """A sampler says how samples are drawn."""
 
-    Attributes:
-      rule: the guidance.
-      solver: the way from noise to a sample.
-      grid: the levels that it visits.
-      num_steps: T.
-      clip_x: whether the estimate of x is clipped to [-1, 1] at every step (not stated in the paper).
-      logsnr_min, logsnr_max: the ends of the model's levels.
-    """
-
-    rule: Rule = field(default_factory=Cfg)
-    solver: Solver = field(default_factory=Ancestral)
-    grid: Grid = field(default_factory=Paper)
-    num_steps: int = 256
-    clip_x: bool = True
-    logsnr_min: float = -20.0
+    rule: Rule = field(default_factory=Cfg)  # the guidance
+    solver: Solver = field(default_factory=Ancestral)  # the way from noise to a sample
+    grid: Grid = field(default_factory=Paper)  # the levels that it visits
+    num_steps: int = 256  # T
+    clip_x: bool = True  # whether the estimate of x is clipped to [-1, 1] at every step (not stated in the paper)
+    logsnr_min: float = -20.0  # the ends of the model's levels
     logsnr_max: float = 20.0
 
     @property
@@ -58,7 +46,6 @@ class Sampler:
           keys: [N] typed PRNG keys, one a sample; a sample depends on nothing else.
           labels: int32 [N].
           w: the paper's guidance strength, [] or [N]; it may be traced, so that a sweep compiles once.
-          shape: of one sample.
         """
         logsnrs = self.grid.levels(self.num_steps, **self._ends)
         return self.solver.sample(self.guided(models, labels, w), keys, logsnrs, shape=shape)
@@ -87,8 +74,7 @@ class Sampler:
     def passes(self, w: float, *, second_uncond: bool = False) -> Passes:
         """Counts the network evaluations for a sample whose whole batch has the same w.
 
-        Args:
-          second_uncond: whether a second model gives the unconditional prediction.
+        `second_uncond` tells whether a second model gives the unconditional prediction.
         """
         visited = self.solver.visits(np.asarray(self.grid.levels(self.num_steps, **self._ends)))
         now = np.asarray(self.rule.strength_at(jnp.float32(w), jnp.asarray(visited), **self._ends))
@@ -103,14 +89,14 @@ def check_fit(rule: Rule, solver: Solver) -> None:
     """
     if not fits(rule, solver):
         raise UserError(
-            f"The guidance 'temperature' scales the noise of the steps, and the sampler {solver.text!r} adds none "
+            f'The guidance {rule.name!r} scales the noise of the steps, and the sampler {solver.text!r} adds none '
             "that it could scale: use 'ancestral', 'ddim' with eta, or 'dpm_solver_2m(stochastic=True)'."
         )
 
 
 def fits(rule: Rule, solver: Solver) -> bool:
     """Tells whether a rule means something with a solver."""
-    return rule.name != 'temperature' or solver.adds_noise
+    return solver.adds_noise or not rule.scales_noise
 
 
 @functools.lru_cache(maxsize=1024)

@@ -14,13 +14,7 @@ Array = jax.Array
 def alpha_sigma(logsnr: Array) -> tuple[Array, Array]:
     """Returns signal and noise scales of the variance-preserving process: alpha^2 = sigmoid(logsnr) (Eq. 1).
 
-    Each comes from its own logarithm: sigma = sqrt(1 - alpha^2) would be 0 at logsnr = 20 in float32.
-
-    Args:
-      logsnr: any shape.
-
-    Returns:
-      (alpha, sigma), each shaped like `logsnr`, with alpha^2 + sigma^2 = 1.
+    Each comes from its own logarithm: sigma = sqrt(1 - alpha^2) would be 0 at logsnr = 20 in float32. Any shape.
     """
     alpha = jnp.exp(0.5 * jax.nn.log_sigmoid(logsnr))
     sigma = jnp.exp(0.5 * jax.nn.log_sigmoid(-logsnr))
@@ -39,15 +33,8 @@ def _angles(logsnr_min: float, logsnr_max: float) -> tuple[float, float, float]:
 def logsnr_from_u(u: Array, *, logsnr_min: float, logsnr_max: float) -> Array:
     """Returns the quantile function of p(logsnr): -2 log tan(a u + b) (Section 2, "hyperbolic secant").
 
-    Towards pi/2 float32 cannot resolve the angle; past pi/4 the complementary one, a (1 - u) + b', takes its
-    place, with tan(pi/2 - t) = 1 / tan(t).
-
-    Args:
-      u: times in [0, 1], any shape.
-      logsnr_min, logsnr_max: the ends of the range; u = 0 gives `logsnr_max`.
-
-    Returns:
-      logsnr, shaped like `u`, decreasing in `u`.
+    It decreases in u in [0, 1], of any shape. Towards pi/2 float32 cannot resolve the angle; past pi/4 the
+    complementary one, a (1 - u) + b', takes its place, with tan(pi/2 - t) = 1 / tan(t).
     """
     a, b, b_end = _angles(logsnr_min, logsnr_max)
     u = jnp.asarray(u)
@@ -81,25 +68,13 @@ def stratify(u: Array, index: Array, total: int) -> Array:
     """Moves a uniform draw into stratum `index` of `total` equal ones: (index + u) / total.
 
     Over a batch whose indices run through 0..total-1 the result covers [0, 1] evenly, which lowers the
-    variance of the loss; each draw is still uniform if the index is independent of the example.
-
-    Args:
-      u: uniform draws in [0, 1), shape [N].
-      index: the stratum of each draw, shape [N].
-      total: the number of strata (the global batch size).
+    variance of the loss; each draw, u in [0, 1), is still uniform if the index is independent of the example.
     """
     return (index + u) / total
 
 
 def sampling_grid(num_steps: int, *, logsnr_min: float, logsnr_max: float) -> Array:
-    """Returns the increasing sequence of logsnr that Alg. 2 visits: uniform in u, endpoints included.
-
-    Args:
-      num_steps: T, the number of network evaluations; at least 2.
-
-    Returns:
-      [T], from `logsnr_min` to `logsnr_max`.
-    """
+    """Returns the increasing sequence of T >= 2 logsnr that Alg. 2 visits: uniform in u, both ends included."""
     _check(num_steps, logsnr_min, logsnr_max)
     return logsnr_from_u(jnp.linspace(1.0, 0.0, num_steps), logsnr_min=logsnr_min, logsnr_max=logsnr_max)
 

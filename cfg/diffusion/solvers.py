@@ -3,7 +3,7 @@ options.
 
 All give the estimate of x at the last level of the grid, so that the last step adds no noise, and each is one scan.
 Steps go from logsnr_t to logsnr_s > logsnr_t; h = (logsnr_s - logsnr_t) / 2 is the step in log(alpha / sigma).
-SOLVERS at the end lists those that a config may name.
+`temperature` is the factor of the noise that steps add. SOLVERS at the end lists those that a config may name.
 """
 
 import functools
@@ -23,19 +23,13 @@ Array = jax.Array
 
 
 class Guided(NamedTuple):
-    """A `Guided` is what a solver steps with: a rule with its networks, labels and strengths.
+    """A `Guided` is what a solver steps with: a rule with its networks, labels and strengths."""
 
-    Attributes:
-      init: (keys [N], z [N, ...]) -> state.
-      predict: (z [N, ...], logsnr [] or [N], state) -> (prediction, state), for every evaluation.
-      renoises: whether the eps of a prediction is not the one of its x.
-      noise_factor: of the noise that steps add, [] or [N]. Below 1 it blurs (Section 3).
-    """
-
-    init: Callable[[Array, Array], Any]
+    init: Callable[[Array, Array], Any]  # (keys [N], z [N, ...]) -> state
+    # (z [N, ...], logsnr [] or [N], state) -> (prediction, state), for every evaluation
     predict: Callable[[Array, Array, Any], tuple[Prediction, Any]]
-    renoises: bool = False
-    noise_factor: Array | float = 1.0
+    renoises: bool = False  # whether the eps of a prediction is not the one of its x
+    noise_factor: Array | float = 1.0  # of the noise that steps add, [] or [N]; below 1 it blurs (Section 3)
 
     def origin(self, z: Array, prediction: Prediction, logsnr: Array) -> Array:
         """Returns where a step starts: z, or alpha x + sigma eps if the rule renoises with another eps."""
@@ -63,32 +57,14 @@ def noise(keys: Array, index: Array, shape: tuple[int, ...]) -> Array:
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index), shape))(keys)
 
 
-def temperature() -> Any:
-    """Declares the factor of the noise that steps add."""
-    return options.number(1.0, 0.0)
-
-
-def _needs_switch(solver: options.Described, on: bool, words: str, names: tuple[str, ...]) -> None:
-    """Refuses options that change nothing because another one is off."""
-    for field in solver.options():
-        if not on and field.name in names and getattr(solver, field.name) != field.default:
-            raise ValueError(f'{field.name} changes nothing without {words}: give {words}, or leave {field.name} out')
-
-
 @dataclass(frozen=True, kw_only=True)
 class Solver(options.Described):
     """A way from noise to a sample; subclasses say what a step is."""
 
     def sample(self, guided: Guided, keys: Array, logsnrs: Array, *, shape: tuple[int, ...]) -> Array:
-        """Draws samples: starts from N(0, I) at the first level, and returns the estimate of x at the last one.
+        """Draws samples [N, *shape]: starts from N(0, I) at the first of the increasing levels [T].
 
-        Args:
-          keys: [N] typed PRNG keys, one a sample; a sample depends on nothing else.
-          logsnrs: [T], increasing.
-          shape: of one sample, without the batch axis.
-
-        Returns:
-          [N, *shape] float32.
+        `keys` are [N] typed PRNG keys, one a sample; a sample depends on nothing else.
         """
 
         def step(carry, at):
@@ -104,10 +80,7 @@ class Solver(options.Described):
     ) -> tuple[Array, Any, Any]:
         """Returns z at the next level, or at the last one the estimate of x; and the next state and memory.
 
-        Args:
-          state: of the rule.
-          memory: of the solver.
-          noise: gives the standard normal noise of this step, [N, *shape].
+        The state is the rule's, the memory the solver's. `noise` gives this step's standard normal noise, [N, *shape].
         """
         raise NotImplementedError
 
@@ -122,7 +95,7 @@ class Solver(options.Described):
     @property
     def adds_noise(self) -> bool:
         """Tells whether steps add noise that a rule may scale."""
-        raise NotImplementedError
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +108,7 @@ class Ancestral(Solver):
 
     name: ClassVar[str] = 'ancestral'
     logvar_interp: float = options.number(0.3, 0.0, 1.0, parsed=False)
-    temperature: float = temperature()
+    temperature: float = options.number(1.0, 0.0)
 
     def step(self, guided, at, z, state, memory, noise):
         prediction, state = guided.predict(z, at.logsnr_t, state)
@@ -160,11 +133,7 @@ class Ddim(Solver):
 
     name: ClassVar[str] = 'ddim'
     eta: float = options.number(0.0, 0.0, 1.0)
-    temperature: float = temperature()
-
-    def __post_init__(self):
-        super().__post_init__()
-        _needs_switch(self, self.eta > 0.0, 'eta', ('temperature',))
+    temperature: float = options.number(1.0, 0.0, needs='eta')
 
     def step(self, guided, at, z, state, memory, noise):
         prediction, state = guided.predict(z, at.logsnr_t, state)
@@ -194,11 +163,7 @@ class DpmSolver2M(Solver):
 
     name: ClassVar[str] = 'dpm_solver_2m'
     stochastic: bool = options.choice(False, True)
-    temperature: float = temperature()
-
-    def __post_init__(self):
-        super().__post_init__()
-        _needs_switch(self, self.stochastic, 'stochastic=True', ('temperature',))
+    temperature: float = options.number(1.0, 0.0, needs='stochastic')
 
     def memory(self, z, num_steps):
         return jnp.zeros_like(z), jnp.float32(jnp.inf)  # no step before the first one is as one that is infinite
@@ -241,13 +206,12 @@ class Heun(Solver):
 
     name: ClassVar[str] = 'heun'
     s_churn: float = options.number(0.0, 0.0)
-    s_min: float = options.number(0.0, 0.0)
-    s_max: float | None = options.number(None, 0.0, optional=True)
-    s_noise: float = options.number(1.0, 0.0)
+    s_min: float = options.number(0.0, 0.0, needs='s_churn')
+    s_max: float | None = options.number(None, 0.0, optional=True, needs='s_churn')
+    s_noise: float = options.number(1.0, 0.0, needs='s_churn')
 
     def __post_init__(self):
         super().__post_init__()
-        _needs_switch(self, self.s_churn > 0.0, 's_churn', ('s_min', 's_max', 's_noise'))
         if self.s_max is not None and self.s_min > self.s_max:
             raise ValueError('s_min must be at most s_max, or s_churn changes nothing')
 
@@ -292,10 +256,6 @@ class Heun(Solver):
         found[::2] = logsnrs - 2.0 * np.log1p(self.gamma(np.exp(-0.5 * logsnrs), self.largest_gamma(len(logsnrs))))
         found[1::2] = logsnrs[1:]
         return found
-
-    @property
-    def adds_noise(self):
-        return False  # its own alone
 
 
 def _along(z: Array, slope: Array, *, logsnr_s: Array, logsnr_t: Array) -> Array:

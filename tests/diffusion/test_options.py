@@ -11,7 +11,7 @@ from cfg.diffusion import options
 from cfg.diffusion.grids import GRIDS, Paper, Rho, Uniform
 from cfg.diffusion.process import PREDICTIONS
 from cfg.diffusion.rules import RULES, Apg, Autoguidance, Cfg, Classifier, Rescale, ScaledScore, Temperature
-from cfg.diffusion.sampler import USUAL, Sampler, parse_grid, parse_rule, parse_solver
+from cfg.diffusion.sampler import Sampler, parse_grid, parse_rule, parse_solver
 from cfg.diffusion.solvers import SOLVERS, Ancestral, Ddim, DpmSolver2M, Heun
 from cfg.runtime.errors import UserError
 
@@ -62,7 +62,7 @@ def test_a_text_is_the_object_that_it_names():
         assert parse(text) == expected
         assert hash(parse(text)) == hash(expected)
     # What the paper does is the default.
-    usual = (parse_rule(USUAL['guidance']), parse_solver(USUAL['sampler']), parse_grid(USUAL['grid']))
+    usual = (parse_rule('cfg'), parse_solver('ancestral'), parse_grid('paper'))
     assert usual == (Sampler().rule, Sampler().solver, Sampler().grid) == (Cfg(), Ancestral(), Paper())
 
 
