@@ -96,7 +96,7 @@ def prepare_rates(contents: list[bytes], config: ConfigDict, seconds: float) -> 
 @contextlib.contextmanager
 def open_data(config: ConfigDict) -> Iterator[tuple]:
     """Returns (the data set of the config or a stand-in for it, what it is)."""
-    from cfg.data.disk import open_prepared
+    from cfg.data.disk import PreparedSource
     from cfg.data.manifest import default_dir, folder_of, is_preparable, read_manifest
     from cfg.data.prepare.parts import Options
     from cfg.data.prepare.run import Folders, prepare
@@ -119,7 +119,7 @@ def open_data(config: ConfigDict) -> Iterator[tuple]:
             (images / f'{i % 10}_{i}.png').symlink_to(images / f'{i % 64 % 10}_{i % 64}.png')
         name, data_dir = f'folder:{images}', epath.Path(folder)
         prepare(name, Options(size, 'area'), Folders(data_dir, here), workers=0)
-        source = open_prepared(name, data_dir=data_dir, size=size, crop='area', split='train')
+        source = PreparedSource(name, data_dir=data_dir, size=size, crop='area', split='train')
         yield source, f'{STAND_INS} stand-ins (the data set of the config is not prepared here)'
 
 

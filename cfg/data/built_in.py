@@ -8,21 +8,13 @@ from cfg.data.source import Source
 
 
 class BuiltIn(NamedTuple):
-    """A data set that is there at once.
+    """A data set that is there at once."""
 
-    Attributes:
-      open: a split -> its images.
-      splits: the names of the splits.
-      held_out: the split that training on 'train' leaves out; None if there is none.
-      image_shape: (H, W, C).
-      num_classes: labels are 0 to num_classes - 1.
-    """
-
-    open: Callable[[str], Source]
-    splits: tuple[str, ...]
-    held_out: str | None
-    image_shape: tuple[int, int, int]
-    num_classes: int
+    open: Callable[[str], Source]  # a split -> its images
+    splits: tuple[str, ...]  # the names of the splits
+    held_out: str | None  # the split that training on 'train' leaves out; None if there is none
+    image_shape: tuple[int, int, int]  # (H, W, C)
+    num_classes: int  # labels are 0 to num_classes - 1
 
 
 BUILT_IN = {'digits': BuiltIn(digits, SPLITS, held_out='test', image_shape=(8, 8, 1), num_classes=10)}

@@ -18,12 +18,8 @@ ORIENTATION = 0x0112  # tag of EXIF
 def decode(content: bytes, channels: int) -> tuple[Image.Image, str]:
     """Decodes an image whatever its name claims: JPEG, PNG, ...; grey, palette and CMYK become RGB.
 
-    Args:
-      content: of the file.
-      channels: 3 for RGB, 1 for grey.
-
     Returns:
-      (the image, its kind as it was found, 'JPEG RGB' or 'JPEG CMYK', say).
+      (the image, with 3 channels for RGB or 1 for grey, and its kind as it was found, 'JPEG CMYK', say).
 
     Raises:
       ValueError: when it is no image, is cut off, or has more than 8 bits a channel.
@@ -47,12 +43,7 @@ def decode(content: bytes, channels: int) -> tuple[Image.Image, str]:
 
 
 def square(image: Image.Image, size: int, crop: str) -> np.ndarray:
-    """Makes an image square: uint8 [size, size, C], C = 3 or 1.
-
-    Args:
-      image: of mode RGB or L.
-      size: height and width in pixels.
-      crop: 'area' (`area`) or 'adm' (`adm`).
+    """Makes an image of mode RGB or L square, uint8 [size, size, C], by `area` or by `adm`, as `crop` says.
 
     Raises:
       ValueError: on another crop.
@@ -69,14 +60,8 @@ def area(image: np.ndarray, size: int) -> np.ndarray:
     """Takes the largest centred square, and the mean over the area of each new pixel (the paper's "area downsampling").
 
     A new pixel is the integral of the old ones over its box, with fractions of pixels at its border; Pillow's BOX
-    filter takes whole pixels only, which differs wherever the ratio is no integer.
-
-    Args:
-      image: uint8 [H, W, C].
-      size: height and width of the result.
-
-    Returns:
-      uint8 [size, size, C], rounded to the nearest grey level.
+    filter takes whole pixels only, which differs wherever the ratio is no integer. uint8 [H, W, C] becomes uint8
+    [size, size, C], rounded to the nearest grey level.
     """
     height, width, _ = image.shape
     side = min(height, width)
@@ -91,14 +76,8 @@ def area(image: np.ndarray, size: int) -> np.ndarray:
 def adm(image: Image.Image, size: int) -> np.ndarray:
     """Crops as ADM does: halves by boxes while at least twice too large, resizes by bicubics, takes the centre.
 
-    Source: the data loader of openai/guided-diffusion, which also made its public reference statistics.
-
-    Args:
-      image: a Pillow image.
-      size: height and width of the result.
-
-    Returns:
-      uint8 [size, size, C], or [size, size] of a grey image.
+    Returns uint8 [size, size, C], or [size, size] of a grey image. Source: the data loader of openai/guided-diffusion,
+    which also made its public reference statistics.
     """
     width, height = image.size
     while min(width, height) // 2 >= size:

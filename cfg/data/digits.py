@@ -23,8 +23,7 @@ def _in_train(labels: np.ndarray) -> np.ndarray:
 def digits(split: str) -> ArraySource:
     """Loads the digits as uint8 images, their 0..16 grey levels spread over 0..255.
 
-    Args:
-      split: 'all' (1797), 'train' (a fixed random half of each class) or 'test' (the other half).
+    The split is 'all' (1797), 'train' (a fixed random half of each class) or 'test' (the other half).
 
     Raises:
       ValueError: on another split.

@@ -18,33 +18,31 @@ RETRY_AFTER = (0.5, 4.0)  # seconds before a read that failed is tried again
 
 
 class PreparedSource:
-    """Reads a split of a prepared data set, with random access; it may be sent to other processes.
+    """Reads a split of a prepared data set, a `cfg.data.source.Source` that may be sent to other processes.
 
-    Its fingerprint is a digest of pixels and labels in their order, and of the names of the classes.
+    Its fingerprint is a digest of pixels and labels in their order, and of the names of the classes. `name` is what the
+    user calls the data set.
 
-    Args:
-      folder: of the data set.
-      manifest: its own.
-      split: one of the manifest's.
-      name: what the user calls the data set.
-
-    Attributes: see `cfg.data.source.Source`.
+    Raises:
+      UserError: when it is not prepared, files are missing or cut off, or it has no such split.
     """
 
-    def __init__(self, folder: epath.Path, manifest: dict[str, Any], split: str, name: str):
+    def __init__(self, name: str, *, data_dir: epath.Path, size: int, crop: str, split: str):
+        manifest = find_manifest(name, data_dir=data_dir, size=size, crop=crop)
+        folder = folder_of(data_dir, name, size, crop)
+        check_sizes(folder, manifest)
         if split not in manifest['splits']:
             raise UserError(
                 f'config.data.split={split!r} must be one of {", ".join(manifest["splits"])}: {folder} has no other.'
             )
-        self._folder, self._split = folder, split
-        height, _, _ = manifest['image_shape']
-        self.name = f'{config_name(name, height, manifest["crop"])}/{split}'
+        facts = manifest['splits'][split]
+        self._folder, self._split, self._count = folder, split, facts['images']
+        self.image_shape = tuple(manifest['image_shape'])
+        self.name = f'{config_name(name, self.image_shape[0], manifest["crop"])}/{split}'
         self.class_names = tuple(manifest['class_names'])
         self.num_classes = len(self.class_names)
-        self.image_shape = tuple(manifest['image_shape'])
-        held = [manifest['splits'][split]['content_sha256'], list(self.class_names)]
+        held = [facts['content_sha256'], self.class_names]
         self.fingerprint = hashlib.sha256(json.dumps(held).encode()).hexdigest()
-        self._count = manifest['splits'][split]['images']
 
     def __len__(self) -> int:
         return self._count
@@ -82,15 +80,3 @@ class PreparedSource:
                 time.sleep(delay)  # a network may have hiccups
                 self.__dict__.pop('_records', None)
         return {'image': images, 'label': np.array([record['label'] for record in records], np.int32)}
-
-
-def open_prepared(name: str, *, data_dir: epath.Path, size: int, crop: str, split: str) -> PreparedSource:
-    """Opens a split of a prepared data set.
-
-    Raises:
-      UserError: when it is not prepared, files are missing or cut off, or it has no such split.
-    """
-    manifest = find_manifest(name, data_dir=data_dir, size=size, crop=crop)
-    folder = folder_of(data_dir, name, size, crop)
-    check_sizes(folder, manifest)
-    return PreparedSource(folder, manifest, split, name)

@@ -15,15 +15,10 @@ def mosaic(images: np.ndarray, shape: tuple[int, int], *, width: int) -> np.ndar
       uint8 [height, width, 3].
     """
     rows, columns = shape
-    height, breadth, channels = images.shape[1:]
-    factor = max(1, round(width / (columns * breadth)))
-    gap = 2
-    cell_height, cell_width = height * factor + gap, breadth * factor + gap
-    canvas = np.full((rows * cell_height - gap, columns * cell_width - gap, 3), 255, np.uint8)
-    for i, image in enumerate(images[: rows * columns]):
-        enlarged = image.repeat(factor, axis=0).repeat(factor, axis=1)
-        top, left = (i // columns) * cell_height, (i % columns) * cell_width
-        canvas[top : top + height * factor, left : left + breadth * factor] = np.broadcast_to(
-            enlarged, (*enlarged.shape[:2], 3) if channels == 1 else enlarged.shape
-        )
-    return canvas
+    factor, gap = max(1, round(width / (columns * images.shape[2]))), 2
+    enlarged = images[: rows * columns].repeat(factor, axis=1).repeat(factor, axis=2)
+    _, height, breadth, _ = enlarged.shape
+    cells = np.full((rows * columns, height + gap, breadth + gap, 3), 255, np.uint8)
+    cells[: len(enlarged), :height, :breadth] = enlarged
+    picture = cells.reshape(rows, columns, height + gap, breadth + gap, 3).swapaxes(1, 2)
+    return picture.reshape(rows * (height + gap), columns * (breadth + gap), 3)[:-gap, :-gap]

@@ -84,11 +84,7 @@ def read_manifest(folder: epath.Path) -> dict[str, Any] | None:
 
 
 def find_manifest(name: str, *, data_dir: epath.Path, size: int, crop: str) -> dict[str, Any]:
-    """Reads the manifest of the data set of a config.
-
-    Raises:
-      UserError: when it is not prepared.
-    """
+    """Reads the manifest of the data set of a config; raises a UserError when it is not prepared."""
     folder = folder_of(data_dir, name, size, crop)
     manifest = read_manifest(folder)
     if manifest is None:
@@ -101,11 +97,7 @@ def find_manifest(name: str, *, data_dir: epath.Path, size: int, crop: str) -> d
 
 
 def check_source(name: str, manifest: dict[str, Any], folder: epath.Path) -> None:
-    """Checks that a data set was prepared under the same name: two folders may end alike.
-
-    Raises:
-      UserError: when it was another.
-    """
+    """Raises a UserError unless a data set was prepared under the same name: two folders may end alike."""
     if full_name(name) != manifest['source']:
         raise UserError(
             f'{folder} was prepared as {manifest["source"]}, not {full_name(name)}: use that config.data.name (its '
@@ -114,11 +106,7 @@ def check_source(name: str, manifest: dict[str, Any], folder: epath.Path) -> Non
 
 
 def check_sizes(folder: epath.Path, manifest: dict[str, Any]) -> None:
-    """Checks that every file is there and whole by its size, which a copy that broke off does not pass.
-
-    Raises:
-      UserError: names the first that is not.
-    """
+    """Raises a UserError that names the first file which is not there or, as in a broken copy, not of its size."""
     for name, expected in manifest['files'].items():
         path = folder / name
         with reaching(path):
@@ -129,13 +117,9 @@ def check_sizes(folder: epath.Path, manifest: dict[str, Any]) -> None:
 
 
 def check_sums(folder: epath.Path, manifest: dict[str, Any], report_done: Callable[[int], None]) -> None:
-    """Checks that every file has the content that was written.
+    """Raises a UserError that names the first file whose content is not what was written.
 
-    Args:
-      report_done: called with the number of bytes read so far.
-
-    Raises:
-      UserError: names the first that has not.
+    `report_done` is called with the number of bytes read so far.
     """
     check_sizes(folder, manifest)
     done = 0

@@ -33,17 +33,11 @@ def epoch_flips(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
 
 
 class Order(NamedTuple):
-    """The order in which training reads its endless sequence, which is epochs laid end to end.
+    """The order in which training reads its endless sequence, which is epochs laid end to end."""
 
-    Attributes:
-      num_examples: of the data set.
-      seed: of the run.
-      flip: whether half of the examples are mirrored, drawn anew each epoch.
-    """
-
-    num_examples: int
+    num_examples: int  # of the data set
     seed: int
-    flip: bool
+    flip: bool  # whether half of the examples are mirrored, drawn anew each epoch
 
     def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns (index of the example int64 [k], whether it is mirrored bool [k]) at `positions` int [k]."""
@@ -58,15 +52,10 @@ class Order(NamedTuple):
 
 
 class Share(NamedTuple):
-    """A share is the part of every batch that one process reads.
+    """A share is the part of every batch that one process reads."""
 
-    Attributes:
-      process: its number.
-      count: of processes.
-    """
-
-    process: int
-    count: int
+    process: int  # its number
+    count: int  # of processes
 
     def places(self, batch_size: int) -> np.ndarray:
         """Returns its places in the global batch, int32 [batch_size / count]: those of the devices that it drives."""
@@ -112,7 +101,7 @@ def train_batches(
 
     Args:
       batch_size: of all processes together.
-      flip: mirror half of the examples.
+      flip: whether half of the examples are mirrored.
       share: the part of each batch that is read here; all of it unless given.
       workers: processes that read and decode, two batches ahead each; 0 = two threads of this process.
 

@@ -10,21 +10,13 @@ import numpy as np
 
 
 class Source(Protocol):
-    """A source is a labelled image data set with random access.
+    """A source is a labelled image data set with random access."""
 
-    Attributes:
-      name: what the user calls it, with its split, as it appears in results.
-      class_names: one a class.
-      num_classes: labels are 0..num_classes - 1.
-      image_shape: (H, W, C).
-      fingerprint: a digest of pixels and labels; two data sets that agree here are the same.
-    """
-
-    name: str
-    class_names: Sequence[str]
-    num_classes: int
-    image_shape: tuple[int, int, int]
-    fingerprint: str
+    name: str  # what the user calls it, with its split, as it appears in results
+    class_names: Sequence[str]  # one a class
+    num_classes: int  # labels are 0..num_classes - 1
+    image_shape: tuple[int, int, int]  # (H, W, C)
+    fingerprint: str  # a digest of pixels and labels; two data sets that agree here are the same
 
     def __len__(self) -> int:
         """Returns the number of examples."""
@@ -35,19 +27,12 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class ArraySource:
-    """Holds a data set in memory.
+    """A `Source` in memory."""
 
-    Attributes:
-      name: what the user calls it, with its split, as it appears in results.
-      images: uint8 [n, H, W, C].
-      labels: int32 [n] in [0, num_classes).
-      class_names: one a class.
-    """
-
-    name: str
-    images: np.ndarray
-    labels: np.ndarray
-    class_names: Sequence[str]
+    name: str  # what the user calls it, with its split, as it appears in results
+    images: np.ndarray  # uint8 [n, H, W, C]
+    labels: np.ndarray  # int32 [n] in [0, num_classes)
+    class_names: Sequence[str]  # one a class
 
     def __post_init__(self):
         if self.images.dtype != np.uint8 or self.images.ndim != 4:
@@ -64,20 +49,16 @@ class ArraySource:
 
     @property
     def num_classes(self) -> int:
-        """Returns the number of classes."""
         return len(self.class_names)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Returns (H, W, C)."""
         return tuple(self.images.shape[1:])
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Returns the digest of pixels and labels."""
         return hashlib.sha256(self.images.tobytes() + self.labels.tobytes()).hexdigest()
 
     def fetch(self, indices: Iterable[int]) -> dict[str, np.ndarray]:
-        """Reads examples, see `Source`."""
         indices = np.asarray(indices)
         return {'image': self.images[indices], 'label': self.labels[indices]}

@@ -9,29 +9,17 @@ from cfg.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Shapes and classes of a data set.
+    """Shapes and classes of a data set."""
 
-    Attributes:
-      name: what the user calls it.
-      image_shape: (H, W, C).
-      num_classes: labels are 0..num_classes - 1.
-    """
-
-    name: str
-    image_shape: tuple[int, int, int]
-    num_classes: int
+    name: str  # what the user calls it
+    image_shape: tuple[int, int, int]  # (H, W, C)
+    num_classes: int  # labels are 0..num_classes - 1
 
 
 def data_spec(name: str, image_size: int, *, data_dir: str, crop: str) -> DataSpec:
     """Returns the shapes and classes of the data set of a config.
 
     Those of ImageNet and of `cfg.data.built_in` are known, those of others are read from their manifests.
-
-    Args:
-      name: `config.data.name`.
-      image_size: height and width in pixels.
-      data_dir: `config.data.dir`.
-      crop: `config.data.crop`.
 
     Raises:
       UserError: when the name is not that of a data set with images, it has no images of that size, or it is not

@@ -182,12 +182,9 @@ class Levelled(Rule):
 
 @dataclass(frozen=True, kw_only=True)
 class Pair(Rule):
-    """A pair combines the prediction for the label with another one, by Eq. 6 unless a subclass says how.
+    """A pair combines the prediction for the label with another one, by Eq. 6 unless a subclass says how."""
 
-    Attributes:
-      no_cond_at, no_other_at: the w at which the conditional, and the other, prediction is not needed; nan for none.
-    """
-
+    # the w at which the conditional, and the other, prediction is not needed; nan for none
     no_cond_at: ClassVar[float] = -1.0
     no_other_at: ClassVar[float] = 0.0
 

@@ -27,30 +27,18 @@ SPATIAL_WIDTH = SPATIAL_CHANNELS * 17 * 17
 
 
 class InceptionOutput(NamedTuple):
-    """Holds the outputs of Inception that published metrics need, of N images, float32.
+    """Holds the outputs of Inception that published metrics need, of N images, float32."""
 
-    Attributes:
-      pool: [N, 2048], `pool_3` of the graph (FID, KID, precision, recall).
-      spatial: [N, 2023], the first 7 channels of `mixed_6/conv` of the graph, [17, 17, 7] flattened (sFID).
-      logits: [N, 1008], the pool features times the softmax weights, without the bias (inception score).
-    """
-
-    pool: Array
-    spatial: Array
-    logits: Array
+    pool: Array  # [N, 2048], `pool_3` of the graph (FID, KID, precision, recall)
+    spatial: Array  # [N, 2023], the first 7 channels of `mixed_6/conv` of the graph, [17, 17, 7] flattened (sFID)
+    logits: Array  # [N, 1008], the pool features times the softmax weights, without the bias (inception score)
 
 
 def resize_tf1(images: Array, size: tuple[int, int]) -> Array:
     """Resizes bilinearly as TensorFlow 1 does: corners not aligned, no half-pixel centres, no antialiasing.
 
-    Output pixel i reads input position i * (input size / output size), as a float32, between its two neighbours.
-
-    Args:
-      images: [N, H, W, C], of any real type.
-      size: (height, width) of the output.
-
-    Returns:
-      float32 [N, height, width, C].
+    Output pixel i reads input position i * (input size / output size), as a float32, between its two neighbours. Images
+    [N, H, W, C] of any real type become float32 [N, height, width, C].
     """
     x = images.astype(jnp.float32)
     rows, columns = (_interpolation(given, wanted) for given, wanted in zip(x.shape[1:3], size, strict=True))
@@ -97,19 +85,12 @@ def mean_pool(x: Array) -> Array:
 
 
 class Conv(nn.Module):
-    """Applies a convolution with its bias, and a ReLU.
+    """Applies a convolution with its bias, and a ReLU."""
 
-    Attributes:
-      features: channels of the output.
-      kernel_size: (height, width).
-      stride: of both axes.
-      padding: 'SAME' or 'VALID'.
-    """
-
-    features: int
-    kernel_size: tuple[int, int]
-    stride: int = 1
-    padding: str = 'SAME'
+    features: int  # channels of the output
+    kernel_size: tuple[int, int]  # (height, width)
+    stride: int = 1  # of both axes
+    padding: str = 'SAME'  # 'SAME' or 'VALID'
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -122,13 +103,9 @@ class Conv(nn.Module):
 
 
 class Point(nn.Module):
-    """Holds the parameters of a 1x1 convolution.
+    """Holds the parameters of a 1x1 convolution."""
 
-    Attributes:
-      features: channels of the output.
-    """
-
-    features: int
+    features: int  # channels of the output
 
     @nn.compact
     def __call__(self, channels: int) -> tuple[Array, Array]:
@@ -145,15 +122,9 @@ class Block(nn.Module):
     """A block begins all its branches with 1x1 convolutions."""
 
     def begin(self, x: Array, widths: Mapping[str, int], *, pooled: str = '') -> dict[str, Array]:
-        """Applies the 1x1 convolutions of one input, as one product.
+        """Applies 1x1 convolutions, whose channels `widths` tells by name, to one input [N, H, W, C] as one product.
 
-        Args:
-          x: [N, H, W, C].
-          widths: channels of each, by name.
-          pooled: the one that takes the mean pool of x; a mean and a linear map may change places.
-
-        Returns:
-          [N, H, W, width] of each.
+        The one called `pooled` takes the mean pool of the input; a mean and a linear map may change places.
         """
         parts = [Point(width, name=name)(x.shape[-1]) for name, width in widths.items()]
         kernel = jnp.concatenate([kernel[0, 0] for kernel, _ in parts], axis=1)
@@ -164,13 +135,9 @@ class Block(nn.Module):
 
 
 class BlockA(Block):
-    """This block works at 35x35 positions.
+    """This block works at 35x35 positions."""
 
-    Attributes:
-      pool_features: channels of the pool branch.
-    """
-
-    pool_features: int
+    pool_features: int  # channels of the pool branch
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -197,13 +164,9 @@ class BlockB(Block):
 
 
 class BlockC(Block):
-    """This block works at 17x17 positions.
+    """This block works at 17x17 positions."""
 
-    Attributes:
-      channels: between the factors of the 7x7 convolutions.
-    """
-
-    channels: int
+    channels: int  # between the factors of the 7x7 convolutions
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Array]:
@@ -235,13 +198,9 @@ class BlockD(Block):
 
 
 class BlockE(Block):
-    """This block works at 8x8 positions.
+    """This block works at 8x8 positions."""
 
-    Attributes:
-      pools_with_max: in the pool branch, instead of the mean.
-    """
-
-    pools_with_max: bool
+    pools_with_max: bool  # in the pool branch, instead of the mean
 
     @nn.compact
     def __call__(self, x: Array) -> Array:

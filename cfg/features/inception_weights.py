@@ -37,21 +37,15 @@ _KINDS = dict(zip(_BLOCKS, 'AAABCCCCDEE', strict=True))
 
 
 def params_from_torch(state: Mapping[str, Array]) -> Params:
-    """Converts a state dict of pytorch-fid's or torch-fidelity's file.
-
-    Args:
-      state: {name: tensor}; numbers of batches are ignored.
+    """Converts a state dict of pytorch-fid's or torch-fidelity's file; numbers of batches are ignored.
 
     Raises:
       UserError: names a tensor that is missing, surplus, of another shape or not finite.
     """
     parts = ('conv.weight', 'bn.weight', 'bn.bias', 'bn.running_mean', 'bn.running_var')
     keys = {name: [f'{name}.{part}' for part in parts] for name in _shapes()}
-    params = _params(
-        {name: value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T for name, value in state.items()},
-        keys,
-        'fc.weight',
-    )
+    tensors = {name: value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T for name, value in state.items()}
+    params = _params(tensors, keys, 'fc.weight')
     known = {'fc.weight', 'fc.bias', *itertools.chain(*keys.values())}
     surplus = sorted(name for name in state.keys() - known if not name.endswith('.num_batches_tracked'))
     if surplus:
@@ -63,16 +57,12 @@ def params_from_torch(state: Mapping[str, Array]) -> Params:
 
 
 def params_from_graph(constants: Mapping[str, Array]) -> Params:
-    """Converts the constants of TensorFlow's graph.
-
-    Args:
-      constants: {name: value}; those that are no weights of the network are ignored.
+    """Converts the constants of TensorFlow's graph; those that are no weights of the network are ignored.
 
     Raises:
       UserError: as in `params_from_torch`.
     """
-    norm = ('gamma', 'beta', 'moving_mean', 'moving_variance')
-    parts = ('conv2d_params', *(f'batchnorm/{part}' for part in norm))
+    parts = ('conv2d_params', *(f'batchnorm/{part}' for part in ('gamma', 'beta', 'moving_mean', 'moving_variance')))
     keys = {name: [f'{graph_name(name)}/{part}' for part in parts] for name in _shapes()}
     return _params(constants, keys, 'softmax/weights')
 
@@ -105,13 +95,7 @@ def _shapes() -> dict[str, tuple[int, ...]]:
 
 
 def _params(tensors: Mapping[str, Array], keys: Mapping[str, list[str]], logits_key: str) -> Params:
-    """Folds batch norm into the convolutions.
-
-    Args:
-      tensors: by their names in the file, in our order of axes.
-      keys: the names of kernel, gamma, beta, mean and variance of each of our convolutions.
-      logits_key: the name of the softmax weights.
-    """
+    """Folds batch norm into the convolutions, of which `keys` names kernel, gamma, beta, mean and variance."""
     flat = {}
     for name, shape in _shapes().items():
         shapes = (shape, *[shape[-1:]] * 4)
@@ -130,11 +114,6 @@ def _params(tensors: Mapping[str, Array], keys: Mapping[str, list[str]], logits_
 
 
 def _tensor(tensors: Mapping[str, Array], name: str, shape: tuple[int, ...]) -> Array:
-    """Returns a tensor of the file.
-
-    Raises:
-      UserError: when it is missing, of another shape or not finite.
-    """
     if name not in tensors:
         raise UserError(f'The Inception weights lack {name}: give one of the three public files.')
     value = np.asarray(tensors[name])

@@ -21,48 +21,28 @@ INCEPTION_IMAGES = (None, None, 3)
 
 
 class Features(NamedTuple):
-    """Holds the features of N images, float32.
+    """Holds the features of N images, float32."""
 
-    Attributes:
-      pool: [N, D], for FID, KID, precision and recall.
-      spatial: [N, S], for sFID; None if the network has none.
-      log_p: log p(class of the network), [N, C], for the inception score.
-      classes: the most likely class of the data set, int32 [N]; None where no classifier of it is at hand.
-    """
-
-    pool: Array
-    spatial: Array | None
-    log_p: Array
-    classes: Array | None
+    pool: Array  # [N, D], for FID, KID, precision and recall
+    spatial: Array | None  # [N, S], for sFID; None if the network has none
+    log_p: Array  # log p(class of the network), [N, C], for the inception score
+    classes: Array | None  # the most likely class of the data set, int32 [N]; None where no classifier of it is at hand
 
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """A feature network, and all that an evaluation needs to know of it.
+    """A feature network, and all that an evaluation needs to know of it."""
 
-    Attributes:
-      name: for results and figures; says what the features are.
-      sha256: of the weights.
-      file_sha256: of the file that they came in; None if they were trained here.
-      width: number of pool features D.
-      spatial_width: number of spatial features S; 0 if it has none.
-      image_shape: (H, W, C) of the images that it takes; None where any will do.
-      extract: uint8 [N, H, W, C] -> Features on the host.
-      classifier: what gives the classes of the data set, for results; None if nothing does.
-      cache: folder for what is measured of real images.
-      plain: the same without the classifier, where it is another network; None where there is no other.
-    """
-
-    name: str
-    sha256: str
-    file_sha256: str | None
-    width: int
-    spatial_width: int
-    image_shape: tuple[int | None, ...]
-    extract: Callable[[Array], Features]
-    classifier: str | None
-    cache: Path
-    plain: 'FeatureNetwork | None' = None
+    name: str  # for results and figures; says what the features are
+    sha256: str  # of the weights
+    file_sha256: str | None  # of the file that they came in; None if they were trained here
+    width: int  # number of pool features D
+    spatial_width: int  # number of spatial features S; 0 if it has none
+    image_shape: tuple[int | None, ...]  # (H, W, C) of the images that it takes; None where any will do
+    extract: Callable[[Array], Features]  # uint8 [N, H, W, C] -> Features on the host
+    classifier: str | None  # what gives the classes of the data set, for results; None if nothing does
+    cache: Path  # folder for what is measured of real images
+    plain: 'FeatureNetwork | None' = None  # the same without the classifier, where that is another network
 
     def check_images(self, image_shape: tuple[int, ...], what: str) -> None:
         """Raises a UserError that names `what` holds the images, unless it takes such images."""
@@ -78,17 +58,7 @@ class FeatureNetwork:
 
 
 def check_images(expected: tuple[int | None, ...], image_shape: tuple[int, ...], what: str, name: str) -> None:
-    """Checks that a network takes images.
-
-    Args:
-      expected: (H, W, C), None where any will do.
-      image_shape: (H, W, C).
-      what: holds the images.
-      name: of the network.
-
-    Raises:
-      UserError: when it does not.
-    """
+    """Raises a UserError unless a network takes the images (H, W, C) that `what` holds; None where any size will do."""
     if len(image_shape) != 3 or any(want not in (None, have) for want, have in zip(expected, image_shape, strict=True)):
         words = f'{expected[-1]} channels' if None in expected else 'x'.join(map(str, expected))
         raise UserError(
@@ -109,8 +79,7 @@ def on_devices(fn: Callable[[Any, Array], Any], params: Any, *, batch_size: int)
     """Runs a network over the devices of this process, whatever the number of images.
 
     Args:
-      fn: (params, images of one device) -> arrays of one entry an image.
-      params: on the host.
+      fn: (params on the device, images of one device) -> arrays of one entry an image.
       batch_size: images at a time over the devices of all processes; the last batch is filled up.
     """
     share = parallel.per_device(batch_size, 'config.eval.batch_size', parallel.everywhere())
@@ -155,7 +124,6 @@ def inception(weights: str, cache: Path, *, batch_size: int) -> FeatureNetwork:
 
     Args:
       weights: path of one of its public files; '' = the one in `cache`.
-      cache: of converted weights and of what is measured of real images.
       batch_size: images at a time over all devices.
 
     Raises:

@@ -23,12 +23,8 @@ from cfg.settings.data import open_source, spec_of
 def open_features(config: ConfigDict, image_shape: tuple[int, int, int], what: str) -> FeatureNetwork:
     """Opens the feature network of a config, with the classifier of `config.eval.classifier_workdir` if there is one.
 
-    Args:
-      image_shape: (H, W, C) of the images to come.
-      what: holds them, for the user.
-
     Raises:
-      UserError: when it does not fit the images, or its weights are missing or damaged.
+      UserError: when it does not fit the images (H, W, C) that `what` holds, or its weights are missing or damaged.
     """
     options = config.eval
     cache = default_cache(options.cache_dir)

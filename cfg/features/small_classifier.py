@@ -1,7 +1,6 @@
 """The small feature network: a classifier of the data set itself, for images that Inception is not meant for."""
 
 import contextlib
-import io
 import math
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from cfg.features.network import FeatureNetwork, Features, on_devices
 from cfg.models.classifier import SmallClassifier
 from cfg.runtime.digest import sha256
 from cfg.runtime.errors import UserError
-from cfg.runtime.files import check_writable, lock, write_whole
+from cfg.runtime.files import check_writable, lock, replacing
 from cfg.runtime.progress import Progress
 
 WIDTH = 64  # features
@@ -38,11 +37,8 @@ def small_classifier(cache: Path, train: Source, *, batch_size: int) -> FeatureN
     """
     # Halved until 2x2 to 3x3 positions are left, as the 8x8 digits are.
     halvings = max(int(math.log2(min(train.image_shape[:2]))) - 1, 1)
-    network = SmallClassifier(
-        num_classes=train.num_classes,
-        width=WIDTH,
-        channels=(32, *[64] * (halvings - 1)),
-    )
+    channels = (32, *[64] * (halvings - 1))
+    network = SmallClassifier(num_classes=train.num_classes, width=WIDTH, channels=channels)
     what = train.name.partition('/')[0]
     path = cache / f'{what}_classifier_{train.fingerprint[:16]}.npz'
     if not path.exists():
@@ -73,8 +69,7 @@ def small_classifier(cache: Path, train: Source, *, batch_size: int) -> FeatureN
 
 def _train(network: SmallClassifier, path: Path, source: Source, *, num_steps: int = 600, batch_size: int = 64) -> None:
     """Trains the classifier, images shifted by up to a pixel, and writes it."""
-    schedule = optax.cosine_decay_schedule(3e-3, num_steps)
-    tx = optax.adamw(schedule, weight_decay=1e-2)
+    tx = optax.adamw(optax.cosine_decay_schedule(3e-3, num_steps), weight_decay=1e-2)
 
     def shift(image, key):
         padded = jnp.pad(image, ((1, 1), (1, 1), (0, 0)), constant_values=-1.0)
@@ -105,10 +100,8 @@ def _train(network: SmallClassifier, path: Path, source: Source, *, num_steps: i
 
 
 def _write(path: Path, params: Any) -> None:
-    """Writes arrays as npz, whole or not at all."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **traverse_util.flatten_dict(params, sep='/'))
-    write_whole(path, buffer.getvalue())
+    with replacing(path) as file:
+        np.savez(file, **traverse_util.flatten_dict(params, sep='/'))
 
 
 def _load(path: Path, network: SmallClassifier, image_shape: tuple[int, int, int]) -> Any:

@@ -36,29 +36,19 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class InceptionWeights:
-    """Holds the weights of Inception.
+    """Holds the weights of Inception."""
 
-    Attributes:
-      params: of `cfg.features.inception.Inception`, numpy.
-      file: name of the file that they came in.
-      file_sha256: of that file.
-      params_sha256: of the parameters; the same from each of the three files.
-    """
-
-    params: Any
-    file: str
-    file_sha256: str
-    params_sha256: str
+    params: Any  # of `cfg.features.inception.Inception`, numpy
+    file: str  # name of the file that they came in
+    file_sha256: str  # of that file
+    params_sha256: str  # of the parameters; the same from each of the three files
 
 
 def load_inception(path: str, cache: Path) -> InceptionWeights:
     """Loads the weights from any of the three public files, which is told apart by its content.
 
-    A file is converted once; what comes of it is kept in `cache` under the hash of the file.
-
-    Args:
-      path: of the file; '' = the one in `cache`.
-      cache: folder of weights.
+    A file is converted once; what comes of it is kept in `cache` under the hash of the file. Without a path the file is
+    the one in `cache`.
 
     Raises:
       UserError: when there is no such file, or it is damaged or something else.
@@ -71,9 +61,8 @@ def load_inception(path: str, cache: Path) -> InceptionWeights:
         log.info('Converting %s.', source)
         params = _convert(source)
         check_writable(cache, f'config.eval.cache_dir={cache}')
-        flat = traverse_util.flatten_dict(params, sep='/')
         with replacing(converted) as file:
-            np.savez(file, file_sha256=np.array(digest), **flat)
+            np.savez(file, file_sha256=np.array(digest), **traverse_util.flatten_dict(params, sep='/'))
     return InceptionWeights(params, source.name, digest, sha256(params))
 
 
@@ -138,15 +127,7 @@ def _constants(path: Path) -> dict[str, np.ndarray]:
 
 
 def fetch_weights(cache: Path, *, url: str = URL, sha256_prefix: str = SHA256_PREFIX) -> Path:
-    """Downloads a weight file into `cache`, goes on with a broken download, and checks its hash.
-
-    Args:
-      cache: folder of weights.
-      url: of the file.
-      sha256_prefix: what its hash must begin with.
-
-    Returns:
-      its path.
+    """Downloads a weight file into `cache`, or goes on with it, checks how its hash begins, and returns its path.
 
     Raises:
       UserError: when there is no network or the file is a wrong one; it says which file to put where.

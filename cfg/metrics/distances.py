@@ -22,10 +22,6 @@ def frechet_distance(mean_a: Array, cov_a: Array, mean_b: Array, cov_b: Array) -
 
     The trace of the root is that of (S_a^(1/2) S_b S_a^(1/2))^(1/2), a symmetric matrix with the same
     eigenvalues: no complex rounding, and singular covariances are no special case.
-
-    Args:
-      mean_a, mean_b: [D].
-      cov_a, cov_b: [D, D], symmetric.
     """
     root = _symmetric_sqrt(cov_a)
     eigenvalues = np.linalg.eigvalsh(root @ cov_b @ root)
@@ -56,14 +52,8 @@ def inception_score(splits: Sequence[ScoreSums]) -> tuple[float, float]:
 def expected_fid_of_finite_sample(mean: Array, cov: Array, num_samples: int, *, seed: int) -> float:
     """Simulates the FID that `num_samples` draws of N(mean, cov) score against N(mean, cov) itself.
 
-    It is the floor that the number of samples alone sets: FID is biased upwards by about 1/N. One simulation, as its
-    spread is small beside it for thousands of features.
-
-    Args:
-      mean: [D].
-      cov: [D, D], symmetric.
-      num_samples: at least 2.
-      seed: of the simulation.
+    It is the floor that the number of samples, at least 2, alone sets: FID is biased upwards by about 1/N. One
+    simulation, as its spread is small beside it for thousands of features.
     """
     # FID does not change under rotations and shifts, so the covariance may be taken as diagonal and the mean as 0.
     stddev = np.sqrt(np.maximum(np.linalg.eigvalsh(cov), 0.0))
@@ -80,17 +70,11 @@ def expected_fid_of_finite_sample(mean: Array, cov: Array, num_samples: int, *, 
 
 
 class KID(NamedTuple):
-    """Holds the kernel inception distance.
+    """Holds the kernel inception distance."""
 
-    Attributes:
-      value: mean over subsets.
-      std: standard deviation over subsets, which is what is published beside it.
-      standard_error: of the value, as an estimate for the distributions; nan where the subsets are all there is,
-        or there is one alone.
-    """
-
-    value: float
-    std: float
+    value: float  # mean over subsets
+    std: float  # standard deviation over subsets, which is what is published beside it
+    # of the value, as an estimate for the distributions; nan where the subsets are all there is, or there is one alone
     standard_error: float
 
 
@@ -104,20 +88,15 @@ def kid(samples: Array, reference: Array, *, num_subsets: int, subset_size: int,
     as std sqrt(m / (n - m) + 1 / num_subsets), with n the smaller of both numbers of vectors.
 
     Args:
-      samples: [N, D], N >= subset_size.
-      reference: [M, D], M >= subset_size.
-      num_subsets: at least 1.
+      samples, reference: [N, D] and [M, D], at least subset_size vectors each.
       subset_size: m, at least 2.
-      seed: of the subsets.
     """
     rng = np.random.RandomState(seed)
-    values = []
-    for _ in range(num_subsets):
-        x, y = (
-            np.asarray(set_[rng.choice(len(set_), subset_size, replace=False)], np.float64)
-            for set_ in (samples, reference)
-        )
-        values.append(_unbiased_mmd2(x, y))
+
+    def subset(vectors: Array) -> Array:
+        return np.asarray(vectors[rng.choice(len(vectors), subset_size, replace=False)], np.float64)
+
+    values = [_unbiased_mmd2(subset(samples), subset(reference)) for _ in range(num_subsets)]
     spread, count = float(np.std(values)), min(len(samples), len(reference))
     error = math.nan
     if count > subset_size and num_subsets > 1:

@@ -12,17 +12,11 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Moments:
-    """Holds count, mean and scatter of feature vectors.
+    """Holds count, mean and scatter of feature vectors."""
 
-    Attributes:
-      count: number of vectors.
-      mean: [D] float64.
-      scatter: sum of (f - mean)(f - mean)^T, [D, D] float64.
-    """
-
-    count: int
-    mean: Array
-    scatter: Array
+    count: int  # number of vectors
+    mean: Array  # [D] float64
+    scatter: Array  # sum of (f - mean)(f - mean)^T, [D, D] float64
 
     @classmethod
     def empty(cls, width: int) -> 'Moments':
@@ -51,11 +45,7 @@ class Moments:
         return Moments(count, mean, scatter)
 
     def covariance(self) -> Array:
-        """Returns the covariance [D, D], divided by count - 1.
-
-        Raises:
-          ValueError: for fewer than two vectors.
-        """
+        """Returns the covariance [D, D], divided by count - 1; raises ValueError for fewer than two vectors."""
         if self.count < 2:
             raise ValueError(f'a covariance needs at least 2 vectors, not {self.count}')
         return self.scatter / (self.count - 1)
@@ -72,17 +62,11 @@ class Moments:
 
 @dataclass(frozen=True)
 class ScoreSums:
-    """Sums p and p log p over consecutive samples: what one split of the inception score needs.
+    """Sums p and p log p over consecutive samples: what one split of the inception score needs."""
 
-    Attributes:
-      count: number of samples.
-      probabilities: sum of p(y | sample), [C] float64.
-      negentropy: sum of sum_y p(y | sample) log p(y | sample).
-    """
-
-    count: int
-    probabilities: Array
-    negentropy: float
+    count: int  # number of samples
+    probabilities: Array  # sum of p(y | sample), [C] float64
+    negentropy: float  # sum of sum_y p(y | sample) log p(y | sample)
 
     @classmethod
     def of(cls, log_probabilities: Array) -> 'ScoreSums':
@@ -99,11 +83,7 @@ class ScoreSums:
 
 
 class Splits:
-    """Cuts a stream of samples into consecutive splits of a fixed size, for the inception score.
-
-    Args:
-      size: samples a split; the last one may be smaller.
-    """
+    """Cuts a stream of samples into splits of a fixed size, for the inception score; the last one may be smaller."""
 
     def __init__(self, size: int):
         self._size = size
@@ -111,16 +91,12 @@ class Splits:
 
     def add(self, log_probabilities: Array) -> None:
         """Takes the next samples, [N, C]."""
-        start = 0
-        while start < len(log_probabilities):
-            room = self._size - self.sums[-1].count if self.sums else 0
-            take = min(room or self._size, len(log_probabilities) - start)
-            piece = ScoreSums.of(log_probabilities[start : start + take])
-            if room:
-                self.sums[-1] = self.sums[-1].merge(piece)
-            else:
-                self.sums.append(piece)
-            start += take
+        while len(log_probabilities):
+            if not self.sums or self.sums[-1].count == self._size:
+                self.sums.append(ScoreSums(0, 0.0, 0.0))
+            room = self._size - self.sums[-1].count
+            self.sums[-1] = self.sums[-1].merge(ScoreSums.of(log_probabilities[:room]))
+            log_probabilities = log_probabilities[room:]
 
     def state(self) -> dict[str, Array]:
         """Returns everything as arrays, for a file; `from_state` gives the same numbers bit for bit."""

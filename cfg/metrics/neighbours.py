@@ -9,7 +9,6 @@ import numpy as np
 
 Array = np.ndarray
 
-DTYPES = ('float32', 'float16')
 # Rows and columns of a block of distances; ADM's evaluator decides in such blocks whether float16 will do.
 BLOCKS = {'float32': (2048, 8192), 'float16': (10_000, 10_000)}
 
@@ -23,9 +22,7 @@ def precision_recall(
     nearest other point of the set.
 
     Args:
-      reference: [M, D] float32, M > k; may be a np.memmap, of which a block at a time is read.
-      samples: [N, D] float32, N > k, likewise.
-      k: neighbours.
+      reference, samples: [M, D] and [N, D] float32, more than k each; may be np.memmaps, read a block at a time.
       dtype: of distances. 'float16' is how ADM's evaluator computes: norms and products in float16, and a block with
         a distance that is not finite again in float32. (How a device sums in float16 is its own affair, so the last
         digits of that mode belong to it.)
@@ -34,8 +31,8 @@ def precision_recall(
     Raises:
       ValueError: for fewer than k + 1 points, or another dtype.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f'dtype must be one of {DTYPES}, not {dtype!r}')
+    if dtype not in BLOCKS:
+        raise ValueError(f'dtype must be one of {tuple(BLOCKS)}, not {dtype!r}')
     if min(len(reference), len(samples)) <= k:
         raise ValueError(f'the {k} nearest others need more than {k} points in each set')
     most = max(len(reference), len(samples))

@@ -17,6 +17,7 @@ NUM_BINS = 40
 SUBCELLS = 5
 # Points of the fine grid along a side, which is twice the panel.
 FINE = 2 * NUM_BINS * SUBCELLS
+PANEL = slice(FINE // 4, -FINE // 4)
 NUM_DIRECTIONS = 16
 FLOOR_DRAWS = 8
 # The two logarithms that every guided density of a mixture is made of, log p(z | c) and log p(c | z) of every class:
@@ -28,11 +29,9 @@ STRATA = 500
 
 
 def wasserstein_2(values: np.ndarray, edges: np.ndarray, cdf: np.ndarray) -> float:
-    """Computes W_2 on the line, (int_0^1 (F_values^-1(u) - F^-1(u))^2 du)^(1/2), by the midpoint rule over M quantiles.
+    """Computes W_2 on the line, (int_0^1 (F_values^-1(u) - F^-1(u))^2 du)^(1/2), by the midpoint rule over M draws.
 
-    Args:
-      values: draws, [M].
-      edges, cdf: points and the distribution function F there, from 0 to 1, [n]; linear in between.
+    F is the distribution function, given at `edges` from 0 to 1 and linear in between.
     """
     exact = np.interp((np.arange(len(values)) + 0.5) / len(values), cdf, edges)
     return float(np.sqrt(np.mean(np.square(np.sort(values) - exact))))
@@ -69,13 +68,7 @@ def total_variation(drawn: np.ndarray, exact: np.ndarray) -> float:
 
 
 class Target:
-    """A target is one guided density, p(z | c) p(c | z)^w normalised.
-
-    Args:
-      densities: of the mixture.
-      label: c.
-      w: the strength.
-    """
+    """A target is one guided density, p(z | c) p(c | z)^w normalised."""
 
     def __init__(self, densities: 'GuidedDensities', label: int, w: float):
         self._densities, self._label, self._w = densities, label, w
@@ -94,13 +87,13 @@ class Target:
     @property
     def log_fine(self) -> np.ndarray:
         """Returns the logarithms of the masses at the points of the panel: [NUM_BINS SUBCELLS, NUM_BINS SUBCELLS]."""
-        return self.log_masses[FINE // 4 : -FINE // 4, FINE // 4 : -FINE // 4]
+        return self.log_masses[PANEL, PANEL]
 
     @functools.cached_property
     def log_cells(self) -> np.ndarray:
         """Returns log masses of the NUM_BINS x NUM_BINS cells of the panel, and of all outside: [NUM_BINS^2 + 1]."""
         outside = np.ones((FINE, FINE), bool)
-        outside[FINE // 4 : -FINE // 4, FINE // 4 : -FINE // 4] = False
+        outside[PANEL, PANEL] = False
         cells = _log_sum_exp(self.log_fine.reshape(NUM_BINS, SUBCELLS, NUM_BINS, SUBCELLS), axis=(1, 3))
         return np.append(cells.ravel(), _log_sum_exp(self.log_masses[outside]))
 
@@ -142,30 +135,25 @@ class Target:
 
 
 class GuidedDensities:
-    """These are all guided densities of a mixture of Gaussians in the plane, at one noise level.
+    """These are all guided densities of a mixture of K Gaussians in the plane, at one noise level.
 
-    The logarithms that they are made of are computed once.
-
-    Args:
-      gaussians: in two dimensions.
-      logsnr: of the level.
-      extent: half the width of the panels; twice of it must contain the densities.
-
-    Attributes:
-      extent: as given.
-      num_classes: K.
-      edges: of the fine grid along a side, [FINE + 1] from -2 extent to 2 extent.
+    The logarithms that they are made of are computed once. `extent` is half the width of the panels; twice of it must
+    contain the densities.
     """
 
     def __init__(self, gaussians: mixture.GaussianMixture, *, logsnr: float, extent: float):
-        self.extent, self.num_classes = extent, gaussians.null_label
-        self.edges = np.linspace(-2.0 * extent, 2.0 * extent, FINE + 1)
+        self.extent, self._labels = extent, range(gaussians.null_label)
+        self.edges = np.linspace(-2.0 * extent, 2.0 * extent, FINE + 1)  # of the fine grid along a side
         self._centres = self.edges[:-1] + 2.0 * extent / FINE
         self._terms = functools.partial(_terms, gaussians, logsnr=logsnr)
 
     def target(self, label: int, w: float) -> Target:
         """Returns the density of a class at strength w."""
         return Target(self, label, w)
+
+    def targets(self, w: float) -> list[Target]:
+        """Returns the densities of all classes at strength w."""
+        return [self.target(label, w) for label in self._labels]
 
     @functools.cached_property
     def flat(self) -> Terms:
@@ -190,9 +178,7 @@ class GuidedDensities:
     def quantiles(self, w: float) -> np.ndarray:
         """Returns quantiles of all classes along all directions in STRATA strata: [K, NUM_DIRECTIONS, STRATA]."""
         u = (np.arange(STRATA) + 0.5) / STRATA
-        return np.array(
-            [[np.interp(u, cdf, self.edges) for cdf in self.cdfs(label, w)] for label in range(self.num_classes)]
-        )
+        return np.array([[np.interp(u, cdf, self.edges) for cdf in self.cdfs(label, w)] for label in self._labels])
 
 
 def sample_quantiles(x: np.ndarray) -> np.ndarray:
@@ -202,15 +188,13 @@ def sample_quantiles(x: np.ndarray) -> np.ndarray:
     starts = (np.arange(STRATA) * count) // STRATA
     if count < STRATA:
         return projected[..., starts]
-    sizes = np.diff(np.append(starts, count))
-    return np.add.reduceat(projected, starts, axis=-1) / sizes
+    return np.add.reduceat(projected, starts, axis=-1) / np.diff(np.append(starts, count))
 
 
 def nearest(x: np.ndarray, tables: np.ndarray) -> int:
     """Finds the guided densities that samples [K, M, 2] are nearest to, in the mean of W_2^2 over classes.
 
-    Args:
-      tables: of `GuidedDensities.quantiles`, one for each w, [number of w, K, NUM_DIRECTIONS, STRATA].
+    The tables are those of `GuidedDensities.quantiles`, one for each w. Returns the place of one of them.
     """
     return int(np.argmin(np.mean(np.square(tables - sample_quantiles(x)), axis=(1, 2, 3))))
 
@@ -238,7 +222,6 @@ def _terms(gaussians: mixture.GaussianMixture, points: np.ndarray, logsnr: float
 @jax.jit
 def _logarithms(gaussians, z, logsnr):
     """Computes log p(z | c) and log p(c | z) of every class, each [K, points]."""
-    log_cond = [
-        mixture.log_density(gaussians, z, logsnr, jnp.full(len(z), label)) for label in range(gaussians.null_label)
-    ]
+    labels = (jnp.full(len(z), label) for label in range(gaussians.null_label))
+    log_cond = [mixture.log_density(gaussians, z, logsnr, each) for each in labels]
     return jnp.stack(log_cond), mixture.log_class_posterior(gaussians, z, logsnr).T

@@ -15,7 +15,7 @@ import numpy as np
 from cfg.diffusion.rules import Cfg
 from cfg.diffusion.solvers import Ancestral
 from cfg.mixture import plots
-from cfg.mixture.distances import NUM_BINS, GuidedDensities, total_variation
+from cfg.mixture.distances import NUM_BINS, total_variation
 from cfg.mixture.settings import Settings
 from cfg.mixture.study import draw
 
@@ -25,11 +25,10 @@ FLOOR_DRAWS = 16
 def write_figure(out_dir: str | Path, settings: Settings, *, num_samples: int, num_steps: int) -> Path:
     """Writes fig2.png and, with the distances in it, fig2.json.
 
-    Samples outside the panels count as error in the distance, as the exact density is normalised inside.
+    Samples outside the panels count as error in the distance, as the exact density is normalised inside. The same noise
+    is used at every w. x is not clipped.
 
     Args:
-      out_dir: made if it does not exist.
-      settings: of the mixture, the sampler's ends, w and seed; the same noise is used at every w. x is not clipped.
       num_samples: of each class, at each w.
       num_steps: T of Alg. 2 on the paper's grid.
 
@@ -37,14 +36,12 @@ def write_figure(out_dir: str | Path, settings: Settings, *, num_samples: int, n
       The path of fig2.png.
     """
     settings = dataclasses.replace(settings, num_samples=num_samples, grid='paper')
-    densities = GuidedDensities(
-        settings.mixture_of(settings.stddev), logsnr=settings.logsnr_max, extent=settings.extent
-    )
+    densities = settings.densities()
     sampler = settings.sampler_of(Cfg(), Ancestral(), num_steps)
     rng = np.random.default_rng(settings.seed)
     columns = []
     for w in settings.w:
-        targets = [densities.target(label, w) for label in range(densities.num_classes)]
+        targets = densities.targets(w)
         cells = [target.panel / target.panel.sum() for target in targets]
         drawn = plots.histograms(draw(settings, sampler, w, seed=settings.seed), extent=settings.extent)
         distances = [total_variation(found, exact) for found, exact in zip(drawn, cells, strict=True)]

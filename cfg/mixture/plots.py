@@ -28,17 +28,12 @@ _FLOOR = '#c9ced4'
 
 
 class Panels(NamedTuple):
-    """Describes a line of panels.
+    """Describes a line of panels."""
 
-    Attributes:
-      guidance, sampler: their texts.
-      own_w: whether the rule has strengths of its own.
-      shown: (row, histograms [K, NUM_BINS, NUM_BINS] as shares of the exact density's peak) of each w.
-    """
-
-    guidance: str
-    sampler: str
-    own_w: bool
+    guidance: str  # text of the rule
+    sampler: str  # and of the sampler
+    own_w: bool  # whether the rule has strengths of its own
+    # (row, histograms [K, NUM_BINS, NUM_BINS] as shares of the exact density's peak) of each w
     shown: Sequence[tuple[Row, np.ndarray]]
 
 
@@ -50,9 +45,7 @@ def histograms(x: np.ndarray, *, extent: float) -> np.ndarray:
 def fig2(columns: Sequence[tuple[Row, np.ndarray, np.ndarray]], *, extent: float) -> Figure:
     """Draws Fig. 2: the exact densities above what the sampler draws, a column for each w.
 
-    Args:
-      columns: (row, exact masses on the fine grid of the panel, fractions of samples in its cells), classes first.
-      extent: half the width of a panel.
+    A column is (row, exact masses on the fine grid of the panel, fractions of samples in its cells), classes first.
     """
     figure = Figure(figsize=(2.1 * len(columns) + 0.5, 4.9), layout='constrained')
     axes = figure.subplots(2, len(columns), sharex=True, sharey=True, squeeze=False)
@@ -71,8 +64,7 @@ def fig2(columns: Sequence[tuple[Row, np.ndarray, np.ndarray]], *, extent: float
 def show(axis: Axes, intensities: np.ndarray, extent: float) -> None:
     """Draws each class in its colour on white; where classes overlap, the colours multiply like inks.
 
-    Args:
-      intensities: [K, rows, columns], 1 for the full colour.
+    Intensities are [K, rows, columns], 1 for the full colour.
     """
     colors = np.array([matplotlib.colors.to_rgb(color) for color in COLORS[: len(intensities)]])
     ink = np.clip(intensities, 0.0, 1.0)[..., None] ** GAMMA * (1.0 - colors[:, None, None])
@@ -84,10 +76,7 @@ def show(axis: Axes, intensities: np.ndarray, extent: float) -> None:
 def rules_figure(exact: Sequence[tuple[float, np.ndarray]], panels: Sequence[Panels], *, extent: float) -> Figure:
     """Draws a column for each w, the exact densities first and then a line for each rule, in the colours of Fig. 2.
 
-    Args:
-      exact: (w, masses of the cells [K, NUM_BINS, NUM_BINS]) of each column.
-      panels: of the rules.
-      extent: half the width of a panel.
+    `exact` is (w, masses of the cells [K, NUM_BINS, NUM_BINS]) of each column.
     """
     columns = max(len(exact), *(len(line.shown) for line in panels))
     lines = 1 + len(panels)

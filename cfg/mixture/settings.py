@@ -9,6 +9,7 @@ from cfg.diffusion import sampler as samplers
 from cfg.diffusion.rules import Rule
 from cfg.diffusion.sampler import Sampler
 from cfg.diffusion.solvers import Solver
+from cfg.mixture.distances import GuidedDensities
 from cfg.settings.sampler import with_logvar_interp
 
 # The smallest 1 + w, and how many strengths, whose densities a row is compared with for the nearest one.
@@ -18,45 +19,26 @@ NEAREST_LOWEST = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Holds the settings of Fig. 2 and of the study.
+    """Holds the settings of Fig. 2 and of the study."""
 
-    Attributes:
-      means: of the classes, which are equally likely, [K, 2].
-      stddev: of every class, in both directions.
-      weaker_stddev: that of the weaker model of autoguidance, which has the same means.
-      w: strengths of the rules that name none themselves.
-      guidance: texts of the rules.
-      rule_samplers: texts of the samplers of the first table; a rule is drawn with those that it fits.
-      num_steps: T of the first table.
-      samplers: texts of the samplers of the second table.
-      steps: values of T of the second table.
-      steps_w: strengths of Eq. 6 in the second table.
-      grid: text of the grid.
-      logvar_interp, logsnr_min, logsnr_max: of the samplers.
-      extent: half the width of the panels; twice of it must contain the densities.
-      num_samples: of each class, for each row and seed.
-      num_seeds: draws of every row.
-      seed: of the first draw; the others follow it.
-    """
-
-    means: tuple[tuple[float, float], ...]
-    stddev: float
-    weaker_stddev: float
-    w: tuple[float, ...]
-    guidance: tuple[str, ...]
-    rule_samplers: tuple[str, ...]
-    num_steps: int
-    samplers: tuple[str, ...]
-    steps: tuple[int, ...]
-    steps_w: tuple[float, ...]
-    grid: str
-    logvar_interp: float
+    means: tuple[tuple[float, float], ...]  # of the classes, which are equally likely, [K, 2]
+    stddev: float  # of every class, in both directions
+    weaker_stddev: float  # that of the weaker model of autoguidance, which has the same means
+    w: tuple[float, ...]  # strengths of the rules that name none themselves
+    guidance: tuple[str, ...]  # texts of the rules
+    rule_samplers: tuple[str, ...]  # texts of the samplers of the first table; a rule is drawn with those that it fits
+    num_steps: int  # T of the first table
+    samplers: tuple[str, ...]  # texts of the samplers of the second table
+    steps: tuple[int, ...]  # values of T of the second table
+    steps_w: tuple[float, ...]  # strengths of Eq. 6 in the second table
+    grid: str  # text of the grid
+    logvar_interp: float  # of the samplers, as the ends of the levels
     logsnr_min: float
     logsnr_max: float
-    extent: float
-    num_samples: int
-    num_seeds: int
-    seed: int
+    extent: float  # half the width of the panels; twice of it must contain the densities
+    num_samples: int  # of each class, for each row and seed
+    num_seeds: int  # draws of every row
+    seed: int  # of the first draw; the others follow it
 
     def mixture_of(self, stddev: float) -> mixture.GaussianMixture:
         """Returns the mixture with this standard deviation."""
@@ -64,6 +46,10 @@ class Settings:
         return mixture.gaussian_mixture(
             np.array(self.means), np.tile(stddev**2 * np.eye(2), (count, 1, 1)), np.ones(count)
         )
+
+    def densities(self) -> GuidedDensities:
+        """Returns the exact guided densities at the data end."""
+        return GuidedDensities(self.mixture_of(self.stddev), logsnr=self.logsnr_max, extent=self.extent)
 
     def sampler_of(self, rule: Rule, solver: Solver, num_steps: int) -> Sampler:
         """Returns the sampler of a row, which clips nothing: the samples are no images."""

@@ -6,8 +6,9 @@ with Eq. 6 at every number of steps.
 """
 
 import functools
+import itertools
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ import numpy as np
 from cfg.diffusion import mixture
 from cfg.diffusion import sampler as samplers
 from cfg.diffusion.denoiser import Denoiser, Models
-from cfg.diffusion.rules import Rule
+from cfg.diffusion.rules import Cfg, Rule
 from cfg.diffusion.sampler import Sampler
 from cfg.diffusion.solvers import Solver
 from cfg.mixture import plots
-from cfg.mixture.distances import METRICS, GuidedDensities, Target, nearest
+from cfg.mixture.distances import METRICS, nearest
 from cfg.mixture.settings import Settings
 from cfg.mixture.tables import write_tables
 
@@ -58,26 +59,16 @@ class Study:
 
     def __init__(self, settings: Settings):
         self.settings = settings
-        gaussians = settings.mixture_of(settings.stddev)
-        self.densities = GuidedDensities(gaussians, logsnr=settings.logsnr_max, extent=settings.extent)
+        densities = settings.densities()
         self.nearest_w = settings.nearest_w()
-        self._tables = np.stack([self.densities.quantiles(w) for w in self.nearest_w])
-        self._targets: dict[float, list[Target]] = {}
-        self._floors: dict[float, Row] = {}
+        self._tables = np.stack([densities.quantiles(w) for w in self.nearest_w])
+        self.targets = functools.cache(densities.targets)
+        self.floor = functools.cache(self._floor)
 
-    def targets(self, w: float) -> list[Target]:
-        """Returns the exact densities of all classes at a strength."""
-        if w not in self._targets:
-            self._targets[w] = [self.densities.target(label, w) for label in range(self.densities.num_classes)]
-        return self._targets[w]
-
-    def floor(self, w: float) -> Row:
+    def _floor(self, w: float) -> Row:
         """Measures as many exact draws, as in `measure`: means over classes, and their spread over draws."""
-        if w not in self._floors:
-            rng = np.random.default_rng(self.settings.seed)
-            drawn = [target.floor(self.settings.num_samples, rng) for target in self.targets(w)]
-            self._floors[w] = _summary(np.array([[[one[name] for name in METRICS] for one in of] for of in drawn]))
-        return self._floors[w]
+        rng = np.random.default_rng(self.settings.seed)
+        return _summary([target.floor(self.settings.num_samples, rng) for target in self.targets(w)])
 
     def measure(self, rule: Rule, solver: Solver, w: float, *, num_steps: int) -> tuple[Row, np.ndarray]:
         """Measures one row; returns it with its samples [num_seeds, K, num_samples, 2]."""
@@ -99,15 +90,13 @@ class Study:
         return row, x
 
     def _distances(self, x: np.ndarray, w: float) -> Row:
-        each = [
-            [list(target.distances(of_class).values()) for of_class in of_seed]
-            for of_seed, target in ((x[:, label], target) for label, target in enumerate(self.targets(w)))
-        ]
-        return _summary(np.array(each))
+        targets = enumerate(self.targets(w))
+        return _summary([[target.distances(one) for one in x[:, label]] for label, target in targets])
 
 
-def _summary(values: np.ndarray) -> Row:
-    """Sums up distances [K, draws, metrics]: mean over classes, its deviation over draws, the mean of each class."""
+def _summary(each: Sequence[Sequence[dict[str, float]]]) -> Row:
+    """Sums up the distances of draws of each class: mean over classes, its deviation over draws, the mean of each."""
+    values = np.array([[[one[name] for name in METRICS] for one in of_class] for of_class in each])
     means = values.mean(axis=0)
     row = {}
     for place, name in enumerate(METRICS):
@@ -143,9 +132,8 @@ def write_study(out_dir: str | Path, settings: Settings) -> Path:
 def _rule_rows(study: Study) -> tuple[list[Row], list[plots.Panels]]:
     """Measures the first table; returns its rows, and the panels of each rule with the first sampler that it fits."""
     settings, rows, panels = study.settings, [], []
-    for text in settings.guidance:
-        guidance = samplers.parse_rule(text)
-        solvers = [samplers.parse_solver(name) for name in settings.rule_samplers]
+    solvers = [samplers.parse_solver(name) for name in settings.rule_samplers]
+    for guidance in map(samplers.parse_rule, settings.guidance):
         for place, sampler in enumerate([one for one in solvers if samplers.fits(guidance, one)]):
             log.info('mixture: %s with %s', guidance.text, sampler.text)
             shown = []
@@ -164,9 +152,7 @@ def _rule_rows(study: Study) -> tuple[list[Row], list[plots.Panels]]:
 def _sampler_rows(study: Study) -> Iterable[Row]:
     """Measures the rows of the second table."""
     settings = study.settings
-    for text in settings.samplers:
-        sampler = samplers.parse_solver(text)
+    for sampler in map(samplers.parse_solver, settings.samplers):
         log.info('mixture: steps of %s', sampler.text)
-        for num_steps in settings.steps:
-            for w in settings.steps_w:
-                yield study.measure(samplers.parse_rule('cfg'), sampler, w, num_steps=num_steps)[0]
+        for num_steps, w in itertools.product(settings.steps, settings.steps_w):
+            yield study.measure(Cfg(), sampler, w, num_steps=num_steps)[0]

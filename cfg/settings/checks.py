@@ -1,8 +1,10 @@
 """Checks a config: a wrong value ends here, in one sentence that names the field, before any long work.
 
-`cfg.settings.table` says what each field must be by itself, and `RELATIONS` what fields must be to each other.
+`cfg.settings.table` says what each field must be by itself; what fields must be to each other is checked here.
 """
 
+import itertools
+import re
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
@@ -24,8 +26,18 @@ def check_config(config: ConfigDict) -> None:
         values = config[part] if part else config
         for name, check in fields.items():
             require(check.holds(values[name]), f'{part}.{name}'.strip('.'), values[name], check.words)
-    for check in RELATIONS:
-        check(config)
+    data, diffusion, train = config.data, config.diffusion, config.train
+    if data.name in BUILT_IN:
+        splits = BUILT_IN[data.name].splits
+        require(data.split in splits, 'data.split', data.split, f'one of {", ".join(splits)}')
+    _check_networks(config)
+    low, high = diffusion.logsnr_min, diffusion.logsnr_max
+    require(low < high, 'diffusion.logsnr_min', low, f'smaller than logsnr_max={high}')
+    decay, steps = train.decay_steps, train.num_steps
+    require(decay == 0 or decay >= steps, 'train.decay_steps', decay, f'0, or at least num_steps={steps}')
+    check_texts(config)
+    parse_job(config.eval.job)
+    _check_study(config)
 
 
 def parse_job(job: str) -> tuple[int, int]:
@@ -34,22 +46,10 @@ def parse_job(job: str) -> tuple[int, int]:
     Raises:
       UserError: when it is not that.
     """
-    parts = job.split('/')
-    whole = len(parts) == 2 and all(part.isascii() and part.isdigit() for part in parts)
-    right = whole and 1 <= int(parts[0]) <= int(parts[1])
-    require(right, 'eval.job', job, "'i/n', the i-th of n jobs, from '1/n' to 'n/n'")
-    return int(parts[0]), int(parts[1])
-
-
-def _check_job(config: ConfigDict) -> None:
-    parse_job(config.eval.job)
-
-
-def _check_split(config: ConfigDict) -> None:
-    data = config.data
-    if data.name in BUILT_IN:
-        splits = BUILT_IN[data.name].splits
-        require(data.split in splits, 'data.split', data.split, f'one of {", ".join(splits)}')
+    found = re.fullmatch('([0-9]+)/([0-9]+)', job)
+    place, count = map(int, found.groups()) if found else (0, 0)
+    require(1 <= place <= count, 'eval.job', job, "'i/n', the i-th of n jobs, from '1/n' to 'n/n'")
+    return place, count
 
 
 def _check_networks(config: ConfigDict) -> None:
@@ -60,22 +60,11 @@ def _check_networks(config: ConfigDict) -> None:
     heads = {'model': 'num_heads' if model.num_heads else 'head_channels', 'classifier': 'head_channels'}
     for part, divisor in heads.items():
         options = config[part]
-        whole = all(mult * options.channels % 1 == 0 for mult in options.channel_mult)
+        widths = [mult * options.channels for mult in options.channel_mult]
+        whole = all(width % 1 == 0 for width in widths)
         require(whole, f'{part}.channel_mult', options.channel_mult, TABLE[part]['channel_mult'].words)
-        for mult in options.channel_mult:
-            width = int(options.channels * mult)
-            for name in ('norm_groups', divisor):
-                require(width % options[name] == 0, f'{part}.{name}', options[name], f'a divisor of {width} channels')
-
-
-def _check_levels(config: ConfigDict) -> None:
-    low, high = config.diffusion.logsnr_min, config.diffusion.logsnr_max
-    require(low < high, 'diffusion.logsnr_min', low, f'smaller than logsnr_max={high}')
-
-
-def _check_decay(config: ConfigDict) -> None:
-    decay, steps = config.train.decay_steps, config.train.num_steps
-    require(decay == 0 or decay >= steps, 'train.decay_steps', decay, f'0, or at least num_steps={steps}')
+        for width, name in itertools.product(map(int, widths), ('norm_groups', divisor)):
+            require(width % options[name] == 0, f'{part}.{name}', options[name], f'a divisor of {width} channels')
 
 
 def _check_study(config: ConfigDict) -> None:
@@ -114,6 +103,3 @@ def _check_extent(means: Sequence[tuple[float, float]], stddev: float, extent: f
     low, high = 0.5 * (reach + 6.0 * stddev), 40.0 * stddev
     words = f'from {low:g} to {high:g}, so that the panels hold the classes and a cell is small beside one'
     require(low <= extent <= high, 'mixture.extent', extent, words)
-
-
-RELATIONS = (_check_split, _check_networks, _check_levels, _check_decay, check_texts, _check_job, _check_study)

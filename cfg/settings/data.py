@@ -3,18 +3,14 @@
 from ml_collections import ConfigDict
 
 from cfg.data.built_in import BUILT_IN
-from cfg.data.disk import open_prepared
+from cfg.data.disk import PreparedSource
 from cfg.data.manifest import default_dir, find_manifest, is_preparable
 from cfg.data.source import Source
 from cfg.data.spec import DataSpec, data_spec
 
 
 def spec_of(config: ConfigDict) -> DataSpec:
-    """Returns the shapes and classes of a config's data set.
-
-    Raises:
-      UserError: when it has no images.
-    """
+    """Returns the shapes and classes of a config's data set; raises a UserError when it has no images."""
     data = config.data
     return data_spec(data.name, data.image_size, data_dir=data.dir, crop=data.crop)
 
@@ -29,13 +25,8 @@ def open_source(config: ConfigDict, split: str | None = None) -> Source:
     if data.name in BUILT_IN or not is_preparable(data.name):
         spec_of(config)  # says what cannot be
         return BUILT_IN[data.name].open(split or data.split)
-    return open_prepared(
-        data.name,
-        data_dir=default_dir(data.dir),
-        size=data.image_size,
-        crop=data.crop,
-        split=split or data.split,
-    )
+    where = {'data_dir': default_dir(data.dir), 'size': data.image_size, 'crop': data.crop}
+    return PreparedSource(data.name, **where, split=split or data.split)
 
 
 def open_held_out(config: ConfigDict) -> Source | None:

@@ -1,4 +1,7 @@
-"""Builds a config's networks and their parameters."""
+"""Builds a config's networks and their parameters.
+
+Building raises a UserError when the size of the images does not fit the number of resolutions.
+"""
 
 import functools
 from typing import Any
@@ -18,11 +21,7 @@ from cfg.settings.values import require
 
 
 def build_network(config: ConfigDict, source: DataSpec | Source) -> UNet:
-    """Returns the network of a config for the images and classes of a data set.
-
-    Raises:
-      UserError: when the image size does not fit the number of resolutions.
-    """
+    """Returns the network of a config for the images and classes of a data set."""
     model, channels = config.model, source.image_shape[-1]
     return UNet(
         **_common(config, 'model', source),
@@ -33,11 +32,7 @@ def build_network(config: ConfigDict, source: DataSpec | Source) -> UNet:
 
 
 def build_classifier(config: ConfigDict, source: DataSpec | Source) -> EncoderUNet:
-    """Returns the noise-aware classifier of a config, told of the noise level in the same way as the network.
-
-    Raises:
-      UserError: when the image size does not fit the number of resolutions.
-    """
+    """Returns the noise-aware classifier of a config, told of the noise level in the same way as the network."""
     return EncoderUNet(**_common(config, 'classifier', source))
 
 
@@ -46,11 +41,7 @@ BUILDERS = {'model': build_network, 'classifier': build_classifier}
 
 
 def build_trained(config: ConfigDict, source: DataSpec | Source) -> UNet | EncoderUNet:
-    """Returns what `config.train.kind` trains.
-
-    Raises:
-      UserError: when the image size does not fit the number of resolutions.
-    """
+    """Returns what `config.train.kind` trains."""
     return BUILDERS[config.train.kind](config, source)
 
 
@@ -79,10 +70,8 @@ def _check_resolutions(part: str, options: ConfigDict, source: DataSpec | Source
             f'config.{part}.channel_mult has {levels} resolutions, so images must be multiples of {factor} pixels, but '
             f'those of {source.name} are {height}x{width}: use fewer resolutions.'
         )
-    heights = [height // 2**level for level in range(levels)]
-    for resolution in options.attention_resolutions:
-        field = f'{part}.attention_resolutions'
-        require(resolution in heights, field, options.attention_resolutions, f'among the heights {heights}')
+    heights, wanted = [height // 2**level for level in range(levels)], options.attention_resolutions
+    require(set(wanted) <= set(heights), f'{part}.attention_resolutions', wanted, f'among the heights {heights}')
 
 
 def init_params(network: UNet | EncoderUNet, source: DataSpec | Source, *, seed: int) -> Any:

@@ -17,13 +17,8 @@ PARSERS = {'guidance': samplers.parse_rule, 'sampler': samplers.parse_solver, 'g
 
 
 def read_sampler(config: ConfigDict, **changes: Any) -> Sampler:
-    """Returns the sampler of a config.
-
-    Args:
-      changes: values in the place of those of `config.sampling`: guidance, sampler, grid, num_steps, logvar_interp.
-    """
-    options = {name: config.sampling[name] for name in ('guidance', 'sampler', 'grid', 'num_steps', 'logvar_interp')}
-    options |= changes
+    """Returns the sampler of a config, with `changes` in the place of fields of `config.sampling`."""
+    options = {**config.sampling, **changes}
     return Sampler(
         rule=samplers.parse_rule(options['guidance']),
         solver=with_logvar_interp(samplers.parse_solver(options['sampler']), options['logvar_interp']),

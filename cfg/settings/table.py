@@ -20,15 +20,10 @@ TABLES = ('table1_imagenet64', 'table2_imagenet128')  # of the paper, see cfg/re
 
 
 class Check(NamedTuple):
-    """A check says what a field must be.
+    """A check says what a field must be."""
 
-    Attributes:
-      holds: value -> whether it is that.
-      words: the same, for the user.
-    """
-
-    holds: Callable[[Any], bool]
-    words: str
+    holds: Callable[[Any], bool]  # value -> whether it is that
+    words: str  # the same, for the user
 
 
 def _whole(low: int, *, bits: int = 31, words: str = '') -> Check:

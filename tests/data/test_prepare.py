@@ -13,7 +13,7 @@ from tensorflow_datasets.core import shuffle
 
 from cfg.data import disk
 from cfg.data.crop import area, decode
-from cfg.data.disk import open_prepared
+from cfg.data.disk import PreparedSource
 from cfg.data.manifest import folder_of, short_name
 from cfg.data.prepare import parts
 from cfg.data.prepare import run as prepare
@@ -49,7 +49,7 @@ def run(images, data_dir, *, size=16, crop='area', skip=False, workers=1):
 
 
 def opened(images, data_dir, split='train', size=16, crop='area'):
-    return open_prepared(f'folder:{images}', data_dir=epath.Path(data_dir), size=size, crop=crop, split=split)
+    return PreparedSource(f'folder:{images}', data_dir=epath.Path(data_dir), size=size, crop=crop, split=split)
 
 
 def manifest_of(images, data_dir, size=16, crop='area'):

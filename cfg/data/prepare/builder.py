@@ -9,14 +9,9 @@ from cfg.data.prepare.parts import Prepared
 
 
 class PreparedImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Builds square images of one size with their classes.
+    """Builds square images of one size with their classes, in the folder that `name` names below TFDS's `data_dir`.
 
-    Args:
-      name: of the configuration, which names its folder.
-      image_shape: (size, size, C).
-      class_names: one a label.
-      splits: {name: (number of images, a function that gives them)}.
-      data_dir: of TFDS.
+    `splits` are {name: (number of images, a function that gives them)}.
     """
 
     VERSION = tfds.core.Version('1.0.0')

@@ -24,11 +24,7 @@ LIBRARIES = ('pillow', 'tensorflow-datasets', 'array_record', 'numpy')
 
 
 def write_data_set(job: Job, folder: epath.Path, data_dir: epath.Path) -> dict[str, Any]:
-    """Writes the data set of a job whose parts are all there.
-
-    Args:
-      folder: of the data set.
-      data_dir: of TFDS, above it.
+    """Writes the data set of a job whose parts are all there, into its folder below TFDS's `data_dir`.
 
     Returns:
       Its manifest, which is written last.
@@ -75,11 +71,7 @@ def versions() -> dict[str, str]:
 
 
 def refuse_empty(names: Sequence[str]) -> None:
-    """Checks that no class is without a training image.
-
-    Raises:
-      UserError: names the first few.
-    """
+    """Raises a UserError that names the first few classes without a training image, if there are any."""
     if names:
         first = ', '.join(names[:5])
         raise UserError(

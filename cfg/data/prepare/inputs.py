@@ -8,19 +8,12 @@ from typing import Any, NamedTuple
 
 
 class Record(NamedTuple):
-    """A record is one image of an input.
+    """A record is one image of an input."""
 
-    Attributes:
-      name: of the file, for people.
-      label: its class.
-      content: the encoded image; empty when it could not be read.
-      error: why not.
-    """
-
-    name: str
-    label: int
-    content: bytes
-    error: str = ''
+    name: str  # of the file, for people
+    label: int  # its class
+    content: bytes  # the encoded image; empty when it could not be read
+    error: str = ''  # why not
 
 
 Records = Callable[[], Iterator[Record]]  # may be sent to a worker
@@ -28,24 +21,16 @@ Records = Callable[[], Iterator[Record]]  # may be sent to a worker
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
-    """A labelled image data set in whatever form it came. Nothing of it is decoded yet.
+    """A labelled image data set in whatever form it came. Nothing of it is decoded yet."""
 
-    Attributes:
-      version: of the data set, for the manifest; changes when the data set does.
-      class_names: one a label.
-      channels: 3, or 1 where all images are grey.
-      splits: {name: number of images}.
-      section: (split, start, stop) -> what reads the images number `start` to `stop` - 1, always in the same order.
-      empty_classes: names that were found without any image and are not among the classes.
-      passed_over: number of files that are no images by their ending, by that.
-    """
-
-    version: str
-    class_names: Sequence[str]
-    channels: int
-    splits: Mapping[str, int]
+    version: str  # of the data set, for the manifest; changes when the data set does
+    class_names: Sequence[str]  # one a label
+    channels: int  # 3, or 1 where all images are grey
+    splits: Mapping[str, int]  # {name: number of images}
+    # (split, start, stop) -> what reads the images number `start` to `stop` - 1, always in the same order
     section: Callable[[str, int, int], Records]
-    empty_classes: Sequence[str] = ()
+    empty_classes: Sequence[str] = ()  # names that were found without any image and are not among the classes
+    # number of files that are no images by their ending, by that
     passed_over: Mapping[str, int] = field(default_factory=dict)
 
 

@@ -37,21 +37,13 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """A job is a preparation: what, how, and where its parts lie.
+    """A job is a preparation: what, how, and where its parts lie."""
 
-    Attributes:
-      name: of the data set, `config.data.name`.
-      source: where the images come from.
-      folder: of the parts.
-      options: for all images.
-      part_size: images a part.
-    """
-
-    name: str
-    source: Input
-    folder: epath.Path
-    options: Options
-    part_size: int
+    name: str  # of the data set, `config.data.name`
+    source: Input  # where the images come from
+    folder: epath.Path  # of the parts
+    options: Options  # for all images
+    part_size: int  # images a part
 
     def places(self) -> list[Place]:
         """Lists every part, in order."""

@@ -3,10 +3,11 @@
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -22,61 +23,36 @@ from cfg.runtime.files import write_whole
 
 @dataclass(frozen=True)
 class Options:
-    """The options say what is to become of images.
+    """The options say what is to become of images."""
 
-    Attributes:
-      size: height and width of the results.
-      crop: 'area' or 'adm', see `cfg.data.crop`.
-      skip: whether an image that cannot be read, or a class without images, is left out; else it ends the preparation.
-    """
-
-    size: int
-    crop: str
+    size: int  # height and width of the results
+    crop: str  # 'area' or 'adm', see `cfg.data.crop`
+    # whether an image that cannot be read, or a class without images, is left out; else it ends the preparation
     skip: bool = False
 
 
 class Prepared(NamedTuple):
-    """A `Prepared` is one finished image.
+    """A `Prepared` is one finished image."""
 
-    Attributes:
-      name: of the file that it comes from.
-      label: its class.
-      png: uint8 [size, size, C] as PNG.
-      sha256: of label and pixels, 32 bytes.
-    """
-
-    name: str
-    label: int
-    png: bytes
-    sha256: bytes
+    name: str  # of the file that it comes from
+    label: int  # its class
+    png: bytes  # uint8 [size, size, C] as PNG
+    sha256: bytes  # of label and pixels, 32 bytes
 
 
 @dataclass
 class Part:
-    """The finished images of a part, and what the manifest says of them.
+    """The finished images of a part, and what the manifest says of them."""
 
-    Attributes:
-      images: in the order of the input.
-      kinds: number of images by how they came, 'JPEG CMYK', say.
-      enlarged: number of images that were smaller than what they became.
-      skipped: {'split', 'file', 'reason'} of each image that could not be read.
-    """
-
-    images: list[Prepared] = field(default_factory=list)
-    kinds: Counter = field(default_factory=Counter)
-    enlarged: int = 0
+    images: list[Prepared] = field(default_factory=list)  # in the order of the input
+    kinds: Counter = field(default_factory=Counter)  # number of images by how they came, 'JPEG CMYK', say
+    enlarged: int = 0  # number of images that were smaller than what they became
+    # {'split', 'file', 'reason'} of each image that could not be read
     skipped: list[dict[str, str]] = field(default_factory=list)
 
 
 def make_part(path: epath.Path, split: str, records: Records, channels: int, options: Options) -> None:
-    """Reads, decodes, resizes and writes one part.
-
-    Args:
-      path: of its file.
-      split: that it belongs to.
-      records: gives the encoded images.
-      channels: 3, or 1 for grey.
-      options: for all images.
+    """Reads, decodes, resizes and writes one part of a split, with 3 channels or 1 for grey.
 
     Raises:
       UserError: names an image that cannot be read, unless those are skipped.
@@ -123,37 +99,28 @@ def write_part(path: epath.Path, part: Part) -> None:
 
 
 def read_part(path: epath.Path) -> Part:
-    """Reads what `write_part` wrote.
-
-    Raises:
-      UserError: when the file is damaged.
-    """
-    facts = read_facts(path)
-    with _damage(path):
-        with path.open('rb') as content, np.load(content, allow_pickle=False) as file:
-            pngs, ends, labels = file['pngs'].tobytes(), file['ends'].tolist(), file['labels'].tolist()
-            digests = [row.tobytes() for row in file['sha256'].reshape(-1, 32)]
-        starts = [0, *ends][: len(ends)]
-        columns = zip(facts['names'], labels, starts, ends, digests, strict=True)
-        images = [Prepared(name, label, pngs[start:end], digest) for name, label, start, end, digest in columns]
+    """Reads what `write_part` wrote; raises a UserError when the file is damaged."""
+    with _opened(path) as file:
+        facts = json.loads(file['facts'].tobytes())
+        pngs, digests = file['pngs'].tobytes(), [row.tobytes() for row in file['sha256'].reshape(-1, 32)]
+        places = itertools.pairwise([0, *file['ends'].tolist()])
+        columns = zip(facts['names'], file['labels'].tolist(), places, digests, strict=True)
+        images = [Prepared(name, label, pngs[start:end], digest) for name, label, (start, end), digest in columns]
         return Part(images, Counter(facts['kinds']), facts['enlarged'], facts['skipped'])
 
 
 def read_facts(path: epath.Path) -> dict[str, Any]:
-    """Reads what a part says of its images, without the images.
-
-    Raises:
-      UserError: when the file is damaged.
-    """
-    with _damage(path), path.open('rb') as content, np.load(content, allow_pickle=False) as file:
+    """Reads what a part says of its images, without the images; raises a UserError when the file is damaged."""
+    with _opened(path) as file:
         return json.loads(file['facts'].tobytes())
 
 
 @contextlib.contextmanager
-def _damage(path: epath.Path) -> Iterator[None]:
-    """Turns what a damaged part raises into a sentence."""
+def _opened(path: epath.Path) -> Iterator[Mapping[str, np.ndarray]]:
+    """Opens a part, and turns what a damaged one raises into a sentence."""
     try:
-        yield
+        with path.open('rb') as content, np.load(content, allow_pickle=False) as file:
+            yield file
     except MemoryError:
         raise
     except Exception as error:  # zipfile, zlib, json and numpy each raise their own kinds on a damaged file

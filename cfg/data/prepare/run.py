@@ -36,26 +36,17 @@ PART_SIZE = 1000  # images; about ten seconds of a core
 
 
 class Folders(NamedTuple):
-    """Names the folders of a preparation.
+    """Names the folders of a preparation."""
 
-    Attributes:
-      data: holds the result.
-      tfds: where TFDS keeps its data sets.
-      manual: where TFDS looks for files that the user must fetch; '' for downloads/manual in `tfds`.
-    """
-
-    data: epath.Path
-    tfds: epath.Path
-    manual: str = ''
+    data: epath.Path  # holds the result
+    tfds: epath.Path  # where TFDS keeps its data sets
+    manual: str = ''  # where TFDS looks for files that the user must fetch; '' for downloads/manual in `tfds`
 
 
 def prepare(name: str, options: Options, folders: Folders, *, workers: int) -> str:
-    """Prepares a data set, or goes on with it, or checks the one that is there.
+    """Prepares the data set of a `config.data.name`, or goes on with it, or checks the one that is there.
 
     Args:
-      name: a `config.data.name` with something to prepare.
-      options: for all images.
-      folders: of the result and the input.
       workers: processes; 0 = one a core.
 
     Returns:
@@ -165,10 +156,8 @@ def _begin(job: Job) -> None:
 
 
 def _read_plan(path: epath.Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(json.loads(path.read_text())) if path.exists() else {}
     except (ValueError, TypeError):
         return {'damaged': True}
 

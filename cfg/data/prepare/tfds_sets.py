@@ -16,12 +16,7 @@ IMAGENET_TARS = ('ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar')
 
 
 def open_tfds(name: str, *, tfds_dir: epath.Path, manual_dir: epath.Path) -> Input:
-    """Opens a data set of TFDS; TFDS prepares it first if it is not yet.
-
-    Args:
-      name: as TFDS has it.
-      tfds_dir: where TFDS keeps its data sets.
-      manual_dir: where TFDS looks for files that the user must fetch.
+    """Opens a data set of TFDS; TFDS prepares it first if it is not yet, maybe from files in `manual_dir`.
 
     Raises:
       UserError: when it cannot be found or prepared, or is no image classification data set.
@@ -50,11 +45,7 @@ def open_tfds(name: str, *, tfds_dir: epath.Path, manual_dir: epath.Path) -> Inp
 
 
 def check_imagenet_tars(manual_dir: epath.Path) -> None:
-    """Checks that the user has put ILSVRC2012's archives where TFDS looks for them.
-
-    Raises:
-      UserError: says which files to put where.
-    """
+    """Raises a UserError unless the user has put ILSVRC2012's archives where TFDS looks for them."""
     missing = [name for name in IMAGENET_TARS if not (manual_dir / name).exists()]
     if missing:
         raise UserError(
