@@ -65,20 +65,13 @@ class Share(NamedTuple):
         return np.arange(self.process * size, (self.process + 1) * size, dtype=np.int32)
 
 
-class _Read(grain.transforms.Map):
-    """Transforms the number of a step into this process's share of its batch."""
-
-    def __init__(self, source: Source, order: Order, batch_size: int, share: Share):
-        self._source, self._order, self._batch_size = source, order, batch_size
-        self._places = share.places(batch_size)
-
-    def map(self, step: int) -> Batch:
-        indices, flips = self._order.at(step * self._batch_size + self._places.astype(np.int64))
-        batch = self._source.fetch(indices)
-        if flips.any():
-            mirrored = batch['image'][:, :, ::-1]
-            batch['image'] = np.where(flips[:, None, None, None], mirrored, batch['image'])
-        return batch | {'index': self._places}
+def _read(step: int, *, source: Source, order: Order, batch_size: int, places: np.ndarray) -> Batch:
+    """Reads what is at these places of the batch of a step."""
+    indices, flips = order.at(step * batch_size + places.astype(np.int64))
+    batch = source.fetch(indices)
+    if flips.any():
+        batch['image'] = np.where(flips[:, None, None, None], batch['image'][:, :, ::-1], batch['image'])
+    return batch | {'index': places}
 
 
 def train_batches(
@@ -109,7 +102,9 @@ def train_batches(
       {'image': uint8 [B, H, W, C], 'label': int32 [B], 'index': int32 [B]}; B is this process's share, and 'index'
       the place in the global batch, which seeds the example's randomness.
     """
-    read = _Read(source, Order(len(source), seed, flip), batch_size, share or Share(0, 1))
+    places = (share or Share(0, 1)).places(batch_size)
+    order = Order(len(source), seed, flip)
+    read = functools.partial(_read, source=source, order=order, batch_size=batch_size, places=places)
     steps = grain.MapDataset.range(start_step, 2**62).map(read)
     ahead = grain.ReadOptions(num_threads=2 if workers == 0 else 1, prefetch_buffer_size=2)
     batches = steps.to_iter_dataset(ahead)

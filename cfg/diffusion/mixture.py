@@ -39,11 +39,6 @@ class GaussianMixture:
     weights: Array  # positive, of sum 1, [K]
 
     @property
-    def covs(self) -> Array:
-        """Returns the covariances, [K, D, D]."""
-        return jnp.einsum('kde,...ke,kfe->...kdf', self.axes, self.variances, self.axes, precision='highest')
-
-    @property
     def null_label(self) -> int:
         """Returns K, the label that means the whole mixture."""
         return self.weights.shape[0]

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cfg.diffusion import corrections, denoiser, options, process, schedule, strength
+from cfg.diffusion import corrections, denoiser, loss, options, process, schedule, strength
 from cfg.diffusion.denoiser import Models, Point
 from cfg.diffusion.process import Prediction
 
@@ -184,7 +184,7 @@ class Levelled(Rule):
 class Pair(Rule):
     """A pair combines the prediction for the label with another one, by Eq. 6 unless a subclass says how."""
 
-    # the w at which the conditional, and the other, prediction is not needed; nan for none
+    # The w at which the conditional, and the other, prediction is not needed; nan for none.
     no_cond_at: ClassVar[float] = -1.0
     no_other_at: ClassVar[float] = 0.0
 
@@ -374,8 +374,7 @@ class Classifier(Levelled):
         at = Point(z, logsnr, w, models.model.prediction)
 
         def log_prob(z):
-            log_p = jax.nn.log_softmax(models.classifier(z, logsnr))
-            return jnp.sum(jnp.take_along_axis(log_p, labels[:, None], axis=1))
+            return -jnp.sum(loss.cross_entropy(models.classifier(z, logsnr), labels))
 
         def guided(output):
             eps = classifier_guided(at.read(output).eps, jax.grad(log_prob)(z), w, logsnr=logsnr).astype(z.dtype)

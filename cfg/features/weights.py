@@ -67,21 +67,13 @@ def load_inception(path: str, cache: Path) -> InceptionWeights:
 
 
 def _find(path: str, cache: Path) -> Path:
-    if path:
-        source = Path(path).expanduser()
-        if not source.is_file():
-            raise UserError(f'config.eval.weights={path} does not exist: {_remedy(cache)}.')
-        return source
-    for name in PUBLIC_FILES:
-        if (cache / name).is_file():
-            return cache / name
-    raise UserError(f'The weights of Inception are not in {cache}: {_remedy(cache)}.')
-
-
-def _remedy(cache: Path) -> str:
-    return (
-        f'run --mode=fetch_weights, or put one of {", ".join(PUBLIC_FILES)} into {cache} or anywhere and say '
-        '--config.eval.weights=PATH'
+    for file in [Path(path).expanduser()] if path else [cache / name for name in PUBLIC_FILES]:
+        if file.is_file():
+            return file
+    what = f'config.eval.weights={path} does not exist' if path else f'The weights of Inception are not in {cache}'
+    raise UserError(
+        f'{what}: run --mode=fetch_weights, or put one of {", ".join(PUBLIC_FILES)} into {cache} or anywhere and say '
+        '--config.eval.weights=PATH.'
     )
 
 
