@@ -120,7 +120,7 @@ def score(mixture: GaussianMixture, z: Array, logsnr: Array, labels: Array) -> A
     For the null label it is grad_z log p(z) = sum_c p(c | z) grad_z log p(z | c).
     """
     noisy = diffused(mixture, logsnr)
-    each = _from_axes(mixture, -_to_axes(noisy, z) / noisy.variances)
+    each = jnp.einsum('nke,kde->nkd', -_to_axes(noisy, z) / noisy.variances, mixture.axes, precision='highest')
     posterior = jnp.exp(log_class_posterior(mixture, z, logsnr))
     average = jnp.sum(posterior[..., None] * each, axis=1, keepdims=True)
     return _pick(jnp.concatenate([each, average], axis=1), labels)
@@ -142,23 +142,6 @@ def logits_fn(mixture: GaussianMixture) -> Callable[[Array, Array], Array]:
     return functools.partial(log_class_posterior, mixture)
 
 
-def sample(mixture: GaussianMixture, keys: Array, labels: Array) -> Array:
-    """Draws from p(x | c), and for the null label from the whole mixture: c ~ weights, then p(x | c). Returns [N, D].
-
-    Of a mixture that is `diffused` to a single level they are draws of z. `keys` are [N] typed PRNG keys.
-    """
-
-    def one(key, label):
-        class_key, noise_key = jax.random.split(key)
-        drawn = jax.random.categorical(class_key, jnp.log(mixture.weights))
-        label = jnp.where(label == mixture.null_label, drawn, label)
-        deviation = jnp.sqrt(mixture.variances) * jax.random.normal(noise_key, mixture.means.shape[-1:])
-        each = mixture.means + _from_axes(mixture, deviation[None])[0]
-        return jnp.take(each, label, axis=0)
-
-    return jax.vmap(one)(keys, labels)
-
-
 def _scales(logsnr: Array) -> tuple[Array, Array]:
     """Returns alpha and sigma with two trailing axes, to broadcast against [K, D]."""
     alpha, sigma = alpha_sigma(jnp.asarray(logsnr, jnp.float32))
@@ -169,11 +152,6 @@ def _to_axes(mixture: GaussianMixture, z: Array) -> Array:
     """Returns z - mean of every class, in the axes of its covariance: [N, K, D]."""
     # Full float32: accelerators would otherwise multiply in fewer bits.
     return jnp.einsum('nkd,kde->nke', z[:, None] - mixture.means, mixture.axes, precision='highest')
-
-
-def _from_axes(mixture: GaussianMixture, y: Array) -> Array:
-    """Rotates back what `_to_axes` rotated: [N, K, D]."""
-    return jnp.einsum('nke,kde->nkd', y, mixture.axes, precision='highest')
 
 
 def _log_density_of_each(mixture: GaussianMixture, z: Array) -> Array:

@@ -31,7 +31,8 @@ EXACT = Models(Denoiser(mixture.eps_fn(MIXTURE), 3), classifier=classifier)
 def mixture_inputs(count=60):
     drawn = np.arange(count, dtype=np.int32) % 3
     logsnr = np.linspace(-20, 20, count, dtype=np.float32)
-    x = mixture.sample(MIXTURE, jax.random.split(jax.random.key(0), count), drawn)
+    scaled = np.sqrt(MIXTURE.variances)[drawn] * jax.random.normal(jax.random.key(0), (count, 2))
+    x = MIXTURE.means[drawn] + np.einsum('nij,nj->ni', MIXTURE.axes[drawn], scaled)
     alpha, sigma = schedule.alpha_sigma(logsnr)
     return alpha[:, None] * x + sigma[:, None] * jax.random.normal(jax.random.key(1), x.shape), logsnr, drawn
 

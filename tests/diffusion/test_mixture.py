@@ -340,28 +340,6 @@ def test_guidance_has_nothing_to_say_of_the_null_label():
     np.testing.assert_allclose(guided, EXACT['log_density'](made, *args), rtol=1e-6)
 
 
-# ---- exact draws
-
-
-def test_exact_draws_have_the_moments_of_their_class():
-    means, covs, weights = PARAMETERS['3d']
-    count = 20_000
-    x = np.asarray(mixture.sample(make('3d'), sample_keys(1, count), jnp.full(count, 1)), np.float64)
-    check_moments(x, means[1], covs[1])
-    # The whole mixture, by the law of total variance.
-    x = np.asarray(mixture.sample(make('3d'), sample_keys(2, count), jnp.full(count, 2)), np.float64)
-    mean = weights @ means
-    cov = np.einsum('k,kij->ij', weights, covs) + np.einsum('k,ki,kj->ij', weights, means - mean, means - mean)
-    np.testing.assert_allclose(x.mean(axis=0), mean, atol=5.0 * np.sqrt(np.diag(cov).max() / count))
-    np.testing.assert_allclose(np.cov(x.T), cov, atol=5.0 * 2.0 * np.diag(cov).max() / np.sqrt(count))
-
-
-def test_exact_draws_of_a_diffused_mixture():
-    ref = Reference(*PARAMETERS['3d'], -1.0)
-    x = mixture.sample(mixture.diffused(make('3d'), -1.0), sample_keys(3, 20_000), jnp.zeros(20_000, jnp.int32))
-    check_moments(np.asarray(x, np.float64), ref.means[0], ref.covs[0])
-
-
 def check_moments(x, mean, cov):
     """Mean and covariance of Gaussian draws [M, D] within 5 standard errors."""
     variances = np.diag(cov)
