@@ -15,7 +15,7 @@ COMPARE := $(PY) main.py $(FLAGS) --config=configs/digits_compare.py
 .PHONY: install install-dev digits compare mixture test chaos lint format clean
 
 install: $(VENV)/.installed
-install-dev: $(VENV)/.installed-dev
+install-dev: $(VENV)/.installed-dev .compilers/.installed
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -29,6 +29,11 @@ $(VENV)/.installed: requirements.txt | $(VENV)/bin/python
 $(VENV)/.installed-dev: requirements.txt requirements-dev.txt | $(VENV)/bin/python
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@ $(VENV)/.installed
+
+# Beside the environment: in it JAX would look for a TPU and a GPU whenever it starts.
+.compilers/.installed: requirements-compilers.txt | $(VENV)/bin/python
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .compilers -r $<
+	@touch $@
 
 # Each part goes on where it was stopped; what is finished is skipped.
 digits: install
@@ -68,4 +73,4 @@ format: install-dev
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .compilers

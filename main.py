@@ -48,6 +48,9 @@ flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, logs, samp
 flags.DEFINE_enum('mode', 'train', list(MODES), 'What to do.')
 command_line.define_processes()
 flags.DEFINE_integer('num_devices', None, 'For --mode=describe: as if on this many devices.', lower_bound=1)
+flags.DEFINE_string('target', None, 'For --mode=describe: devices that are not here, as tpu:v5e:2x4 or gpu:h100:8.')
+flags.DEFINE_enum('part', 'train', ['train', 'sample', 'features'], 'For --target: the program that is compiled.')
+flags.DEFINE_bool('largest', False, 'For --target: look for the largest batch that fits, too.')
 
 
 def _dispatch() -> None:

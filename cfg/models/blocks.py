@@ -12,7 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cfg.models.layers import Conv, Dense, GroupNorm, attention, downsample, upsample
+from cfg.models.attention import attention
+from cfg.models.layers import Conv, Dense, GroupNorm, downsample, upsample
 from cfg.models.time import logsnr_to_time, sinusoidal_embedding
 
 Array = jax.Array
@@ -74,11 +75,13 @@ class AttentionBlock(nn.Module):
       num_heads: must divide the channels.
       norm_groups: of the norm before it.
       dtype: of the computation.
+      kernel: see `cfg.models.attention`.
     """
 
     num_heads: int
     norm_groups: int
     dtype: Any
+    kernel: str = 'xla'
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -86,8 +89,9 @@ class AttentionBlock(nn.Module):
         n, height, width, c = x.shape
         h = GroupNorm(self.norm_groups, silu=False, dtype=self.dtype, name='norm')(x).reshape(n, height * width, c)
         qkv = Dense(3 * c, self.dtype, name='qkv')(h)
-        q, k, v = jnp.split(qkv.reshape(n, height * width, 3 * self.num_heads, c // self.num_heads), 3, axis=2)
-        h = attention(q, k, v).reshape(n, height * width, c)
+        # Split before the heads are told apart: a TPU pads arrays whose last side is a head's.
+        q, k, v = (x.reshape(n, -1, self.num_heads, c // self.num_heads) for x in jnp.split(qkv, 3, axis=-1))
+        h = attention(q, k, v, kernel=self.kernel).reshape(n, height * width, c)
         return x + Dense(c, self.dtype, zero=True, name='proj')(h).reshape(x.shape)
 
 
@@ -136,6 +140,7 @@ class Encoder(nn.Module, kw_only=True):
       channel_mult: one factor a resolution, from the finest.
       num_res_blocks: residual blocks a level on the way down (one more on the way up).
       attention_resolutions: heights of feature maps that get self-attention.
+      attention_kernel: that computes it, see `cfg.models.attention`.
       num_heads, head_channels: exactly one is positive: the number of heads, or the channels a head.
       dropout: rate inside residual blocks while dropout keys are given.
       norm_groups: groups of every GroupNorm (32 in ADM); must divide every level's channels.
@@ -148,6 +153,7 @@ class Encoder(nn.Module, kw_only=True):
     channel_mult: Sequence[float]
     num_res_blocks: int
     attention_resolutions: Sequence[int]
+    attention_kernel: str = 'xla'
     num_heads: int = 0
     head_channels: int = 64
     dropout: float = 0.0
@@ -162,7 +168,7 @@ class Encoder(nn.Module, kw_only=True):
 
         def attention_block(name, channels):
             heads = self.num_heads or channels // self.head_channels
-            return remat(AttentionBlock)(heads, self.norm_groups, self.dtype, name=name)
+            return remat(AttentionBlock)(heads, self.norm_groups, self.dtype, self.attention_kernel, name=name)
 
         # The embeddings and the last norm are float32 whatever the compute type: guidance and the step from eps to x
         # amplify rounding at the output.

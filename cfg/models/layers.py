@@ -194,37 +194,7 @@ def _convolve(x: Array, kernel: Array) -> Array:
     width, _, _, features = kernel.shape
     if width == 1:
         return x @ kernel[0, 0]
-    fast = width == 3 and jax.default_backend() == 'cpu' and winograd.applies(x, features)
-    return (winograd.conv if fast else winograd.direct)(x, kernel)
-
-
-def attention(q: Array, k: Array, v: Array) -> Array:
-    """Returns softmax(q k^T / sqrt(C)) v over the second axis, each [N, M, heads, C]; the softmax is float32.
-
-    On CUDA devices cuDNN's flash attention runs where it takes the type and the size of the heads. XLA's CPU backend
-    multiplies the heads' matrices in half the time where each is contiguous.
-    """
-    if jax.default_backend() == 'cpu':
-        return _attention_by_head(q, k, v)
-    return jax.nn.dot_product_attention(q, k, v, implementation='cudnn' if _flash_applies(q) else None)
-
-
-def _attention_by_head(q: Array, k: Array, v: Array) -> Array:
-    n, m, heads, c = q.shape
-    q, k, v = (x.transpose(0, 2, 1, 3).reshape(n * heads, m, c) for x in (q, k, v))
-    scores = jnp.einsum('btc,bsc->bts', q, k, preferred_element_type=jnp.float32) * c**-0.5
-    y = jnp.einsum('bts,bsc->btc', jax.nn.softmax(scores).astype(v.dtype), v)
-    return y.reshape(n, heads, m, c).transpose(0, 2, 1, 3)
-
-
-def _flash_applies(q: Array) -> bool:
-    if jax.default_backend() != 'gpu' or q.dtype not in (jnp.bfloat16, jnp.float16) or q.shape[-1] > 128:
-        return False
-    try:  # cuDNN's version and the device's generation are looked at while tracing
-        jax.eval_shape(functools.partial(jax.nn.dot_product_attention, implementation='cudnn'), q, q, q)
-    except (RuntimeError, NotImplementedError, ValueError):
-        return False
-    return True
+    return (winograd.conv if width == 3 and winograd.applies(x, features) else winograd.direct)(x, kernel)
 
 
 @jax.custom_vjp

@@ -13,7 +13,9 @@ from ml_collections import ConfigDict
 from cfg.data.spec import DataSpec
 from cfg.models.flops import forward_flops, guided_flops
 from cfg.models.unet import LABEL_IN
+from cfg.modes.describe_target import describe_target
 from cfg.runtime import parallel
+from cfg.runtime.errors import UserError
 from cfg.settings.data import spec_of
 from cfg.settings.networks import abstract_params, build_trained
 from cfg.training.build import objective_of
@@ -22,8 +24,13 @@ GIB = 2.0**30
 
 
 def run(config: ConfigDict, workdir: None) -> str:
-    """Describes a config as if on `--num_devices` devices; see `describe`."""
-    return describe(config, num_devices=flags.FLAGS.num_devices)
+    """Describes a config, of the devices of `--target` or as if on `--num_devices` of this machine's kind."""
+    options = flags.FLAGS
+    if options.target is None:
+        return describe(config, num_devices=options.num_devices)
+    if options.num_devices is not None:
+        raise UserError('--num_devices and --target both say how many devices there are: give one of them.')
+    return describe_target(config, options.target, part=options.part, largest=options.largest)
 
 
 def describe(config: ConfigDict, *, num_devices: int | None = None) -> str:

@@ -90,6 +90,18 @@ class Generator:
         self._devices = devices
         self._batch_size = batch_size
 
+    def lower(self, params: Any) -> jax.stages.Lowered:
+        """Lowers what draws a batch, to be compiled and looked at.
+
+        Args:
+          params: shapes of those of each network, without the device axis.
+        """
+        count = len(self._devices)
+        share = (count, self._batch_size // count)
+        inputs = [jax.ShapeDtypeStruct(share, dtype) for dtype in (np.uint32, np.int32, np.float32)]
+        key_data = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+        return self._sample.lower(parallel.per_device_shapes(params, count), key_data, *inputs)
+
     def __call__(
         self, params: Any, labels: np.ndarray, w: float | np.ndarray, *, seed: int, start: int = 0
     ) -> Iterator[Samples]:

@@ -82,7 +82,7 @@ class TrainedRun:
     def beside(
         cls, config: ConfigDict, workdir: str | Path, step: int = -1, *, what: str, kind: str, ema: bool = True
     ) -> 'TrainedRun':
-        """Opens another network than the config's, as its own config says; only `model.dtype` is that of `config`.
+        """Opens another network than the config's, as its own config says, computed as `config` says.
 
         Args:
           step: of the checkpoint; -1 for the newest.
@@ -97,7 +97,7 @@ class TrainedRun:
             raise UserError(f'{what}={workdir} does not exist: give the workdir of a {kind}.')
         step, meta = _find(Path(workdir), step, kind)
         theirs, spec = ConfigDict(meta['config']), _spec(meta)
-        theirs.model.dtype = config.model.dtype
+        theirs.model.dtype, theirs.model.attention = config.model.dtype, config.model.attention
         theirs.train.remat = False
         network = BUILDERS[kind](theirs, spec)
         ema = ema or bool(meta.get('imported'))

@@ -70,6 +70,11 @@ def replicate(tree: Any, devices: Devices = None) -> Any:
     return copy(np.zeros(count), tree)
 
 
+def per_device_shapes(tree: Any, count: int) -> Any:
+    """Returns the shapes of one copy of every array on each of `count` devices."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), tree)
+
+
 def number_for_each(value: int, devices: Devices = None) -> np.ndarray:
     """Returns int32 [D], the same number for each device."""
     return np.full(len(local_devices(devices)), value, np.int32)

@@ -51,6 +51,32 @@ def format_seconds(seconds: float) -> str:
     return f'{hours}:{minutes:02d}:{seconds:02d}' if hours else f'{minutes}:{seconds:02d}'
 
 
+@contextlib.contextmanager
+def waiting(what: str, *, stream: TextIO | None = None, interval: float = 30.0) -> Iterator[Callable[[float], None]]:
+    """Gives a function of the seconds so far, which says that work goes on whose length nobody knows.
+
+    Args:
+      what: is going on.
+      stream: where to print.
+      interval: seconds between lines when `stream` is not a terminal.
+    """
+    stream = stream or sys.stderr
+    terminal, printed = stream.isatty(), 0.0
+
+    def update(seconds: float) -> None:
+        nonlocal printed
+        if not _silenced and seconds - printed >= (0.2 if terminal else interval):
+            printed = seconds
+            text = f'{what}, {format_seconds(seconds)} so far'
+            stream.write('\r\x1b[K' + text if terminal else text + '\n')
+            stream.flush()
+
+    yield update
+    if terminal and printed:
+        stream.write('\r\x1b[K')
+        stream.flush()
+
+
 class Progress:
     """Counts work done and prints its rate and the time left.
 

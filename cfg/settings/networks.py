@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from cfg.data.source import Source
 from cfg.data.spec import DataSpec
+from cfg.models.attention import kernel_of
 from cfg.models.classifier import EncoderUNet
 from cfg.models.time import TIME_FNS
 from cfg.models.unet import UNet
@@ -54,6 +55,7 @@ def _common(config: ConfigDict, part: str, source: DataSpec | Source) -> dict[st
         'num_classes': source.num_classes,
         'channel_mult': tuple(options.channel_mult),
         'attention_resolutions': tuple(options.attention_resolutions),
+        'attention_kernel': kernel_of(config.model.get('attention', 'auto')),
         'dtype': getattr(jnp, config.model.dtype),
         'time_fn': TIME_FNS[config.model.time],
         'remat': config.train.remat,

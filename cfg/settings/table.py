@@ -10,6 +10,7 @@ from cfg.data.images import ROUNDINGS
 from cfg.data.manifest import is_preparable
 from cfg.diffusion.options import is_finite
 from cfg.diffusion.process import PREDICTIONS
+from cfg.models.attention import KERNELS
 from cfg.models.time import TIMES
 from cfg.models.unet import LABEL_IN
 
@@ -113,6 +114,7 @@ TABLE: dict[str, dict[str, Check]] = {
         'head_channels': _whole(0),
         'time': _one_of(*TIMES),
         'label_in': _one_of(*LABEL_IN),
+        'attention': _one_of('auto', *KERNELS),
         'learned_variance': _FLAG,
         'dtype': _one_of(*DTYPES),
     },

@@ -17,7 +17,8 @@ from cfg.settings.values import config_dict
 log = logging.getLogger('cfg')
 
 # Fields that may differ between the parts of one run. The first change its length and what is written, not its numbers
-# (grad_accum and remat: only their rounding); the others are what people change on purpose in the middle of a run.
+# (grad_accum, remat and model.attention: only their rounding); the others are what people change on purpose in the
+# middle of a run.
 FREE_FIELDS = (
     'num_steps',
     'log_every',
@@ -35,7 +36,7 @@ FREE_DATA_FIELDS = ('dir', 'workers')
 # What a run of each kind reads. A model's run may be evaluated with any classifier.
 PARTS = {'model': ('seed', 'data', 'model', 'diffusion', 'train')}
 PARTS['classifier'] = (*PARTS['model'], 'classifier')
-FREE = {'train': FREE_FIELDS, 'data': FREE_DATA_FIELDS}
+FREE = {'train': FREE_FIELDS, 'data': FREE_DATA_FIELDS, 'model': ('attention',)}
 
 
 def restore(

@@ -116,10 +116,3 @@ def test_gradients_of_resampling_are_its_transpose(change, shape):
     y, transpose = jax.vjp(change, x)
     (weights,) = draws(1, y.shape)
     assert np.sum(y * weights) == pytest.approx(float(np.sum(x * transpose(jnp.asarray(weights))[0])), rel=1e-4)
-
-
-def test_attention_is_the_textbooks():
-    q, k, v = draws(3, (2, 7, 3, 8), (2, 7, 3, 8), (2, 7, 3, 8))
-    scores = np.einsum('nthc,nshc->nhts', q, k) / np.sqrt(8)
-    weights = np.exp(scores) / np.exp(scores).sum(axis=-1, keepdims=True)
-    np.testing.assert_allclose(layers.attention(q, k, v), np.einsum('nhts,nshc->nthc', weights, v), atol=1e-5)

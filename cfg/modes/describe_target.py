@@ -1,0 +1,194 @@
+"""Describes a config as the compiler of a TPU or a GPU sees it, without that device: `--mode=describe --target=...`."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from cfg.data.spec import DataSpec
+from cfg.features.inception import Inception
+from cfg.report.estimate import GIB, Estimate, estimate, table
+from cfg.runs.generate import Generator, binder
+from cfg.runs.state import create
+from cfg.runtime import parallel
+from cfg.runtime.errors import UserError
+from cfg.runtime.progress import format_seconds, waiting
+from cfg.runtime.targets import Target, check_compiler, compiled, parse_target
+from cfg.settings.data import spec_of
+from cfg.settings.networks import abstract_params, build_network, build_trained
+from cfg.settings.sampler import read_sampler
+from cfg.settings.values import config_dict
+from cfg.training.build import make_optimizer, step_of
+
+PARTS = {
+    'train': 'config.train.batch_size',
+    'sample': 'config.sampling.batch_size',
+    'features': 'config.eval.batch_size',
+}
+KERNELS = {'tpu': 'splash', 'gpu': 'xla'}  # cuDNN's cannot be asked without a GPU
+
+
+def describe_target(config: ConfigDict, text: str, *, part: str, largest: bool) -> str:
+    """Returns what a part of a run takes of each device of a target.
+
+    Args:
+      text: names the target, see `cfg.runtime.targets.parse_target`.
+      part: 'train', 'sample' or 'features'.
+      largest: whether to look for the largest batch that fits as well.
+
+    Raises:
+      UserError: when the target or the part is not there, or the compiler refuses.
+    """
+    target = parse_target(text)
+    check_compiler(target)
+    spec = spec_of(config)
+    if config.model.attention == 'auto':
+        config = config.copy_and_resolve_references()
+        config.model.attention = KERNELS[target.kind]
+    batch = _batch(config, part)
+    share = parallel.share(batch, target.count, PARTS[part])
+    lines = [f'{part} on {target}, {target.facts["source"]}', f'{PARTS[part]}={batch}: {share} images a device']
+    if part != 'features':
+        lines.append(f'{config.model.dtype}, attention by {config.model.attention}' + _training(config, part))
+    found = _compile(config, spec, target, part, batch)
+    lines += table(found, images=share, kinds=_kinds(config, spec, part))
+    if largest:
+        lines.append(_largest(config, spec, target, part, share, found))
+    lines.append(f'An estimate: the program is what {target} would run, its times are bounds. {_seconds(found)}')
+    return '\n'.join(lines)
+
+
+def _training(config: ConfigDict, part: str) -> str:
+    train = config.train
+    return f', train.remat={train.remat}, train.grad_accum={train.grad_accum}' if part == 'train' else ''
+
+
+def _seconds(found: Estimate) -> str:
+    return f'Compiled in {format_seconds(found.seconds)}.'
+
+
+def _batch(config: ConfigDict, part: str) -> int:
+    return {'train': config.train, 'sample': config.sampling, 'features': config.eval}[part].batch_size
+
+
+def _compile(config: ConfigDict, spec: DataSpec, target: Target, part: str, batch: int) -> Estimate:
+    values = config_dict(config)
+    with waiting(f'compiling {part} of {batch} images for {target}') as update:
+        found = compiled(target, LOWER[part], values, spec, batch, waiting=update)
+    return estimate(found, target)
+
+
+def _largest(config: ConfigDict, spec: DataSpec, target: Target, part: str, share: int, found: Estimate) -> str:
+    """Says the largest share of a device that fits: memory grows by a straight line, which the compiler then confirms.
+
+    An estimate that was compiled does not have to be compiled again; each further one halves what is not known.
+    """
+    pieces = config.train.grad_accum if part == 'train' else 1
+    fits, fails, sizes = 0, math.inf, {share: found.memory}
+
+    def judge(size: int) -> None:
+        nonlocal fits, fails
+        if sizes[size] <= target.memory:
+            fits = max(fits, size)
+        else:
+            fails = min(fails, size)
+
+    judge(share)
+    while fails - fits > pieces * max(1, fits // pieces // 16):
+        size = _next(sizes, target.memory, fits, fails, pieces)
+        try:
+            sizes[size] = _compile(config, spec, target, part, size * target.count).memory
+        except UserError:  # the compiler itself says that it does not fit
+            sizes[size] = math.inf
+        judge(size)
+    if not fits:
+        return f'largest batch that fits: none, not even {pieces} images a device'
+    return (
+        f'largest batch that fits, to a sixteenth: {fits} images a device, {fits * target.count} on {target.count} '
+        f'({sizes[fits] / GIB:.2f} GiB)'
+    )
+
+
+def _next(sizes: dict[int, float], memory: float, fits: int, fails: float, pieces: int) -> int:
+    """Returns the share to try next, a multiple of `pieces` between one that fits and one that does not."""
+    known = sorted((size, used) for size, used in sizes.items() if math.isfinite(used))
+    guess = 2 * max(known[-1][0], pieces) if known and fails == math.inf else (fits + min(fails, 2 * fits + pieces)) / 2
+    if len(known) > 1:
+        (x0, y0), (x1, y1) = known[0], known[-1]
+        slope = (y1 - y0) / (x1 - x0)
+        guess = x0 + (memory - y0) / slope if slope > 0 else guess
+    size = int(guess) // pieces * pieces
+    lowest = fits + pieces
+    highest = fails - pieces if fails < math.inf else 4 * max(fits, pieces)
+    return int(min(max(size, lowest), highest))
+
+
+def _kinds(config: ConfigDict, spec: DataSpec, part: str) -> dict[str, Sequence[int]]:
+    """Returns the numbers of the program's arguments by what they are, in the order in which JAX flattens them."""
+    if part == 'features':
+        count = len(jax.tree.leaves(_inception()))
+        return {'parameters': range(count), 'images': range(count, count + 1)}
+    network = build_trained(config, spec) if part == 'train' else build_network(config, spec)
+    params = abstract_params(network, spec)
+    if part == 'sample':
+        count = len(jax.tree.leaves(params))
+        return {'parameters': range(count), 'keys, labels, w': range(count, count + 4)}
+    state = jax.eval_shape(lambda params: create(params, make_optimizer(config)), params)
+    names = ('step', 'parameters', 'their average', "Adam's moments")
+    kinds, first = {}, 0
+    for name, tree in zip(names, state, strict=True):
+        count = len(jax.tree.leaves(tree))
+        kinds[name] = range(first, first + count)
+        first += count
+    del kinds['step']
+    return kinds | {'batch': range(first, first + 4)}
+
+
+def _inception() -> Any:
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.uint8)
+    return jax.eval_shape(Inception().init, jax.random.key(0), image)['params']
+
+
+def lower_train(devices: Sequence[jax.Device], values: dict[str, Any], spec: DataSpec, batch: int) -> Any:
+    """Lowers the training step of a config's values for devices."""
+    config = ConfigDict(values)
+    network, tx = build_trained(config, spec), make_optimizer(config)
+    state = jax.eval_shape(lambda params: create(params, tx), abstract_params(network, spec))
+    share = batch // len(devices)
+    inputs = {
+        'image': jax.ShapeDtypeStruct((share, *spec.image_shape), jnp.uint8),
+        'label': jax.ShapeDtypeStruct((share,), jnp.int32),
+        'index': jax.ShapeDtypeStruct((share,), jnp.int32),
+    }
+    arguments = parallel.per_device_shapes((state, inputs, jax.ShapeDtypeStruct((), jnp.int32)), len(devices))
+    return step_of(config, network, tx, devices).lower(*arguments)
+
+
+def lower_sample(devices: Sequence[jax.Device], values: dict[str, Any], spec: DataSpec, batch: int) -> Any:
+    """Lowers the sampler of a config's values, as --mode=sample runs it, for devices."""
+    config = ConfigDict(values)
+    network = build_network(config, spec)
+    generator = Generator(
+        {'model': binder(network, config.diffusion.prediction)},
+        read_sampler(config),
+        image_shape=spec.image_shape,
+        batch_size=batch,
+        rounding=config.sampling.rounding,
+        devices=devices,
+    )
+    return generator.lower({'model': abstract_params(network, spec)})
+
+
+def lower_features(devices: Sequence[jax.Device], values: dict[str, Any], spec: DataSpec, batch: int) -> Any:
+    """Lowers Inception for the images of a data set, for devices."""
+    images = jax.ShapeDtypeStruct((batch // len(devices), *spec.image_shape), jnp.uint8)
+    run = parallel.pmap(
+        lambda params, images: Inception().apply({'params': params}, images), num_args=2, devices=devices
+    )
+    return run.lower(*parallel.per_device_shapes((_inception(), images), len(devices)))
+
+
+LOWER = {'train': lower_train, 'sample': lower_sample, 'features': lower_features}
