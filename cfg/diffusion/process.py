@@ -36,15 +36,6 @@ def expand(level: Array, like: Array) -> Array:
     return level.reshape(level.shape + (1,) * (like.ndim - level.ndim)) if level.ndim else level
 
 
-def log_one_minus_exp(a: Array) -> Array:
-    """Returns log(1 - exp(a)) for a <= 0, accurate and with finite gradients for a < 0 at both ends."""
-    split = -0.6931472  # -log 2: expm1 is exact above it, log1p below
-    # Both sides of `where` are evaluated, so each gets an argument inside its own range.
-    near = jnp.where(a > split, a, split)
-    far = jnp.where(a > split, split, a)
-    return jnp.where(a > split, jnp.log(-jnp.expm1(near)), jnp.log1p(-jnp.exp(far)))
-
-
 def diffuse(x: Array, eps: Array, logsnr: Array) -> Array:
     """Draws z = alpha x + sigma eps from q(z | x) = N(alpha x, sigma^2 I), given eps ~ N(0, I) (Eq. 1)."""
     alpha, sigma = alpha_sigma(expand(logsnr, x))
@@ -84,12 +75,12 @@ def reverse_logvar(*, logsnr_s: Array, logsnr_t: Array, logvar_interp: float) ->
 
 def _transition_logvar(*, logsnr_s: Array, logsnr_t: Array) -> Array:
     """Returns the log of Eq. 2's variance, (1 - e^(logsnr_t - logsnr_s)) sigma_t^2."""
-    return log_one_minus_exp(logsnr_t - logsnr_s) + jax.nn.log_sigmoid(-logsnr_t)
+    return jax.nn.log1mexp(logsnr_s - logsnr_t) + jax.nn.log_sigmoid(-logsnr_t)
 
 
 def _posterior_logvar(*, logsnr_s: Array, logsnr_t: Array) -> Array:
     """Returns the log of Eq. 3's variance, (1 - e^(logsnr_t - logsnr_s)) sigma_s^2."""
-    return log_one_minus_exp(logsnr_t - logsnr_s) + jax.nn.log_sigmoid(-logsnr_s)
+    return jax.nn.log1mexp(logsnr_s - logsnr_t) + jax.nn.log_sigmoid(-logsnr_s)
 
 
 def x_from_eps(z: Array, eps: Array, logsnr: Array) -> Array:

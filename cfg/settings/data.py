@@ -34,9 +34,9 @@ def open_held_out(config: ConfigDict) -> Source | None:
     data = config.data
     if data.name in BUILT_IN:
         split = BUILT_IN[data.name].held_out
-        return None if split is None else open_source(config, split)
-    manifest = find_manifest(data.name, data_dir=default_dir(data.dir), size=data.image_size, crop=data.crop)
-    split = next((name for name in ('validation', 'test') if name in manifest['splits']), None)
+    else:
+        manifest = find_manifest(data.name, data_dir=default_dir(data.dir), size=data.image_size, crop=data.crop)
+        split = next((name for name in ('validation', 'test') if name in manifest['splits']), None)
     return None if split is None else open_source(config, split)
 
 
