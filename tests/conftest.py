@@ -33,6 +33,7 @@ import pytest
 from cfg.data import digits as source
 from cfg.features.network import default_cache
 from cfg.features.small_classifier import small_classifier
+from cfg.metrics import distances
 from configs import digits
 
 # Properties are held to the same examples at every run, by no clock. A body that is dear asks for fewer.
@@ -49,10 +50,36 @@ def programs_of_one_file():
     gc.collect()
 
 
+# The longest first, so that the workers end at about the same time.
+LONGEST = (
+    'test_sweep.py',
+    'test_imagenet.py',
+    'test_pod.py',
+    'test_main.py',
+    'test_loop.py',
+    'test_classifier.py',
+    'test_measurement.py',
+    'test_npz_modes.py',
+    'test_benchmarks.py',
+    'test_unet.py',
+    'test_step.py',
+    'test_describe.py',
+    'test_kill_points.py',
+    'test_import_adm.py',
+    'test_extending.py',
+)
+
+
 def pytest_collection_modifyitems(items):
-    """Puts the longest files first, so that two workers end at about the same time."""
-    longest = ('test_main.py', 'test_imagenet.py', 'test_pod.py', 'test_sweep.py')
-    items.sort(key=lambda item: not any(name in item.nodeid for name in longest))
+    """Puts the longest files first; xdist hands the next file to the worker that is done."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
+
+def pytest_collection_finish():
+    """Takes what is imported out of the garbage collector's sight: it is much, and stays."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope='session', name='digits_classifier')
@@ -91,6 +118,17 @@ def small_config():
     config.eval.w = (0.0, 1.0)
     config.eval.num_samples = 80
     return config
+
+
+@pytest.fixture(name='narrow')
+def narrow_fixture(monkeypatch):
+    """Lets the Frechet distance see the first 64 features: of 2048, which test_measurement.py has, it takes seconds."""
+    distance = distances.frechet_distance
+
+    def of_the_first(*moments, width=64):
+        return distance(*(x[(slice(width),) * x.ndim] for x in moments))
+
+    monkeypatch.setattr(distances, 'frechet_distance', of_the_first)
 
 
 @pytest.fixture(name='small_config')

@@ -120,24 +120,6 @@ def parts_of_files(folder):
     return sorted(path for path in Path(folder).rglob('.*') if re.fullmatch(r'\..+\.[a-z0-9_]{8}', path.name))
 
 
-def made_once(monkeypatch, module, *names):
-    """Makes all runs of one config share what a module's functions made for the first: compiled programs, mostly."""
-    for name in names:
-        monkeypatch.setattr(module, name, _Once(getattr(module, name)))
-
-
-class _Once:
-    """A function that is called once, whatever its arguments are later."""
-
-    def __init__(self, make):
-        self._make, self._made = make, []
-
-    def __call__(self, *args, **kwargs):
-        if not self._made:
-            self._made.append(self._make(*args, **kwargs))
-        return self._made[0]
-
-
 def _contents(folder):
     """Returns the names in a folder with the contents; of a hidden file, which nobody reads, that it is there."""
     found = set()

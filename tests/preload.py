@@ -1,5 +1,6 @@
 """Imports once what every run of main.py imports; no JAX backend is started here."""
 
+import gc
 import os
 from importlib import import_module
 
@@ -19,3 +20,5 @@ for _name in (
     'tensorflow_datasets',
 ):
     import_module(_name)
+
+gc.freeze()  # the forks share it as long as nothing writes to it

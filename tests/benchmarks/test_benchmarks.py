@@ -118,6 +118,7 @@ def test_numbers_of_workers(text):
         input_benchmark.worker_counts(text)
 
 
+@pytest.mark.usefixtures('narrow')
 def test_the_evaluation_by_part(small_config):
     small_config.eval.num_samples = 40
     small_config.eval.batch_size = 4

@@ -3,10 +3,13 @@
 import json
 import shutil
 
+import pytest
+
 from cfg.evaluation import sweep
 from cfg.report.results import Results
 from cfg.training import loop
-from tests.kill_points import KillPoints, made_once, parts_of_files
+from tests.kept import keep
+from tests.kill_points import KillPoints, parts_of_files
 
 VARYING = ('seconds', 'finished')
 
@@ -19,6 +22,7 @@ def results_of(workdir):
     return rows, {path.name: path.read_bytes() for path in (workdir / 'samples').iterdir()}
 
 
+@pytest.mark.usefixtures('kept_sampling')
 def test_a_sweep_killed_at_every_change_of_its_folder(tmp_path, small_config, monkeypatch):
     """The moments of the real images, and a row of two batches, each saved."""
     small_config.train.num_steps = 2
@@ -28,8 +32,7 @@ def test_a_sweep_killed_at_every_change_of_its_folder(tmp_path, small_config, mo
     workdir = tmp_path / 'run'
     workdir.mkdir()
     loop.train(small_config, workdir)
-    made_once(monkeypatch, sweep, 'make_generator', 'guided_flops')
-    made_once(monkeypatch, sweep.opening, 'open_features')
+    keep(monkeypatch, sweep.opening, open_features=lambda *_: 'those of this config')
     points = KillPoints(workdir, tmp_path / 'copies')
     with points.watching():
         sweep.evaluate(small_config, workdir)

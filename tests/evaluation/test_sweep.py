@@ -23,6 +23,7 @@ from cfg.metrics import distances
 from cfg.modes import compare, import_adm
 from cfg.report.curves import group_curves
 from cfg.report.results import Results
+from cfg.runs.companions import make_generator
 from cfg.runs.trained import TrainedRun
 from cfg.runtime import progress
 from cfg.runtime.errors import UserError
@@ -33,6 +34,7 @@ from tests.conftest import small_config
 from tests.models.adm_reference import Adm, classifier_forward, random_state
 
 VARYING = ('seconds', 'finished', 'config_sha256')
+pytestmark = pytest.mark.usefixtures('kept_sampling')
 
 
 def config_of(**changes):
@@ -257,10 +259,10 @@ def test_a_workdir_of_an_older_version_is_refused_and_left_alone(workdir):
 
 def test_a_generator_is_let_go_of_when_no_row_needs_it(workdir, monkeypatch):
     """Those of a sweep over T at two steps: each is built once, and is gone once its rows of the second are done."""
-    alive, built, make = [], [], sweep.make_generator
+    alive, built = [], []
 
     def making(config, networks, sampler):
-        generator = make(config, networks, sampler)
+        generator = make_generator(config, networks, sampler)  # not one that is kept for other tests
         built.append(weakref.ref(generator))
         return generator
 
@@ -499,8 +501,8 @@ def test_a_reference_file_takes_the_place_of_the_data_set(workdir, tmp_path):
 
 def test_a_reference_of_other_features_is_refused(workdir, tmp_path):
     path = tmp_path / 'adm.npz'
-    np.savez(path, mu=np.zeros(2048), sigma=np.eye(2048))
-    with pytest.raises(UserError, match=r'adm\.npz holds moments of 2048 features \(mu\), but digits classifier'):
+    np.savez(path, mu=np.zeros(100), sigma=np.eye(100))
+    with pytest.raises(UserError, match=r'adm\.npz holds moments of 100 features \(mu\), but digits classifier'):
         sweep.evaluate(config_of(reference=str(path)), workdir)
     np.savez(path, np.zeros((4, 16, 16, 3), np.uint8))
     with pytest.raises(

@@ -56,6 +56,7 @@ def source_fixture(monkeypatch):
     return source
 
 
+@pytest.mark.usefixtures('narrow')
 def test_a_reference_of_inception(source, cache, tmp_path):
     """The whole way: --mode=stats, then --mode=evaluate_npz of other images."""
     config = config_of(cache, features='inception', stats__path=str(tmp_path / 'stats' / 'reference.npz'))

@@ -54,6 +54,9 @@ def config_of(**train):
     return config
 
 
+pytestmark = pytest.mark.usefixtures('kept_training')
+
+
 @pytest.fixture(scope='module', name='run')
 def run_fixture(tmp_path_factory):
     """The workdir of a finished run."""

@@ -2,21 +2,23 @@
 
 import shutil
 
+import pytest
+
 from cfg.modes.status import describe
 from cfg.runs.run_files import read_metrics
 from cfg.training import loop
-from tests.kill_points import KillPoints, made_once, parts_of_files
+from tests.kill_points import KillPoints, parts_of_files
 
 
 def digests(workdir):
     return [line for line in describe(workdir).splitlines() if 'sha256' in line or line.startswith('step')]
 
 
-def test_training_killed_at_every_change_of_its_folder(tmp_path, small_config, monkeypatch):
+@pytest.mark.usefixtures('kept_training')
+def test_training_killed_at_every_change_of_its_folder(tmp_path, small_config):
     """Two checkpoints, of which the second replaces the first, and their logs."""
     train = small_config.train
     train.num_steps, train.checkpoint_every, train.log_every, train.keep_every, train.keep_last = 2, 1, 1, 0, 1
-    made_once(monkeypatch, loop, 'step_of', 'init_params', 'abstract_params')
     workdir = tmp_path / 'run'
     workdir.mkdir()
     points = KillPoints(workdir, tmp_path / 'copies')

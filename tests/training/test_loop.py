@@ -22,6 +22,8 @@ from cfg.training.logs import Logs
 from cfg.training.meter import Meter
 from tests.conftest import small_config
 
+pytestmark = pytest.mark.usefixtures('kept_training')
+
 
 @pytest.fixture(scope='module', name='run')
 def run_fixture(tmp_path_factory):

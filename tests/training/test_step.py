@@ -48,18 +48,16 @@ def assert_close(a, b, tolerance=2e-5):
         np.testing.assert_allclose(x, y, atol=tolerance, rtol=1e-4)
 
 
-def test_four_devices_and_pieces_train_like_one_device():
+def test_two_devices_with_pieces_train_like_one_device():
     """Mean over devices and accumulation are both the mean over the batch; dropout and noise follow the example."""
     start, one, metrics = run(config_of(grad_accum=1), devices=1)
-    _, four, metrics_four = run(config_of(grad_accum=1), devices=4)
-    _, pieces, metrics_pieces = run(config_of(grad_accum=2), devices=2)
+    _, other, metrics_other = run(config_of(grad_accum=2), devices=2)
     assert int(one.step) == 3
     assert max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (start, one.params)), strict=True)) > 1e-4
-    for other, m in ((four, metrics_four), (pieces, metrics_pieces)):
-        assert_close(other.params, one.params)
-        assert_close(other.ema_params, one.ema_params)
-        np.testing.assert_allclose(m['loss'], metrics['loss'], rtol=1e-5)
-        np.testing.assert_allclose(m['grad_norm'], metrics['grad_norm'], rtol=1e-4)
+    assert_close(other.params, one.params)
+    assert_close(other.ema_params, one.ema_params)
+    np.testing.assert_allclose(metrics_other['loss'], metrics['loss'], rtol=1e-5)
+    np.testing.assert_allclose(metrics_other['grad_norm'], metrics['grad_norm'], rtol=1e-4)
 
 
 def test_a_step_that_is_not_finite_leaves_everything_but_its_number():
