@@ -29,6 +29,18 @@ def by_cudnn(q: Array, k: Array, v: Array) -> Array:
     return jax.nn.dot_product_attention(q, k, v, implementation='cudnn')
 
 
+def by_triton(q: Array, k: Array, v: Array, *, interpret: bool = False) -> Array:
+    """Computes it by the flash kernel that JAX has for GPUs, which cuDNN is not needed for.
+
+    Args:
+      q, k, v: as in `attention`.
+      interpret: runs the kernel's program on any platform, slowly.
+    """
+    from jax.experimental.pallas.ops.gpu.attention import mha  # a second, which only its users should wait for
+
+    return mha(q, k, v, None, sm_scale=q.shape[-1] ** -0.5, interpret=interpret)
+
+
 def by_splash(q: Array, k: Array, v: Array, *, interpret: bool = False) -> Array:
     """Computes it by the flash kernel for TPUs that keeps one number a position for the backward pass.
 
@@ -62,6 +74,7 @@ def _splash(positions: int, heads: int, interpret: bool) -> Callable[[Array, Arr
 KERNELS: dict[str, Callable[[Array, Array, Array], Array]] = {
     'xla': by_xla,
     'cudnn': by_cudnn,
+    'triton': by_triton,
     'splash': by_splash,
 }
 
@@ -69,9 +82,12 @@ KERNELS: dict[str, Callable[[Array, Array, Array], Array]] = {
 def fits(kernel: str, q: Array) -> bool:
     """Tells whether a kernel takes the type and the sizes of q [N, M, heads, C]."""
     half = q.dtype in (jnp.bfloat16, jnp.float16)
+    _, positions, _, c = q.shape
     if kernel == 'cudnn':
-        return half and q.shape[-1] <= 128
-    return kernel == 'xla' or q.shape[1] % 128 == 0
+        return half and c <= 128
+    if kernel == 'triton':
+        return half and c in (16, 32, 64, 128) and (positions % 128 == 0 or positions in (16, 32, 64))
+    return kernel == 'xla' or positions % 128 == 0
 
 
 def attention(q: Array, k: Array, v: Array, *, kernel: str = 'xla') -> Array:

@@ -28,7 +28,7 @@ PARTS = {
     'sample': 'config.sampling.batch_size',
     'features': 'config.eval.batch_size',
 }
-KERNELS = {'tpu': 'splash', 'gpu': 'xla'}  # cuDNN's cannot be asked without a GPU
+KERNELS = {'tpu': 'splash', 'gpu': 'triton'}  # in the place of cuDNN's, which cannot be asked without a GPU
 
 
 def describe_target(config: ConfigDict, text: str, *, part: str, largest: bool) -> str:

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cfg.runtime.hlo import Cost, Program
+from cfg.runtime.hlo import Cost, Program, is_attention
 from cfg.runtime.targets import Compiled, Target
 
 GIB = 2.0**30
@@ -142,7 +142,7 @@ def part_of(cost: Cost) -> str:
         return 'copies'
     if cost.flops and re.search(r'/(qkv|proj)(/|$)', cost.scope):
         return 'dense layers'
-    if 'tpu_custom_call' in cost.instruction.attributes or 'cudnn$fmha' in cost.instruction.attributes:
+    if is_attention(cost.instruction):
         return 'attention'
     return next((name for name, pattern in _PARTS if re.search(pattern, cost.scope)), 'everything else')
 

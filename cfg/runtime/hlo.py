@@ -328,7 +328,7 @@ def _flops(part: Instruction, computation: Computation) -> float:
         return _product_flops(part, computation)
     if part.opcode != 'custom-call':
         return 0.0
-    if 'tpu_custom_call' in part.attributes:
+    if is_attention(part):
         return _kernel_flops(part, computation)
     if '"__cudnn$conv' in part.attributes:
         return _cudnn_flops(part, computation)
@@ -355,15 +355,21 @@ def _cublas_flops(call: Instruction, computation: Computation) -> float:
     return 2.0 * math.prod(call.shapes[0].dims) * math.prod(left.dims[i] for i in contracted)
 
 
+def is_attention(call: Instruction) -> bool:
+    """Tells whether an operation is one of the flash kernels of `cfg.models.attention`."""
+    return any(name in call.attributes for name in ('"tpu_custom_call"', 'xla.gpu.triton"', '"__cudnn$fmha'))
+
+
 def _kernel_flops(kernel: Instruction, computation: Computation) -> float:
     """Returns the FLOP of a flash attention kernel, which XLA does not see into: two products, or five in a backward
-    pass, of [M, C] matrices for each example and head. The first operand of four sides is [N, heads, C, M]."""
+    pass, of [M, C] matrices for each example and head.
+
+    Its operands of four sides hold N, heads, M and C, of which M is the largest.
+    """
     shapes = [s for name in kernel.operands for s in computation.instructions[name].shapes if len(s.dims) == 4]
-    if not shapes:
+    if len(shapes) < 3:  # sums that the backward pass begins with
         return 0.0
-    n, heads, *sides = shapes[0].dims
-    positions = max(sides)
-    return (5 if len(shapes) > 3 else 2) * 2.0 * n * heads * positions**2 * min(sides)
+    return (5 if len(shapes) > 3 else 2) * 2.0 * math.prod(shapes[0].dims) * max(shapes[0].dims[1:])
 
 
 def _product_flops(product: Instruction, computation: Computation) -> float:

@@ -20,22 +20,24 @@ def exact(q, k, v):
     return np.einsum('nhmk,nkhc->nmhc', special.softmax(scores, axis=-1), v)
 
 
-@pytest.mark.parametrize('kernel', [kernels.by_xla, functools.partial(kernels.by_splash, interpret=True)])
+FLASH = [functools.partial(kernel, interpret=True) for kernel in (kernels.by_splash, kernels.by_triton)]
+
+
+@pytest.mark.parametrize('kernel', [kernels.by_xla, *FLASH])
 def test_a_kernel_is_the_softmax_of_scores_times_values(kernel):
     q, k, v = queries()
     np.testing.assert_allclose(kernel(q, k, v), exact(q, k, v), atol=2e-6)
 
 
-def test_the_gradients_of_the_kernel_for_tpus_are_those_of_the_products():
+@pytest.mark.parametrize('kernel', FLASH)
+def test_the_gradients_of_a_flash_kernel_are_those_of_the_products(kernel):
     inputs = queries(m=128, heads=2)
     weights = jnp.cos(jnp.arange(64.0))
 
     def gradients(kernel):
         return jax.grad(lambda *inputs: jnp.sum(kernel(*inputs) * weights), (0, 1, 2))(*inputs)
 
-    for ours, theirs in zip(
-        gradients(functools.partial(kernels.by_splash, interpret=True)), gradients(kernels.by_xla), strict=True
-    ):
+    for ours, theirs in zip(gradients(kernel), gradients(kernels.by_xla), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=3e-6)
         assert np.abs(theirs).max() > 0.1
 
@@ -49,6 +51,9 @@ def test_the_gradients_of_the_kernel_for_tpus_are_those_of_the_products():
         ('cudnn', (1, 64, 6, 64), jnp.bfloat16, True),
         ('cudnn', (1, 1024, 4, 192), jnp.bfloat16, False),
         ('cudnn', (1, 1024, 6, 64), jnp.float32, False),
+        ('triton', (1, 64, 6, 64), jnp.bfloat16, True),
+        ('triton', (1, 1024, 4, 192), jnp.bfloat16, False),
+        ('triton', (1, 1024, 6, 64), jnp.float32, False),
         ('xla', (1, 3, 1, 200), jnp.float32, True),
     ],
 )
