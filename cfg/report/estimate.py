@@ -50,7 +50,7 @@ class Estimate:
       target: the devices.
       arguments: bytes of each of the program's arguments, in their order.
       temporary: bytes of everything in between, at the moment of the most.
-      kept: of these, what the forward pass keeps for the backward pass.
+      kept: of these, what the forward pass has left for the backward pass.
       other: bytes of results that take the place of no argument, and of constants.
       parts: by name.
       float32_written, padding: bytes of what is moved that are float32 results, and that tiles add.
@@ -178,7 +178,7 @@ def _memory(buffers: str) -> tuple[dict[int, int], int, int]:
 
 
 def _kept(live: str, program: Program) -> int:
-    """Returns the bytes that come from the forward pass among those that live at the moment of the most memory."""
+    """Returns the bytes of a gradient's forward pass among those that live at the moment of the most memory."""
     _, _, peak = live.partition('(peak):')
     total = 0
     for line in peak.splitlines()[1:]:
@@ -205,7 +205,7 @@ def table(found: Estimate, *, images: int, kinds: dict[str, Sequence[int]]) -> l
     ]
     rate = images / found.bound_seconds
     sizes = {name: sum(found.arguments.get(i, 0) for i in numbers) for name, numbers in kinds.items()}
-    sizes |= {'kept for the backward pass': found.kept} if found.kept else {}
+    sizes |= {'from the forward pass': found.kept} if found.kept else {}
     sizes |= {'other temporaries': found.temporary - found.kept, 'results, constants': found.other}
     lines += [f'  {name:28}{size / GIB:8.3f} GiB' for name, size in sizes.items()]
     lines += [
