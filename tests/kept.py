@@ -12,6 +12,13 @@ def keep(patch, module, **keys):
         patch.setattr(module, name, _Kept(getattr(module, name), key))
 
 
+def of_generator(config, networks, sampler):
+    """Returns all that a generator of samples depends on."""
+    bound = [(name, run.network, run.kind, run.config['diffusion']['prediction']) for name, run in networks.items()]
+    shape, options = networks['model'].spec.image_shape, config.sampling
+    return sampler, tuple(shape), options.batch_size, options.rounding, *bound
+
+
 class _Kept:
     def __init__(self, make, key):
         self._make, self._key, self._made = make, key, {}

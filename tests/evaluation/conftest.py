@@ -3,14 +3,7 @@
 import pytest
 
 from cfg.evaluation import sweep
-from tests.kept import keep
-
-
-def of_generator(config, networks, sampler):
-    """Returns all that a generator depends on."""
-    bound = [(name, run.network, run.kind, run.config['diffusion']['prediction']) for name, run in networks.items()]
-    shape, options = networks['model'].spec.image_shape, config.sampling
-    return sampler, tuple(shape), options.batch_size, options.rounding, *bound
+from tests.kept import keep, of_generator
 
 
 @pytest.fixture(scope='module')

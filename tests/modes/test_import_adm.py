@@ -18,6 +18,7 @@ from cfg.runs.trained import TrainedRun
 from cfg.runtime.errors import UserError
 from cfg.training import loop
 from tests.conftest import small_config
+from tests.kept import keep, of_generator
 from tests.models.adm_reference import Adm, classifier_forward, random_state
 
 # The shape of conftest's small network on the digits.
@@ -47,6 +48,14 @@ def adm_config(path, **changes):
     config.eval.w = (0.0,)
     config.update(changes)
     return config
+
+
+@pytest.fixture(scope='module', autouse=True)
+def kept_generators():
+    """Samples of the same networks share what is compiled of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        keep(patch, sample, make_generator=of_generator)
+        yield
 
 
 def imported(config, workdir):

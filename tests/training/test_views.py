@@ -12,8 +12,8 @@ from cfg.training import views
 from tests.conftest import small_config
 
 
-def grid(p_uncond, null, guidance='cfg', **changes):
-    """The sample grid of a fresh network, whose row of the null label is multiplied by `null`."""
+def grids(p_uncond, *nulls, guidance='cfg', **changes):
+    """The sample grid of a fresh network for each number that its row of the null label is multiplied by."""
     config = small_config()
     config.train.sample_every = 1
     config.train.p_uncond = p_uncond
@@ -26,10 +26,12 @@ def grid(p_uncond, null, guidance='cfg', **changes):
         lambda x: x + rng.normal(0, 0.1, x.shape).astype(x.dtype), init_params(network, source, seed=0)
     )
     (table,) = [x for path, x in jax.tree_util.tree_leaves_with_path(params) if x.shape[0] == source.num_classes + 1]
-    table[-1] *= null
-    view = views.open_view(config, source, network)
-    state = TrainState(step=np.int32(0), params=params, ema_params=params, opt_state=())
-    return view(parallel.replicate(state)).images['samples']
+    view, row, found = views.open_view(config, source, network), table[-1].copy(), []
+    for null in nulls:
+        table[-1] = null * row
+        state = TrainState(step=np.int32(0), params=params, ema_params=params, opt_state=())
+        found.append(view(parallel.replicate(state)).images['samples'])
+    return found
 
 
 @pytest.mark.parametrize(
@@ -46,7 +48,7 @@ def grid(p_uncond, null, guidance='cfg', **changes):
 def test_sample_grids_show_no_untrained_null_label(p_uncond, guidance, w, rows, caplog):
     """With p_uncond = 0 no pixel depends on the null label; rows that would are left out, with a line in the log."""
     with caplog.at_level('WARNING', 'cfg'):
-        shown, other = (grid(p_uncond, null, guidance, w=w) for null in (1.0, -5.0))
+        shown, other = grids(p_uncond, 1.0, -5.0, guidance=guidance, w=w)
     assert round(10 * shown.shape[0] / shown.shape[1]) == rows  # of ten columns
     assert np.array_equal(shown, other) == (p_uncond == 0)
     assert ('Sample grids leave out' in caplog.text) == (p_uncond == 0 and 'random' not in guidance)
@@ -54,4 +56,5 @@ def test_sample_grids_show_no_untrained_null_label(p_uncond, guidance, w, rows, 
 
 def test_a_model_without_classes_shows_its_unconditional_samples():
     """All columns of a row differ by their noise alone, whatever their labels mean."""
-    assert np.array_equal(grid(1.0, 1.0, w=(0.0, 1.0, 3.0)), grid(0.2, 1.0, w=(-1.0,)))
+    (without,), (unconditional,) = grids(1.0, 1.0, w=(0.0, 1.0, 3.0)), grids(0.2, 1.0, w=(-1.0,))
+    assert np.array_equal(without, unconditional)
