@@ -26,8 +26,11 @@ from tests.command_line import ROOT
 
 
 @pytest.fixture(scope='module', name='cache')
-def cache_fixture(tmp_path_factory):
-    return tmp_path_factory.mktemp('features')
+def cache_fixture(tmp_path_factory, digits_classifier):
+    """A cache with the network that this session has trained."""
+    folder = tmp_path_factory.mktemp('features')
+    digits_classifier(folder)
+    return folder
 
 
 def opened(cache, batch_size=100):

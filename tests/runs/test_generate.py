@@ -1,4 +1,7 @@
 import functools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +20,7 @@ from cfg.runtime import parallel
 from cfg.runtime.errors import UserError
 from cfg.settings.data import spec_of
 from cfg.settings.networks import abstract_params, build_network, init_params
+from tests.command_line import ROOT
 from tests.conftest import small_config
 
 SAMPLER = Sampler(num_steps=4)
@@ -24,6 +28,10 @@ SAMPLER = Sampler(num_steps=4)
 
 @pytest.fixture(scope='module', name='network')
 def network_fixture():
+    return traced_network()
+
+
+def traced_network():
     """How parameters are bound to a small network, random ones, and the shapes with which it was traced."""
     network, params = random_network(small_config())
     traces = []
@@ -64,8 +72,27 @@ def images_of(network, *, batch_size, devices, labels, w, seed=1):
     return np.concatenate([b.images for b in batches])
 
 
-def test_a_sample_depends_on_its_index_alone(network):
+AS_USERS_COMPILE = """
+from cfg.runtime import xla_flags
+xla_flags.choose()
+import jax
+assert jax.device_count() == 4  # JAX has started, so the suite's own flags come too late
+from tests.runs import test_generate
+test_generate.check_that_samples_depend_on_their_index_alone()
+"""
+
+
+def test_a_sample_depends_on_its_index_alone():
+    """With all of XLA's optimisation, which could compute a row in another way in a batch of another size."""
+    flags = '--xla_force_host_platform_device_count=4'
+    command = [sys.executable, '-c', AS_USERS_COMPILE]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {'XLA_FLAGS': flags}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def check_that_samples_depend_on_their_index_alone():
     """One and four devices, whole and cut batches: the same images, bit for bit."""
+    network = traced_network()
     labels = np.arange(20) % 10
     w = np.linspace(0, 2, 20)
     one = images_of(network, batch_size=20, devices=1, labels=labels, w=w)

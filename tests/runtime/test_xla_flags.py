@@ -6,8 +6,12 @@ import pytest
 from cfg.models.unet import UNet
 from cfg.runtime import xla_flags
 
-ON = {xla_flags.CPU_FLAG: xla_flags.CPU_VALUE, 'xla_backend_optimization_level': 1}
-OFF = {xla_flags.CPU_FLAG: 'LIBRARY_FUSION_TYPE_INVALID', 'xla_backend_optimization_level': 1}
+# As users compile, and not as the suite does.
+USERS = {'xla_backend_optimization_level': 1}
+if xla_flags.jaxlib_knows('xla_cpu_use_fusion_emitters'):
+    USERS['xla_cpu_use_fusion_emitters'] = True
+ON = USERS | {xla_flags.CPU_FLAG: xla_flags.CPU_VALUE}
+OFF = USERS | {xla_flags.CPU_FLAG: 'LIBRARY_FUSION_TYPE_INVALID'}
 
 
 def test_the_flag_is_set_for_the_cpu_alone_and_never_over_the_users():
