@@ -54,16 +54,8 @@ def objective_of(config: ConfigDict, network: nn.Module) -> Objective:
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """Returns the optimizer of a config."""
-    train = config.train
-    return optimizer(
-        learning_rate=train.learning_rate,
-        warmup_steps=train.warmup_steps,
-        beta1=train.beta1,
-        beta2=train.beta2,
-        weight_decay=train.weight_decay,
-        grad_clip=train.grad_clip,
-        decay_steps=train.decay_steps,
-    )
+    names = ('learning_rate', 'warmup_steps', 'decay_steps', 'beta1', 'beta2', 'weight_decay', 'grad_clip')
+    return optimizer(**{name: config.train[name] for name in names})
 
 
 def step_of(

@@ -7,10 +7,10 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -88,7 +88,8 @@ def _train(config: ConfigDict, workdir: Path) -> None:
                 workers=config.data.workers,
             )
             with contextlib.closing(batches):
-                run = _Run(config, source, network, tx, checkpoints, logs, view, stop, start, skips)
+                step_fn, meter = step_of(config, network, tx), Meter(config, skips)
+                run = _Run(config, source, step_fn, meter, checkpoints, logs, view, stop, start)
                 run.steps(state, parallel.Prefetched(batches, parallel.everywhere(), ahead=AHEAD))
 
 
@@ -118,34 +119,20 @@ def _position(source: Source, step: int, batch_size: int) -> dict[str, Any]:
     }
 
 
+@dataclass
 class _Run:
-    """A `_Run` takes the steps of a run, with all that goes on beside them.
+    """A `_Run` takes the steps of a run, with all that goes on beside them."""
 
-    Args:
-      checkpoints, logs: None on every process but the first.
-      view: what is logged of the network itself every `config.train.sample_every` steps; None for nothing.
-      start: the step that was done last.
-      skips: how many steps before it were left out, and in a row at its end.
-    """
-
-    def __init__(
-        self,
-        config: ConfigDict,
-        source: Source,
-        network: nn.Module,
-        tx: Any,
-        checkpoints: Checkpoints | None,
-        logs: Logs | None,
-        view: Callable[[TrainState], View] | None,
-        stop: StopSignal,
-        start: int,
-        skips: dict[str, int],
-    ):
-        self._config, self._source, self._stop, self._start = config, source, stop, start
-        self._checkpoints, self._logs, self._view = checkpoints, logs, view
-        self._step_fn = step_of(config, network, tx)
-        self._meter = Meter(config, skips)
-        self._pending: deque = deque()
+    config: ConfigDict
+    source: Source
+    step_fn: Callable
+    meter: Meter
+    checkpoints: Checkpoints | None  # this and the next two: None on every process but the first
+    logs: Logs | None
+    view: Callable[[TrainState], View] | None  # what is logged of the network itself; None for nothing
+    stop: StopSignal
+    start: int  # the step that was done last
+    pending: deque = field(default_factory=deque)  # steps under way, with their metrics
 
     def steps(self, state: TrainState, batches: parallel.Prefetched) -> None:
         """Takes the steps from the one after `state` to `config.train.num_steps`, or to a stop.
@@ -155,18 +142,18 @@ class _Run:
             saved.
           UserError: when the data of a process cannot be read, likewise.
         """
-        options, meter = self._config.train, self._meter
-        progress = Progress('train', options.num_steps, start=self._start, unit='step')
+        options, meter = self.config.train, self.meter
+        progress = Progress('train', options.num_steps, start=self.start, unit='step')
         everywhere = parallel.everywhere()
         state = parallel.replicate_first(state, everywhere)
         stopping = 0
-        for step in range(self._start + 1, options.num_steps + 1):
+        for step in range(self.start + 1, options.num_steps + 1):
             waited = batches.waited
             batch = next(batches)
             meter.spent('data_wait_share', batches.waited - waited)
-            wish = NO_DATA if batches.failed else self._stop.received or 0
-            state, metrics = self._step_fn(state, batch, parallel.number_for_each(wish, everywhere))
-            self._pending.append((step, metrics))
+            wish = NO_DATA if batches.failed else self.stop.received or 0
+            state, metrics = self.step_fn(state, batch, parallel.number_for_each(wish, everywhere))
+            self.pending.append((step, metrics))
             last = step == options.num_steps
             saving = last or step % options.checkpoint_every == 0
             write_log = last or step % options.log_every == 0
@@ -177,43 +164,43 @@ class _Run:
                 stopping = stopping or int(signal.SIGTERM)
             if stopping:
                 self._look(0)
-            if write_log and self._logs:
-                self._logs.scalars(step, meter.take(step))
+            if write_log and self.logs:
+                self.logs.scalars(step, meter.take(step))
             progress.update(step, f'loss {meter.loss:.4f}' if meter.loss is not None else '')
-            if self._checkpoints:
-                self._checkpoints.check()
+            if self.checkpoints:
+                self.checkpoints.check()
                 if saving or stopping:
                     self._save(step, state)
             if stopping and not last:
                 self._leave(step, stopping, batches.failed)
-            if self._view and (last or step % options.sample_every == 0):
+            if self.view and (last or step % options.sample_every == 0):
                 self._show(step, state)
-        self._finish()
+        processes.on_first(lambda: self.checkpoints.wait())
 
     def _look(self, most: int) -> int:
         """Waits for steps under way until at most so many are left; returns the others' largest wish to stop."""
         wish = 0
-        while len(self._pending) > most:
-            step, metrics = self._pending.popleft()
+        while len(self.pending) > most:
+            step, metrics = self.pending.popleft()
             values = jax.tree.map(float, parallel.unreplicate(metrics))
             wish = max(wish, int(values.pop('stop')))
-            self._meter.add(step, values)
+            self.meter.add(step, values)
         return wish
 
     def _save(self, step: int, state: TrainState) -> None:
         meta = {
-            'kind': self._config.train.kind,
-            'config': config_dict(self._config),
-            'data': _position(self._source, step, self._config.train.batch_size),
-            'skipped': self._meter.skips,
+            'kind': self.config.train.kind,
+            'config': config_dict(self.config),
+            'data': _position(self.source, step, self.config.train.batch_size),
+            'skipped': self.meter.skips,
         }
         begin = time.monotonic()
-        self._checkpoints.save(parallel.unreplicate(state), meta=meta)
-        self._meter.spent('checkpoint_share', time.monotonic() - begin)
+        self.checkpoints.save(parallel.unreplicate(state), meta=meta)
+        self.meter.spent('checkpoint_share', time.monotonic() - begin)
 
     def _leave(self, step: int, wish: int, failed: Exception | None) -> None:
         """Ends all processes after a step that was saved."""
-        self._finish()
+        processes.on_first(lambda: self.checkpoints.wait())
         if wish == NO_DATA:
             log.info('Saved step %d.', step)
 
@@ -226,19 +213,15 @@ class _Run:
         log.info('Stopped by %s; saved step %d. The same command goes on from there.', number.name, step)
         raise SystemExit(128 + number)
 
-    def _finish(self) -> None:
-        """Waits until what was saved is on disk, with all processes."""
-        processes.on_first(lambda: self._checkpoints.wait())
-
     def _show(self, step: int, state: TrainState) -> None:
         try:
-            scalars, images = self._view(state)
+            scalars, images = self.view(state)
         except UserError as error:  # no reason to end a run
             log.warning('No samples or held-out accuracies at step %d: %s', step, error)
         else:
             if scalars:
-                self._logs.scalars(step, scalars)
+                self.logs.scalars(step, scalars)
             for name, image in images.items():
-                self._logs.image(step, name, image)
-        self._logs.flush()
-        self._meter.restart()
+                self.logs.image(step, name, image)
+        self.logs.flush()
+        self.meter.restart()

@@ -34,11 +34,8 @@ class Meter:
 
     def __init__(self, config: ConfigDict, skips: dict[str, int]):
         self._options, self.skips = config.train, dict(skips)
-        self._rate = learning_rate_schedule(
-            config.train.learning_rate,
-            warmup_steps=config.train.warmup_steps,
-            decay_steps=config.train.decay_steps,
-        )
+        steps = {name: config.train[name] for name in ('warmup_steps', 'decay_steps')}
+        self._rate = learning_rate_schedule(config.train.learning_rate, **steps)
         self._values: list[dict[str, float | tuple[float, float]]] = []
         self._since: float | None = None
         self._timed = 0

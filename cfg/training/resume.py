@@ -16,36 +16,33 @@ from cfg.settings.values import config_dict
 
 log = logging.getLogger('cfg')
 
-# Fields that may differ between the parts of one run. The first change its length and what is written, not its numbers
-# (grad_accum, remat and model.attention: only their rounding); the others are what people change on purpose in the
-# middle of a run.
-FREE_FIELDS = (
-    'num_steps',
-    'log_every',
-    'sample_every',
-    'checkpoint_every',
-    'keep_last',
-    'keep_every',
-    'max_skipped',
-    'grad_accum',
-    'remat',
-)
-FREE_BY_INTENT = ('learning_rate', 'grad_clip')
-# Where the data lie and who reads them may change; what they are is told by their fingerprint.
-FREE_DATA_FIELDS = ('dir', 'workers')
+# Fields that may differ between the parts of one run. Those of training and the model change its length and what is
+# written, not its numbers (grad_accum, remat and attention: only their rounding). Where the data lie and who reads them
+# may change; what they are is told by their fingerprint.
+FREE = {
+    'train': (
+        *('num_steps', 'log_every', 'sample_every', 'checkpoint_every', 'keep_last', 'keep_every'),
+        *('max_skipped', 'grad_accum', 'remat'),
+    ),
+    'data': ('dir', 'workers'),
+    'model': ('attention',),
+}
+FREE_BY_INTENT = ('learning_rate', 'grad_clip')  # what people change on purpose in the middle of a run
 # What a run of each kind reads. A model's run may be evaluated with any classifier.
 PARTS = {'model': ('seed', 'data', 'model', 'diffusion', 'train')}
 PARTS['classifier'] = (*PARTS['model'], 'classifier')
-FREE = {'train': FREE_FIELDS, 'data': FREE_DATA_FIELDS, 'model': ('attention',)}
 
 
 def restore(
     config: ConfigDict, source: Source, checkpoints: Checkpoints, like: TrainState
 ) -> tuple[TrainState, dict[str, int]] | None:
-    """Returns the state to go on from, and what is known of its skipped steps."""
+    """Returns the state to go on from, and what is known of its skipped steps; None where there is no checkpoint.
+
+    Raises:
+      UserError: when the checkpoints are of another run; it names the first field of the config that differs.
+    """
     kind = config.train.kind
-    steps = checkpoints.steps()
-    for step in reversed(steps):  # one that tells its config will do: the workdir is of one run
+    for step in reversed(checkpoints.steps()):  # one that tells its config will do: the workdir is of one run
         try:
             meta = checkpoints.meta(step)
         except DamagedError:
@@ -72,11 +69,7 @@ def restore(
 
 
 def _check_same_run(config: ConfigDict, old: dict[str, Any], folder: Path) -> None:
-    """Checks that a workdir belongs to one run: what changes its numbers by accident must stay.
-
-    Raises:
-      UserError: names the first field that differs from the config of the newest checkpoint.
-    """
+    """Checks that a workdir belongs to one run: what changes its numbers by accident must stay."""
     new = config_dict(config)
     for part in PARTS[config.train.kind]:
         before, now = old[part], new[part]
@@ -100,11 +93,7 @@ def _check_same_run(config: ConfigDict, old: dict[str, Any], folder: Path) -> No
 
 
 def _check_same_data(source: Source, meta: dict[str, Any], folder: Path) -> None:
-    """Checks that the images are those that the run began with.
-
-    Raises:
-      UserError: when they are others.
-    """
+    """Checks that the images are those that the run began with."""
     before = meta['data']['fingerprint']
     if before != source.fingerprint:
         raise UserError(

@@ -49,11 +49,11 @@ class Objective:
         draws = loss.draw(draw_keys, images.shape[1:])
         if self.strata:
             draws = draws._replace(u_time=schedule.stratify(draws.u_time, index, self.strata))
-        network = functools.partial(self._apply, params, dropout_keys)
-        return self.losses(network, images, labels, draws)
 
-    def _apply(self, params: Any, dropout_keys: Array, *inputs: Array) -> Array:
-        return self.network.apply({'params': params}, *inputs, dropout_keys)
+        def network(*inputs: Array) -> Array:
+            return self.network.apply({'params': params}, *inputs, dropout_keys)
+
+        return self.losses(network, images, labels, draws)
 
     def losses(
         self, network: Callable[..., Array], images: Array, labels: Array, draws: loss.Draws
