@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from cfg.modes.status import describe
+from cfg.modes.status import run as describe
 from cfg.report.results import Results
 from tests.command_line import ROOT, command
 from tests.forked import Run, finish, group, ok, wait_until

@@ -8,7 +8,7 @@ import signal
 import numpy as np
 import pytest
 
-from cfg.modes.status import describe
+from cfg.modes.status import run as describe
 from cfg.runs.checkpoints import Checkpoints
 from tests.forked import Run, finish, free_port, group, ok, wait_until
 

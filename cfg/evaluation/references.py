@@ -135,7 +135,7 @@ def measuring(
     stop: StopSignal,
     folder: str = 'measured',
 ) -> Iterator[Measurement]:
-    """Gives what `measure` gives; no other process has it until the block ends.
+    """Measures a stream, or reads what was measured of it before; no other process has it until the block ends.
 
     Args:
       folder: in the cache of the network.
@@ -174,15 +174,16 @@ def measuring(
 
 
 def measure(
-    stream: Stream, network: FeatureNetwork, *, is_split_size: int, save_seconds: float, stop: StopSignal
+    config: ConfigDict, stream: Stream, network: FeatureNetwork, stop: StopSignal, *, scored: bool = False
 ) -> Measurement:
     """Measures a stream, or reads what was measured of it before, from the cache of the network.
 
-    Raises:
-      UserError: when the cache cannot be written.
-      SystemExit: on a signal, after what is measured was saved.
+    Unless it is `scored`, that is moments and features alone, which are the same however samples are classified and
+    split. Errors are those of `measuring`.
     """
-    with measuring(stream, network, is_split_size=is_split_size, save_seconds=save_seconds, stop=stop) as measured:
+    network, size = (network, config.eval.is_split_size) if scored else (network.plain or network, SPLIT_SIZE)
+    save_seconds = config.eval.save_seconds
+    with measuring(stream, network, is_split_size=size, save_seconds=save_seconds, stop=stop) as measured:
         return measured
 
 
@@ -197,7 +198,7 @@ def open_reference(config: ConfigDict, network: FeatureNetwork, stop: StopSignal
     if config.eval.reference:
         return _reference_of_file(config, network, stop)
     source = open_source(config)
-    measured = measure_reference(config, stream_of_source(source, config.stats.num_images), network, stop)
+    measured = measure(config, stream_of_source(source, config.stats.num_images), network, stop)
     return Reference(
         name=f'{source.name} ({len(source)} real images)',
         sha256=source.fingerprint,
@@ -208,12 +209,6 @@ def open_reference(config: ConfigDict, network: FeatureNetwork, stop: StopSignal
         spatial=Gaussian.of(measured.spatial),
         features=measured.features if len(measured.features) else None,
     )
-
-
-def measure_reference(config: ConfigDict, stream: Stream, network: FeatureNetwork, stop: StopSignal) -> Measurement:
-    """Measures moments and features alone, which are the same however samples are classified and split."""
-    save_seconds = config.eval.save_seconds
-    return measure(stream, network.plain or network, is_split_size=SPLIT_SIZE, save_seconds=save_seconds, stop=stop)
 
 
 def _reference_of_file(config: ConfigDict, network: FeatureNetwork, stop: StopSignal) -> Reference:
@@ -228,7 +223,7 @@ def _reference_of_file(config: ConfigDict, network: FeatureNetwork, stop: StopSi
         (network.plain or network).check_images(images.image_shape, f'{what}={path}')
         if stored is None and images.count < 2:
             raise UserError(f'{what}={path} holds {images.count} image and no moments: give at least 2 images.')
-        measured = measure_reference(config, stream_of_file(images), network, stop)
+        measured = measure(config, stream_of_file(images), network, stop)
     if stored is None:
         pool, spatial = Gaussian.of(measured.moments), Gaussian.of(measured.spatial)
     else:
@@ -280,14 +275,8 @@ def floor(config: ConfigDict, source: Source, network: FeatureNetwork, stop: Sto
         return {}
     train = open_source(config, 'train')
     real = train if train.fingerprint != source.fingerprint else source
-    of_train = measure_reference(config, stream_of_source(real, config.stats.num_images), network, stop)
-    of_held_out = measure(
-        stream_of_source(held_out, config.stats.num_images),
-        network,
-        is_split_size=config.eval.is_split_size,
-        save_seconds=config.eval.save_seconds,
-        stop=stop,
-    )
+    of_train = measure(config, stream_of_source(real, config.stats.num_images), network, stop)
+    of_held_out = measure(config, stream_of_source(held_out, config.stats.num_images), network, stop, scored=True)
     score, _ = distances.inception_score(of_held_out.splits.sums)
     return {
         'floor': f'{describe_split(held_out)} against {describe_split(train)}',

@@ -17,8 +17,7 @@ from cfg.runtime.files import lock
 def run(config: ConfigDict, workdir: Path) -> None:
     """Runs the sweep of a config and compares its rows; prints the page to open.
 
-    Raises:
-        UserError: as those do. Rows that cannot be measured are named after the comparison of the others is written.
+    Rows that cannot be measured are named in a UserError after the comparison of the others is written.
     """
     others = tuple(config.report.workdirs)
     processes.on_first(lambda: check(workdir, others))
@@ -29,18 +28,16 @@ def run(config: ConfigDict, workdir: Path) -> None:
             note = f'{missing} rows of this sweep are not measured yet: run this again when its other jobs have ended.'
     except UserError as error:
         failure, note = error, str(error)
-    # The first process alone looks for rows, so that all take the same way.
-    processes.on_first(lambda: _show(workdir, others, note, failed=failure is not None))
+
+    def show() -> None:
+        """Writes the comparison while no other job of the sweep does; after a failure only if there are rows."""
+        if failure is None or Results(workdir).read():
+            with lock(workdir, 'compare', wait=True):
+                print(compare.write(check(workdir, others), note=note))
+
+    processes.on_first(show)  # which alone looks for rows, so that all take the same way
     if failure is not None:
         raise failure
-
-
-def _show(workdir: Path, others: Sequence[str], note: str, *, failed: bool) -> None:
-    """Writes the comparison while no other job of the sweep does; after a failure only if there are rows."""
-    if failed and not Results(workdir).read():
-        return
-    with lock(workdir, 'compare', wait=True):
-        print(compare.write(check(workdir, others), note=note))
 
 
 # What must be equal in the configs of repetitions: nothing of it is told by their rows.

@@ -24,10 +24,6 @@ def run(config: ConfigDict, workdir: Path | None) -> str:
     """Returns all metrics of the images of `config.eval.samples` against `config.eval.reference`, as a table.
 
     With a workdir the row is also written to `evaluate_npz/` there, see `cfg.report.results`.
-
-    Raises:
-      UserError: on input that does not fit, before anything is measured.
-      SystemExit: on SIGTERM or Ctrl-C; what is measured is saved.
     """
     options = config.eval
     for field in ('samples', 'reference'):

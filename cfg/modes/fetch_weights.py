@@ -9,9 +9,5 @@ from cfg.features.weights import fetch_weights
 
 
 def run(config: ConfigDict, workdir: None = None) -> Path:
-    """Downloads the weights into the cache folder; returns their path.
-
-    Raises:
-      UserError: when they cannot be fetched; it says which file to put where.
-    """
+    """Downloads the weights into the cache folder, or says which file to put where; returns their path."""
     return fetch_weights(default_cache(config.eval.cache_dir))

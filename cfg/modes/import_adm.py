@@ -24,17 +24,13 @@ def run(config: ConfigDict, workdir: Path) -> Path:
     """Converts `config.adm.checkpoint` for the architecture of the config, and writes it as step 0 of the workdir.
 
     The config in the checkpoint says with which p_uncond the network was trained: 0 for one with classes and no null
-    label, 1 for one without classes; sampling refuses the w that need what was not trained.
-
-    Returns:
-      The folder of the checkpoints.
-
-    Raises:
-      UserError: when the file cannot be read, is of another architecture, or the workdir already holds a run.
+    label, 1 for one without classes; sampling refuses the w that need what was not trained. Returns the folder of the
+    checkpoints.
     """
     if not config.adm.checkpoint:
         raise UserError('config.adm.checkpoint is missing: give the .pt file, --config.adm.checkpoint=FILE.')
-    if config.adm.kind == 'model' and config.model.label_in != 'everywhere':
+    of_model = config.adm.kind == 'model'
+    if of_model and config.model.label_in != 'everywhere':
         raise UserError(
             f"config.model.label_in={config.model.label_in!r} must be 'everywhere' with --mode=import_adm: ADM's "
             'networks are told the label in all blocks.'
@@ -47,7 +43,6 @@ def run(config: ConfigDict, workdir: Path) -> Path:
         state = read_state_dict(config.adm.checkpoint)
         meta: dict[str, Any] = {'kind': config.adm.kind, 'config': config_dict(config)}
         network = BUILDERS[config.adm.kind](config, spec)
-        of_model = config.adm.kind == 'model'
         order = of_model and config.adm.new_attention_order
         params = adm_params(state, network, spec.image_shape, new_attention_order=order)
         if of_model:

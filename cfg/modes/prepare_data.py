@@ -12,11 +12,7 @@ from cfg.runtime.errors import UserError
 
 
 def run(config: ConfigDict, workdir: None = None) -> str:
-    """Prepares the data set of a config, or checks it if it is prepared; returns what is there, for the user.
-
-    Raises:
-      UserError: when there is nothing to prepare, or the input does not fit.
-    """
+    """Prepares the data set of a config, or checks it if it is prepared; returns what is there, for the user."""
     data, options = config.data, config.prepare
     if not is_preparable(data.name):
         raise UserError(f'config.data.name={data.name!r} needs no preparation; tfds:NAME, folder:PATH and imagenet do.')

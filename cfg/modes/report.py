@@ -12,29 +12,21 @@ from cfg.settings.values import require
 
 
 def run(config: ConfigDict, workdir: Path) -> Path:
-    """Writes the report of a sweep, or Fig. 2 and the study beside it for a mixture; returns the file to open.
-
-    Raises:
-      UserError: when there is nothing to report yet.
-    """
+    """Writes the report of a sweep, or Fig. 2 and the study beside it for a mixture; returns the file to open."""
     if config.data.name == 'mixture':
         return _mixture(config, workdir)
     name, class_names = read_names(config, workdir)
-    require(
-        0 <= config.report.one_class < len(class_names),
-        'report.one_class',
-        config.report.one_class,
-        f'one of the classes 0 to {len(class_names) - 1}',
-    )
+    options, last = config.report, len(class_names) - 1
+    require(0 <= options.one_class <= last, 'report.one_class', options.one_class, f'one of the classes 0 to {last}')
     return sweep_report.write_report(
         workdir,
         class_names=class_names,
-        title=config.report.title or f'Classifier-free guidance on {name}',
-        grid_w=tuple(config.report.w),
-        grid_shape=tuple(config.report.grid_shape),
-        one_class=config.report.one_class,
-        paper=config.report.paper,
-        others=tuple(config.report.workdirs),
+        title=options.title or f'Classifier-free guidance on {name}',
+        grid_w=tuple(options.w),
+        grid_shape=tuple(options.grid_shape),
+        one_class=options.one_class,
+        paper=options.paper,
+        others=tuple(options.workdirs),
     )
 
 

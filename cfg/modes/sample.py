@@ -21,11 +21,7 @@ from cfg.settings.values import config_dict
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
-    """Draws samples of one checkpoint at each w of `config.sampling.w`: an npz for each, and one PNG of all.
-
-    Raises:
-      UserError: on input that does not fit, before any sample is drawn.
-    """
+    """Draws samples of one checkpoint at each w of `config.sampling.w`: an npz for each, and one PNG of all."""
     options, sampler = config.sampling, read_sampler(config)
     model = TrainedRun.of_config(config, workdir, options.step)
     classes = _classes(options.labels, model.spec)

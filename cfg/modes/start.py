@@ -22,13 +22,9 @@ def prepared(mode: str, *, workdir: str, several: bool, memory: str) -> Iterator
     """Gives a mode its checked config and its workdir; its processes are joined and watched while it runs.
 
     Args:
-      mode: its name.
       workdir: 'none', 'optional', 'existing', or 'made' if it is missing.
       several: whether it may run as several processes.
       memory: what takes less memory, in words.
-
-    Raises:
-      UserError: on input that does not fit.
     """
     processes.check_flags(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     config = command_line.read_config()
@@ -53,11 +49,7 @@ def prepared(mode: str, *, workdir: str, several: bool, memory: str) -> Iterator
 
 @contextlib.contextmanager
 def joined(
-    config: ConfigDict,
-    workdir: Path,
-    what: str,
-    *,
-    status_of: Callable[[BaseException], int | None],
+    config: ConfigDict, workdir: Path, what: str, *, status_of: Callable[[BaseException], int | None]
 ) -> Iterator[Watch]:
     """Joins the processes of a run; while entered, all of them end when one fails, dies or hangs.
 

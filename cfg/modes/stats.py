@@ -6,12 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from cfg.evaluation import npz
-from cfg.evaluation.references import (
-    chosen,
-    images_of,
-    measure_reference,
-    stream_of_source,
-)
+from cfg.evaluation.references import chosen, images_of, measure, stream_of_source
 from cfg.features import opening
 from cfg.features.network import default_cache
 from cfg.runtime.errors import UserError
@@ -25,12 +20,7 @@ log = logging.getLogger('cfg')
 def run(config: ConfigDict, workdir: None = None) -> Path:
     """Writes moments of the images of `config.data.split`, and some of these images, as an npz in ADM's layout.
 
-    Returns:
-      its path, `config.stats.path` or one in the cache folder.
-
-    Raises:
-      UserError: on input that does not fit, before anything is measured.
-      SystemExit: on SIGTERM or Ctrl-C; what is measured is saved.
+    Returns its path, `config.stats.path` or one in the cache folder.
     """
     cache = default_cache(config.eval.cache_dir)
     if config.stats.path:
@@ -43,7 +33,7 @@ def run(config: ConfigDict, workdir: None = None) -> Path:
     name = f'{data}_{source.fingerprint[:8]}_{network.sha256[:8]}.npz'
     path = Path(config.stats.path or cache / name)
     with StopSignal() as stop:
-        measured = measure_reference(config, stream_of_source(source, config.stats.num_images), network, stop)
+        measured = measure(config, stream_of_source(source, config.stats.num_images), network, stop)
     indices = chosen(len(source), config.stats.num_images)
     npz.write_reference(
         path,

@@ -26,34 +26,16 @@ from cfg.runtime.progress import format_seconds
 
 # Of the last line of the metrics.
 SHOWN = (
-    'loss',
-    'accuracy',
-    'held_out_accuracy',
-    'grad_norm',
-    'steps_per_second',
-    'images_per_second',
-    'data_wait_share',
-    'skipped_steps',
+    *('loss', 'accuracy', 'held_out_accuracy', 'grad_norm'),
+    *('steps_per_second', 'images_per_second', 'data_wait_share', 'skipped_steps'),
 )
 
 
 def run(workdir: str | None) -> str:
-    """Tells where a run stands.
-
-    Raises:
-      UserError: when the workdir is missing or holds no run.
-    """
+    """Returns where a run stands, one fact a line, 'name: value'; equal parameters have equal digests."""
     if workdir is None:
         raise UserError('--workdir is missing: give the folder of the run.')
-    return describe(check_workdir(workdir, create=False, write=False))
-
-
-def describe(workdir: Path) -> str:
-    """Returns one fact a line, 'name: value'; equal parameters have equal digests.
-
-    Raises:
-      UserError: when the workdir holds no run.
-    """
+    workdir = check_workdir(workdir, create=False, write=False)
     found = beats.read_all(workdir)
     if not (workdir / CHECKPOINTS).is_dir() and not found:
         raise UserError(f'{workdir} holds no run: start one with --mode=train.')

@@ -7,6 +7,7 @@ when it is whole, and what is read is held to the digests, so that a damaged fil
 Every process that opens them does so for itself: one process writes, and any may read.
 """
 
+import itertools
 import logging
 import shutil
 import time
@@ -45,11 +46,9 @@ def digests(trees: dict[str, Any]) -> dict[str, str]:
 
 
 def check_shapes(folder: Path, meta: dict[str, Any], like: Any) -> None:
-    """Checks that the parameters of a checkpoint have the names and shapes of a tree; reads none.
+    """Checks by its meta that the parameters of a checkpoint have the names and shapes of a tree; reads none.
 
     Args:
-      folder: of the checkpoint.
-      meta: what it says of itself.
       like: arrays, or their shapes and types.
 
     Raises:
@@ -92,11 +91,7 @@ class Checkpoints:
                 primary_host=process, active_processes={process}, barrier_sync_key_prefix=f'process{process}'
             ),
         )
-        self._manager = ocp.CheckpointManager(
-            self.folder,
-            options=options,
-            item_names=('params', 'ema_params', 'opt_state', 'meta'),
-        )
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=(*STATE_ITEMS, 'meta'))
 
     def __enter__(self):
         return self
@@ -118,43 +113,27 @@ class Checkpoints:
         Raises:
           UserError: when this one or an earlier one cannot be written.
         """
-        trees = {name: getattr(state, name) for name in STATE_ITEMS}
-        meta = meta | {'shapes': shapes_of(state.params), 'sha256': digests(trees)}
-        with self._writing():
-            self._manager.save(
-                int(state.step),
-                args=ocp.args.Composite(
-                    meta=ocp.args.JsonSave(sealed(meta)),
-                    **{name: ocp.args.StandardSave(tree) for name, tree in trees.items()},
-                ),
-                force=True,
-            )
+        self._save(int(state.step), {name: getattr(state, name) for name in STATE_ITEMS}, meta)
 
     def save_imported(self, params: Any, *, meta: dict[str, Any]) -> None:
         """Writes parameters from elsewhere as the averaged ones of step 0: they can be sampled, not trained on."""
-        meta = meta | {'shapes': shapes_of(params), 'sha256': digests({'ema_params': params}), 'imported': True}
-        with self._writing():
-            self._manager.save(
-                0,
-                args=ocp.args.Composite(ema_params=ocp.args.StandardSave(params), meta=ocp.args.JsonSave(sealed(meta))),
-            )
+        self._save(0, {'ema_params': params}, meta | {'imported': True})
         self.wait()
 
-    def wait(self) -> None:
-        """Waits until everything is on disk.
+    def _save(self, step: int, trees: dict[str, Any], meta: dict[str, Any]) -> None:
+        meta = meta | {'shapes': shapes_of(trees['ema_params']), 'sha256': digests(trees)}
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        with self._writing():
+            args = ocp.args.Composite(meta=ocp.args.JsonSave(sealed(meta)), **items)
+            self._manager.save(step, args=args, force=True)
 
-        Raises:
-          UserError: when something cannot be written.
-        """
+    def wait(self) -> None:
+        """Waits until everything is on disk; a UserError says what cannot be written."""
         with self._writing():
             self._manager.wait_until_finished()
 
     def check(self) -> None:
-        """Checks that all that was written by now could be.
-
-        Raises:
-          UserError: when not.
-        """
+        """Raises a UserError unless all that was written by now could be."""
         with self._writing():
             self._manager.check_for_errors()
 
@@ -214,12 +193,10 @@ class Checkpoints:
         return None
 
     def _set_aside(self, step: int) -> Path:
-        aside = self.folder.with_name(DAMAGED) / str(step)
-        number = 1
-        while aside.exists():
-            number += 1
-            aside = aside.with_name(f'{step}.{number}')
-        aside.parent.mkdir(exist_ok=True)
+        folder = self.folder.with_name(DAMAGED)
+        folder.mkdir(exist_ok=True)
+        names = itertools.chain([str(step)], (f'{step}.{number}' for number in itertools.count(2)))
+        aside = next(path for path in map(folder.joinpath, names) if not path.exists())
         (self.folder / str(step)).rename(aside)
         self._manager.reload()
         return aside
@@ -228,7 +205,6 @@ class Checkpoints:
         """Reads the whole state at `step`.
 
         Args:
-          step: one of `steps()`.
           like: a state of the same structure, shapes and types.
           meta: what `meta(step)` gave; saves reading it again.
 

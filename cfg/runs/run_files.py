@@ -1,5 +1,6 @@
 """Reads what a workdir's files tell of its run. It needs neither JAX nor orbax nor TensorFlow."""
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -79,15 +80,10 @@ def unreadable(folder: Path, error: Exception) -> UserError:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Returns the whole lines of the metrics, a dict each, in order; [] if the file is missing."""
-    if not path.exists():
-        return []
-    parsed = [_parse(line) for line in path.read_text().splitlines()]
-    return [line for line in parsed if line is not None]
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        values = json.loads(line)
-    except json.JSONDecodeError:  # cut off when the process was killed
-        return None
-    return values if isinstance(values, dict) and 'step' in values else None
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):  # cut off when the process was killed
+            values = json.loads(line)
+            if isinstance(values, dict) and 'step' in values:
+                found.append(values)
+    return found

@@ -35,32 +35,21 @@ MADE = (('data', 'image_size'), ('data', 'crop'))
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """The network of a workdir with the parameters of one of its checkpoints, which stay on disk until they are read.
+    """The network of a workdir with the parameters of one of its checkpoints, which stay on disk until `params`."""
 
-    Attributes:
-      workdir: where the checkpoints are.
-      step: of the checkpoint.
-      ema: whether its parameters are the averaged ones; imported networks that run beside another have no others.
-      meta: what the checkpoint says of itself, see `cfg.runs.checkpoints`.
-      spec: the images and classes that it was trained on.
-      network: a model, or a classifier of noisy images.
-      name: what the user calls it.
-    """
-
-    workdir: Path
-    step: int
-    ema: bool
-    meta: dict[str, Any]
-    spec: DataSpec
-    network: UNet | EncoderUNet
-    name: str
+    workdir: Path  # where the checkpoints are
+    step: int  # of the checkpoint
+    ema: bool  # whether its parameters are the averaged ones; imported networks beside another have no others
+    meta: dict[str, Any]  # what the checkpoint says of itself, see `cfg.runs.checkpoints`
+    spec: DataSpec  # the images and classes that it was trained on
+    network: UNet | EncoderUNet  # a model, or a classifier of noisy images
+    name: str  # what the user calls it
 
     @classmethod
     def of_config(cls, config: ConfigDict, workdir: Path, step: int = -1, *, ema: bool | None = None) -> 'TrainedRun':
-        """Opens the model of a config in a workdir; reads no parameters.
+        """Opens the model of a config in a workdir, at a step or the newest (-1); reads no parameters.
 
         Args:
-          step: of the checkpoint; -1 for the newest.
           ema: whether to use the averaged parameters; None for what `config.sampling.ema` says.
 
         Raises:
@@ -71,9 +60,9 @@ class TrainedRun:
         _check_same_model(config_dict(config), meta, step)
         folder, spec = (workdir / CHECKPOINTS / str(step)).absolute(), _spec(meta)
         ema = config.sampling.ema if ema is None else ema
-        if meta.get('imported') and not ema:
-            raise UserError(f'{folder} was imported and has one set of parameters: use config.sampling.ema=True.')
         run = cls(workdir, step, ema, meta, spec, build_network(config, spec), f'The checkpoint of step {step}')
+        if run.imported and not ema:
+            raise UserError(f'{folder} was imported and has one set of parameters: use config.sampling.ema=True.')
         check_shapes(folder, meta, abstract_params(run.network, spec))
         run.check_levels(config)
         return run

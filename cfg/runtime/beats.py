@@ -18,38 +18,24 @@ SILENCE = 60.0  # seconds without a beat, after which a process that cannot be l
 
 @dataclass
 class Beat:
-    """A beat is what a process writes into its file every few seconds.
+    """A beat is what a process writes into its file every few seconds."""
 
-    Attributes:
-      what: the mode, and the part of the work.
-      process, processes: the number of the process, and of all.
-      host, pid: where it runs.
-      born: tells it from later processes of the same pid, see `birth`; '' where the system does not tell.
-      run: the name of the run that it joined; None before.
-      state: 'starting', 'running', 'finished', 'stopped' or 'failed'.
-      status, reason: its exit status, and why.
-      for_all: whether the reason is about another process, so that every process ends with it.
-      started, time: of the process and of this beat, in seconds since 1970.
-      beats, moves: how many were written, and how often the work got on.
-      work: the last `progress.Standing`, as a dict.
-    """
-
-    what: str
-    process: int
-    processes: int
+    what: str  # the mode, and the part of the work
+    process: int  # its number
+    processes: int  # how many there are
     host: str = '?'
     pid: int = -1
-    born: str = ''
-    run: str | None = None
-    state: str = 'starting'
-    status: int = 0
-    reason: str | None = None
-    for_all: bool = False
-    started: float = 0.0
+    born: str = ''  # tells it from later processes of the same pid, see `birth`; '' where the system does not tell
+    run: str | None = None  # the name of the run that it joined; None before
+    state: str = 'starting'  # then 'running'; at the end 'finished', 'stopped' or 'failed'
+    status: int = 0  # its exit status
+    reason: str | None = None  # why it ended
+    for_all: bool = False  # whether the reason is about another process, so that every process ends with it
+    started: float = 0.0  # seconds since 1970, as of this beat, `time`
     time: float = 0.0
-    beats: int = -1
-    moves: int = 0
-    work: dict[str, Any] | None = None
+    beats: int = -1  # how many were written
+    moves: int = 0  # how often the work got on
+    work: dict[str, Any] | None = None  # the last `progress.Standing`, as a dict
 
     @classmethod
     def of_this_process(cls, what: str, process: int, processes: int) -> 'Beat':
@@ -74,11 +60,7 @@ class Beat:
         return f'{work["what"]} {work["done"]}/{work["total"]} {work["unit"]}s' if work else 'at the start'
 
     def write(self, workdir: Path) -> None:
-        """Replaces the file of this process.
-
-        Raises:
-          OSError: when it cannot be written.
-        """
+        """Replaces the file of this process."""
         path = path_of(workdir, self.what, self.process)
         write_whole(path, json.dumps(dataclasses.asdict(self)).encode(), sync=False)
 

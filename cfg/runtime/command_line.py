@@ -75,11 +75,8 @@ def run(main: Callable[[], None], *, memory: Callable[[], str], stopped: str = '
 def exit_status(error: BaseException, *, memory: str, stopped: str = 'Stopped.') -> int | None:
     """Prints what the user can mend, and gives the exit status; None if it is a fault of the program.
 
-    Folders that the command made and put nothing into are removed: what is refused leaves nothing behind.
-
-    Args:
-      error: what ended the command.
-      memory, stopped: see `run`.
+    Folders that the command made and put nothing into are removed: what is refused leaves nothing behind. For `memory`
+    and `stopped` see `run`.
     """
     if isinstance(error, KeyboardInterrupt):
         print(f'\n{stopped}', file=sys.stderr)

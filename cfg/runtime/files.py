@@ -26,11 +26,7 @@ def is_remote(path: epath.PathLike) -> bool:
 
 @contextlib.contextmanager
 def reaching(path: epath.PathLike) -> Iterator[None]:
-    """Turns what a bucket's client raises into a sentence.
-
-    Raises:
-      UserError: when it cannot be reached.
-    """
+    """Turns what a bucket's client raises into the sentence of a UserError."""
     try:
         yield
     except (UserError, MemoryError):
@@ -51,11 +47,7 @@ _made: list[Path] = []  # folders that this process made
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder, and those above it, unless they are there.
-
-    Raises:
-      OSError: when it cannot be made.
-    """
+    """Makes a folder, and those above it, unless they are there."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     _made.extend(reversed(missing))
@@ -216,21 +208,16 @@ def resident_bytes() -> int:
 
 
 def check_workdir(workdir: str | Path, *, create: bool, write: bool) -> Path:
-    """Returns the workdir as a path.
-
-    Args:
-      create: whether it is made if it is missing.
-      write: whether it must be possible to write in it.
+    """Returns the workdir as a path, made if it is missing and `create` says so.
 
     Raises:
-      UserError: when it does not exist or cannot be written.
+      UserError: when it does not exist, or cannot be written although `write` says that it must.
     """
-    if '://' in str(workdir):
+    if is_remote(workdir):
         raise UserError(f'--workdir={workdir} is not a local folder: give a path on this machine.')
     path = Path(workdir)
     if not create and not path.is_dir():
         raise UserError(f'--workdir={path} does not exist: give the workdir of a run.')
-    if not write:
-        return path
-    check_writable(path, f'--workdir={path}')
+    if write:
+        check_writable(path, f'--workdir={path}')
     return path

@@ -44,7 +44,6 @@ def pmap(
       broadcast: positions of arguments that every device gets whole.
       num_args: how many positional arguments `fn` takes.
       donate: positions of arguments whose buffers the result may reuse.
-      devices: the devices to use; all local ones by default.
     """
     in_axes = tuple(None if i in broadcast else 0 for i in range(num_args))
     devices = jax.local_devices() if devices is None else list(devices)
@@ -102,16 +101,12 @@ def unreplicate(tree: Any) -> Any:
 
 
 def per_device(batch_size: int, what: str, devices: Devices = None) -> int:
-    """Returns the share of one of `devices` in a batch over all of them.
-
-    Raises:
-      UserError: when the batch does not divide over them.
-    """
+    """Returns the share of one of `devices` in a batch over all of them; see `share`."""
     return share(batch_size, len(jax.local_devices() if devices is None else devices), what)
 
 
 def share(batch_size: int, count: int, what: str) -> int:
-    """Returns the share of one of `count` devices.
+    """Returns the share of one of `count` devices in the batch of a config's field.
 
     Raises:
       UserError: when the batch does not divide over the devices.
@@ -140,14 +135,9 @@ class Prefetched:
 
     When no more can be read, those that were are still given; `failed` tells of it `ahead` batches before.
 
-    Args:
-      batches: of this process.
-      devices: where to.
-      ahead: how many.
-
     Attributes:
-      failed: what `batches` raised; None so far.
-      waited: seconds spent on waiting for `batches`.
+      failed: what reading raised; None so far.
+      waited: seconds spent on waiting for batches.
     """
 
     def __init__(self, batches: Iterable[Any], devices: Devices = None, *, ahead: int = 2):
@@ -162,12 +152,7 @@ class Prefetched:
         return self
 
     def __next__(self) -> Any:
-        """Returns the next batch.
-
-        Raises:
-          StopIteration: at the end.
-          Exception: what reading raised, when nothing is left of what was read before.
-        """
+        """Returns the next batch; raises what reading raised when nothing is left of what was read before."""
         while not self._ended and len(self._queue) <= self._ahead:
             begin = time.monotonic()
             try:

@@ -1,7 +1,8 @@
 """Several processes: how they find each other and agree. One process is the simplest case of everything here.
 
 Only the training step computes across processes (`cfg/runtime/parallel.py`). All else runs on each process alone, and
-what they must agree on goes through the few functions below, which every process calls in the same order.
+what they must agree on goes through the few functions below, which every process calls in the same order. A UserError
+or SystemExit in what `on_first`, `on_each`, `in_turn` or `held_by_first` runs on any process is raised on every one.
 """
 
 import contextlib
@@ -74,9 +75,6 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
     process whatever they say.
 
     Args:
-      coordinator: 'host:port' of process 0.
-      num_processes: how many there are.
-      process_id: which one this is.
       timeout: seconds; JAX ends the process if the others have not come by then.
 
     Returns:
@@ -89,9 +87,8 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
         try:
             jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=int(timeout))
         except (ValueError, RuntimeError) as error:
-            if num_processes is None and 'coordinator_address should be defined' in str(error):
-                pass  # none of the launchers is there
-            else:
+            # With no flags it may be that none of the launchers is there.
+            if num_processes is not None or 'coordinator_address should be defined' not in str(error):
                 reason = ' '.join(str(error).split())[:300]
                 raise UserError(
                     f'JAX cannot join the processes of this run ({reason}): give --coordinator, --num_processes and '
@@ -149,39 +146,22 @@ def from_first(value: Any) -> Any:
 
 
 def on_first(fn: Callable[[], T]) -> T | None:
-    """Runs `fn` on the first process while the others wait; its result there, None elsewhere.
-
-    Raises:
-      UserError: on every process, if it does so on the first.
-      SystemExit: likewise.
-    """
+    """Runs `fn` on the first process while the others wait; its result there, None elsewhere."""
     result, ending = _try(fn) if is_first() else (None, None)
     _raise(from_first(ending))
     return result
 
 
 def on_each(fn: Callable[[], T]) -> T:
-    """Runs `fn` on every process; each gets its own result.
-
-    Raises:
-      UserError: on every process, if it does so on any; it names the first such process if they are several.
-      SystemExit: likewise.
-    """
+    """Runs `fn` on every process; each gets its own result. An error names its process if they are several."""
     result, ending = _try(fn)
     for process, each in enumerate(_of_each(ending)):
-        if each is not None and count() > 1 and 'error' in each and each != ending:
-            each['error'] = f'Process {process}: {each["error"]}'
-        _raise(each)
+        _raise(f'Process {process}: {each}' if isinstance(each, str) and each != ending else each)
     return result
 
 
 def in_turn(fn: Callable[[], T]) -> T:
-    """Runs `fn` on the first process, then on all others: what the first one finds missing, it makes for all.
-
-    Raises:
-      UserError: on every process, if it does so on any.
-      SystemExit: likewise.
-    """
+    """Runs `fn` on the first process, then on all others: what the first one finds missing, it makes for all."""
     if count() == 1:
         return fn()
     result = on_first(fn)
@@ -190,7 +170,7 @@ def in_turn(fn: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def held_by_first(open_it: Callable[[], AbstractContextManager[T]]) -> Iterator[T | None]:
-    """Enters what `open_it` gives on the first process; None on the others. Errors in entering are everybody's."""
+    """Enters what `open_it` gives on the first process; None on the others."""
     with contextlib.ExitStack() as stack:
         yield on_first(lambda: stack.enter_context(open_it()))
 
@@ -198,29 +178,25 @@ def held_by_first(open_it: Callable[[], AbstractContextManager[T]]) -> Iterator[
 def told_to_stop(step: int) -> bool:
     """Tells whether JAX's preemption service has picked this step for all processes to save and stop at.
 
-    It catches a SIGTERM of any process, unless a handler of ours is in its place (`cfg/runtime/stopping.py`).
-
-    Args:
-      step: every process asks at each step from the same one on.
+    It catches a SIGTERM of any process, unless a handler of ours is in its place (`cfg/runtime/stopping.py`). Every
+    process asks at each step from the same one on.
     """
     return jax.distributed.is_initialized() and multihost_utils.reached_preemption_sync_point(step)
 
 
-def _try(fn: Callable[[], T]) -> tuple[T | None, dict[str, Any] | None]:
+def _try(fn: Callable[[], T]) -> tuple[T | None, str | int | None]:
+    """Returns the result of `fn`, and the sentence or the exit status with which it ended."""
     try:
         return fn(), None
     except UserError as error:
-        return None, {'error': str(error)}
+        return None, str(error)
     except SystemExit as stop:
-        return None, {'exit': stop.code if isinstance(stop.code, int) else 1}
+        return None, stop.code if isinstance(stop.code, int) else 1
 
 
-def _raise(ending: dict[str, Any] | None) -> None:
-    if ending is None:
-        return
-    if 'exit' in ending:
-        raise SystemExit(ending['exit'])
-    raise UserError(ending['error'])
+def _raise(ending: str | int | None) -> None:
+    if ending is not None:
+        raise UserError(ending) if isinstance(ending, str) else SystemExit(ending)
 
 
 def _of_each(value: Any) -> list[Any]:

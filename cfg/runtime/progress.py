@@ -8,20 +8,13 @@ from typing import NamedTuple, TextIO
 
 
 class Standing(NamedTuple):
-    """A standing says how far a piece of work is.
+    """A standing says how far a piece of work is."""
 
-    Attributes:
-      what: is going on, 'train', say.
-      done, total: units of it.
-      unit: one of them.
-      rate: units a second; None before it is known.
-    """
-
-    what: str
-    done: int
+    what: str  # is going on, 'train', say
+    done: int  # units of it
     total: int
-    unit: str
-    rate: float | None
+    unit: str  # one of them
+    rate: float | None  # units a second; None before it is known
 
 
 _listeners: list[Callable[[Standing], None]] = []
@@ -81,11 +74,8 @@ class Progress:
     """Counts work done and prints its rate and the time left.
 
     Args:
-      what: what is going on, e.g. 'train'.
-      total: units of work in all.
+      what, total, unit: see `Standing`.
       start: units done before.
-      unit: one unit, for the rate.
-      stream: where to print.
       interval: seconds between lines when `stream` is not a terminal.
     """
 
@@ -138,8 +128,6 @@ class Progress:
             text += f', took {format_seconds(now - self._begin)}'
         if note:
             text += f' ({note})'
-        if self._terminal:
-            self._stream.write('\r\x1b[K' + text + ('\n' if finished else ''))
-        else:
-            self._stream.write(text + '\n')
+        begin, end = ('\r\x1b[K', '\n' * finished) if self._terminal else ('', '\n')
+        self._stream.write(f'{begin}{text}{end}')
         self._stream.flush()

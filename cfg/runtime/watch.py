@@ -29,19 +29,12 @@ STATUS_START_AGAIN = 75
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Limits say how long a watch waits, in seconds.
+    """Limits say how long a watch waits, in seconds."""
 
-    Attributes:
-      start: for all processes to start.
-      hang: without any progress of any process, after which the run counts as hung.
-      interval: between two beats.
-      silence: without a beat of a process on another host, after which it counts as dead.
-    """
-
-    start: float
-    hang: float
-    interval: float = 2.0
-    silence: float = beats.SILENCE
+    start: float  # for all processes to start
+    hang: float  # without any progress of any process, after which the run counts as hung
+    interval: float = 2.0  # between two beats
+    silence: float = beats.SILENCE  # without a beat of a process on another host, after which it counts as dead
 
 
 class Watch:
@@ -68,7 +61,7 @@ class Watch:
     ):
         self._workdir, self._limits, self._status_of = workdir, limits, status_of
         self._index, self._count = place
-        self._leave = _exit_now if leave is None else leave
+        self._leave = leave or _exit_now
         self._own = Beat.of_this_process(what, self._index or 0, self._count or 1)
         self._lock, self._writing, self._done = threading.Lock(), threading.Lock(), threading.Event()
         self._seen: dict[int, tuple[int, int, float]] = {}

@@ -21,18 +21,12 @@ Array = jax.Array
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """An objective is what a step minimises on a batch.
-
-    Attributes:
-      network: that is trained.
-      logsnr_min, logsnr_max: the levels that it is trained on.
-      strata: into how many equal parts the times of a global batch are stratified; 0 for none.
-    """
+    """An objective is what a step minimises on a batch."""
 
     network: nn.Module
-    logsnr_min: float
+    logsnr_min: float  # the levels that it is trained on
     logsnr_max: float
-    strata: int = 0
+    strata: int = 0  # into how many equal parts the times of a global batch are stratified; 0 for none
 
     def __call__(
         self, params: Any, images: Array, labels: Array, keys: Array, index: Array

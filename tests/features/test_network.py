@@ -12,7 +12,7 @@ import pytest
 
 from cfg.data.digits import digits
 from cfg.data.source import ArraySource
-from cfg.evaluation.references import BATCH, chosen, measure, stream_of_source
+from cfg.evaluation.references import BATCH, chosen, measuring, stream_of_source
 from cfg.features import small_classifier
 from cfg.features.network import INCEPTION, INCEPTION_IMAGES, Features, check_images, default_cache
 from cfg.features.opening import open_features
@@ -44,7 +44,8 @@ def network_fixture(cache):
 
 def measured(network, source, num_images=10_000):
     stream = stream_of_source(source, num_images)
-    return measure(stream, network, is_split_size=60, save_seconds=0, stop=StopSignal())
+    with measuring(stream, network, is_split_size=60, save_seconds=0, stop=StopSignal()) as measured:
+        return measured
 
 
 def test_the_classifier_knows_digits_that_it_was_not_trained_on(network):

@@ -8,7 +8,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from cfg.modes.status import describe
+from cfg.modes.status import run as describe
 from cfg.runs.checkpoints import Checkpoints
 from cfg.runs.run_files import DamagedError, checkpoint_meta, checkpoint_steps
 from cfg.runs.state import TrainState

@@ -16,7 +16,7 @@ from cfg.evaluation import sweep
 from cfg.features import opening
 from cfg.features.network import FeatureNetwork, Features
 from cfg.modes import describe, sample
-from cfg.modes.status import describe as status_of
+from cfg.modes.status import run as status_of
 from cfg.runs import state
 from cfg.runs.checkpoints import Checkpoints
 from cfg.runs.trained import TrainedRun

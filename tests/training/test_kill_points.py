@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from cfg.modes.status import describe
+from cfg.modes.status import run as describe
 from cfg.runs.run_files import read_metrics
 from cfg.training import loop
 from tests.kill_points import KillPoints, parts_of_files

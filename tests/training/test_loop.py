@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cfg.data.digits import digits
-from cfg.modes.status import describe
+from cfg.modes.status import run as describe
 from cfg.runs import state
 from cfg.runs.checkpoints import Checkpoints, check_shapes
 from cfg.runs.run_files import checkpoint_meta, find_step, read_metrics
