@@ -28,7 +28,6 @@ class Measurement:
 
     Args:
       folder: of this stream and no other; made if it is missing.
-      network: gives the features.
       is_split_size: samples a split of the inception score.
       image_shape: (H, W, C).
       save_seconds: between two savings; what came since the last one is lost with the process.

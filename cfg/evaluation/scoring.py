@@ -22,12 +22,9 @@ LIBRARIES = ('jax', 'jaxlib', 'flax', 'numpy')  # that a number may depend on
 
 
 def score(measured: Measurement, reference: Reference, options: ConfigDict) -> Scores:
-    """Computes the scores of samples; None for what cannot be measured.
+    """Computes the scores of samples, of which all features were kept; None for what cannot be measured.
 
-    Args:
-      measured: of the samples, with the features of all of them.
-      reference: of the same features.
-      options: `config.eval`.
+    Here and below `options` is `config.eval`.
     """
     pool, spatial = measured.moments, measured.spatial
     score, spread = distances.inception_score(measured.splits.sums)
@@ -54,7 +51,7 @@ def score(measured: Measurement, reference: Reference, options: ConfigDict) -> S
 
 
 def method(options: ConfigDict, network: FeatureNetwork, reference: Reference, *, num_samples: int) -> Method:
-    """Returns what a row says of how it was scored; `options` is `config.eval`."""
+    """Returns what a row says of how it was scored."""
     names = ('is_split_size', 'neighbours_dtype', 'kid_subsets', 'kid_subset_size')
     return Method(
         num_samples=num_samples,

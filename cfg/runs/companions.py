@@ -28,11 +28,7 @@ def make_generator(config: ConfigDict, networks: Networks, sampler: Sampler) -> 
 
 
 def on_devices(networks: Networks) -> dict[str, Any]:
-    """Reads the parameters of networks onto all devices.
-
-    Raises:
-      UserError: when a checkpoint is damaged or gone.
-    """
+    """Reads the parameters of networks onto all devices; see `TrainedRun.params`."""
     return parallel.replicate({name: run.params() for name, run in networks.items()})
 
 
@@ -78,7 +74,6 @@ def check_guidable(ws: Sequence[float], p_uncond: float, rule: Rule, companions:
 
     Args:
       p_uncond: with which the model was trained: 0 leaves its null label without meaning, and 1 its classes.
-      companions: of the rule.
 
     Raises:
       UserError: when one of them was not.

@@ -31,11 +31,7 @@ class Samples(NamedTuple):
 
 
 def binder(network: UNet, prediction: str) -> Callable[[Any], Denoiser]:
-    """Returns params -> the network with these parameters, as guidance sees it.
-
-    Args:
-      prediction: what the network predicts: eps, x or v.
-    """
+    """Returns params -> the network with these parameters, as guidance sees it; it predicts eps, x or v."""
 
     def bind(params):
         apply = functools.partial(network.apply, {'params': params})
@@ -55,11 +51,9 @@ class Generator:
 
     Args:
       networks: {field of `Models`: parameters -> what the field holds}, those that the rule needs.
-      sampler: how samples are drawn.
       image_shape: (H, W, C).
       rounding: to whole grey levels, see `cfg.data.images.to_uint8`.
       batch_size: samples at a time over all devices.
-      devices: all local ones by default.
       shared: every process draws its share of each batch, and all hold the whole of it; then every process must
         call in the same way.
     """
@@ -111,7 +105,6 @@ class Generator:
           params: those of each network, by its name in `networks`, replicated over the devices.
           labels: int32 [n], one a sample.
           w: one number for all, or float [n].
-          seed: of the noise.
           start: index of the first sample; the ones before it are not drawn.
 
         Raises:
@@ -143,9 +136,7 @@ class Generator:
 def draw_labels(kind: str, *, num_samples: int, num_classes: int, seed: int) -> np.ndarray:
     """Draws the labels of a set of samples, int32 [num_samples].
 
-    Args:
-      kind: 'balanced' repeats 0, 1, ..., num_classes - 1; 'random' draws each uniformly.
-      seed: of the random draw.
+    'balanced' repeats 0, 1, ..., num_classes - 1; 'random' draws each uniformly.
     """
     if kind == 'balanced':
         return (np.arange(num_samples) % num_classes).astype(np.int32)

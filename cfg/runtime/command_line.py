@@ -50,7 +50,6 @@ def run(main: Callable[[], None], *, memory: Callable[[], str], stopped: str = '
     """Parses the flags and runs a command; what the user can mend is one line on stderr and exit status 2.
 
     Args:
-      main: the command.
       memory: what to change when memory runs out, in words; see `cfg.runtime.errors.out_of_memory`.
       stopped: what Ctrl-C answers.
     """

@@ -8,10 +8,9 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):
-    """Says what is wrong in the input that the user can mend.
+    """Says what is wrong in the input that the user can mend, in one sentence that names it and the remedy.
 
-    The message is one sentence that names what is wrong and the remedy; `main.py` prints it without
-    a traceback and exits with status 2.
+    `main.py` prints it without a traceback and exits with status 2.
     """
 
 
@@ -28,13 +27,8 @@ def reason_of_write(error: Exception) -> str:
 
 
 def out_of_memory(error: Exception, remedy: str) -> str | None:
-    """Tells what to change when a device or the host ran out of memory; None for any other error.
-
-    Args:
-      error: as it came; XLA's begins with RESOURCE_EXHAUSTED.
-      remedy: what takes less memory, in words.
-    """
-    if not isinstance(error, MemoryError) and 'RESOURCE_EXHAUSTED' not in str(error):
+    """Tells what to change (`remedy`) when a device or the host ran out of memory; None for any other error."""
+    if not isinstance(error, MemoryError) and 'RESOURCE_EXHAUSTED' not in str(error):  # which XLA's begins with
         return None
     where = 'The host' if isinstance(error, MemoryError) else 'The device'
     return f'{where} ran out of memory: {remedy}; what is finished is kept.'

@@ -147,8 +147,7 @@ def lock(
 
     Args:
       workdir: the folder; one in a bucket has no locks.
-      what: the mode.
-      part: of what it does there, where several may run beside each other.
+      part: of what the mode does there, where several may run beside each other.
       wait: until another process lets go, instead of refusing.
       waiting: is called every second meanwhile, and may raise.
 

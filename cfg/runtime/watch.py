@@ -44,7 +44,6 @@ class Watch:
       workdir: that all processes see.
       what: the mode, and the part of the work; no other run in this workdir has the same.
       place: the number of this process, and of all; None while only JAX will know.
-      limits: how long to wait for what.
       status_of: prints what went wrong for the user and gives the exit status; None if it is not for the user.
       leave: ends the process.
     """

@@ -17,10 +17,10 @@ from cfg.runtime.files import write_whole
 class Logs:
     """Writes scalars and images of a run.
 
-    TensorBoard's files are written by a thread, which imports TensorFlow for the first of them: training does not wait.
+    Those of TensorBoard go to `workdir/tensorboard`, numbers to `workdir/metrics.jsonl` too. TensorBoard's files are
+    written by a thread, which imports TensorFlow for the first of them: training does not wait.
 
     Args:
-      workdir: TensorBoard files go to `workdir/tensorboard`, numbers to `workdir/metrics.jsonl`.
       start_step: lines of later steps, left by a run that was killed, are dropped: they will come again.
     """
 
@@ -49,11 +49,7 @@ class Logs:
         self._tensorboard('write_images', step, {name: image[None]})
 
     def flush(self) -> None:
-        """Returns when TensorBoard's files are written.
-
-        Raises:
-          Exception: what writing one of them raised.
-        """
+        """Returns when TensorBoard's files are written; raises what writing one of them raised."""
         if self._written:
             self._tensorboard('flush')
         while self._written:

@@ -143,15 +143,11 @@ def train_step(
     """Takes one step (Alg. 1, lines 6 and 7), a pure function.
 
     Args:
-      state: the state before the step.
       batch: this device's share: 'image' uint8 [n, H, W, C], 'label' int32 [n], 'index' int32 [n].
       loss_fn: (params, images [n, H, W, C] in [-1, 1], labels [n], keys [n], index [n]) -> (losses [n], {name: array
         [n], or tuple of such}); what is beside the losses is averaged and reported like them.
-      tx: from `cfg.training.optimizer`.
       ema_decay: ema <- ema_decay * ema + (1 - ema_decay) * params, after the step.
       grad_accum: how many pieces the share is cut into to save memory.
-      seed: of the run.
-      mean_over_devices: the mean of a tree over devices.
       skip_nonfinite: where the loss or the gradient is not finite, nothing but the number of the step changes.
 
     Returns:
@@ -189,12 +185,8 @@ def make_step(
     """Compiles the training step: (replicated state, sharded batch, int32 [D]) -> (state, metrics).
 
     The last argument is a wish of each device to stop, 0 for none; metrics['stop'] is the largest over all devices of
-    all processes, so that every process learns of it at the same step.
-
-    Args:
-      objective: see `Objective`.
-      tx, seed, ema_decay, grad_accum, skip_nonfinite: see `train_step`.
-      devices: to run on; those of all processes by default.
+    all processes, so that every process learns of it at the same step. For the options see `train_step`; the devices
+    are those of all processes by default.
     """
     one_step = functools.partial(
         train_step,
