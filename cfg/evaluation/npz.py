@@ -30,14 +30,10 @@ _BROKEN = (zipfile.BadZipFile, EOFError, ValueError, OSError, KeyError, RuntimeE
 
 
 class File:
-    """A file is an npz, or an npy, whose array counts as `arr_0`.
-
-    Args:
-      path: of the file.
-      what: the field that names it, for the user.
+    """A file is an npz, or an npy, whose array counts as `arr_0`; `what` is the field that names it, for the user.
 
     Raises:
-      UserError: when it is missing or damaged; so does whatever reads on.
+      UserError: when it is missing or damaged; so does what reads on, also where it finds other than it should.
     """
 
     def __init__(self, path: Path, what: str):
@@ -65,11 +61,7 @@ class File:
         return sha256_of_file(self.path)
 
     def moments(self) -> dict[str, Array] | None:
-        """Returns `mu`, `sigma`, and where present `mu_s` and `sigma_s`, float64; None if there is no `mu`.
-
-        Raises:
-          UserError: when they are not a mean and a covariance.
-        """
+        """Returns `mu`, `sigma`, and where present `mu_s` and `sigma_s`, float64; None if there is no `mu`."""
         moments = {}
         for mean, cov in MOMENTS:
             if mean in self.names:
@@ -110,15 +102,7 @@ class File:
 
 
 class ImageFile(File):
-    """An image file gives the images of an npz (`arr_0`) or npy; at first only the header is read.
-
-    Attributes:
-      count: number of images.
-      image_shape: (H, W, C).
-
-    Raises:
-      UserError: when what it holds are not uint8 images.
-    """
+    """An image file gives the `count` uint8 images of `image_shape` (H, W, C) of a file."""
 
     def __init__(self, path: Path, what: str):
         super().__init__(path, what)
@@ -146,11 +130,7 @@ class ImageFile(File):
         self.image_shape: tuple[int, int, int] = tuple(rest)
 
     def labels(self) -> Array | None:
-        """Returns int32 [N]; None if the file holds none.
-
-        Raises:
-          UserError: when they are not one whole number an image.
-        """
+        """Returns int32 [N]; None if the file holds none."""
         if 'arr_1' not in self.names:
             return None
         labels = self._array('arr_1')
@@ -162,11 +142,7 @@ class ImageFile(File):
         return labels.astype(np.int32)
 
     def batches(self, batch_size: int) -> Iterator[Array]:
-        """Yields uint8 [n, H, W, C] in order, n = batch_size but for the last.
-
-        Raises:
-          UserError: when the file ends too early.
-        """
+        """Yields uint8 [n, H, W, C] in order, n = batch_size but for the last."""
         size = math.prod(self.image_shape)
         with self._member('arr_0') as file:
             _read_header(file)

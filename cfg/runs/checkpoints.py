@@ -46,14 +46,7 @@ def digests(trees: dict[str, Any]) -> dict[str, str]:
 
 
 def check_shapes(folder: Path, meta: dict[str, Any], like: Any) -> None:
-    """Checks by its meta that the parameters of a checkpoint have the names and shapes of a tree; reads none.
-
-    Args:
-      like: arrays, or their shapes and types.
-
-    Raises:
-      UserError: when they have others.
-    """
+    """Checks by its meta that the parameters of a checkpoint have the names and shapes of a tree; reads none."""
     saved, expected = meta['shapes'], shapes_of(like)
     names = [name for name in sorted(saved | expected) if saved.get(name) != expected.get(name)]
     if names:
@@ -156,14 +149,7 @@ class Checkpoints:
             ) from error
 
     def check_room(self, state: Any) -> None:
-        """Checks that another checkpoint fits on the disk.
-
-        Args:
-          state: arrays, or their shapes and types.
-
-        Raises:
-          UserError: when it does not.
-        """
+        """Checks that another checkpoint fits on the disk, of a state of arrays or of their shapes and types."""
         need = sum(int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(state))
         free = shutil.disk_usage(self.folder).free
         if free < need:
@@ -221,11 +207,7 @@ class Checkpoints:
         return TrainState(step=np.asarray(step, np.int32), **{name: found[name] for name in STATE_ITEMS})
 
     def restore_params(self, step: int, *, ema: bool) -> Any:
-        """Reads the parameters at `step`, or their average, as they were saved: numpy arrays.
-
-        Raises:
-          UserError: when they cannot be read.
-        """
+        """Reads the parameters at `step`, or their average, as they were saved: numpy arrays."""
         name = 'ema_params' if ema else 'params'
         return self._read(step, self.meta(step), **{name: ocp.args.StandardRestore()})[name]
 

@@ -74,9 +74,6 @@ def check_guidable(ws: Sequence[float], p_uncond: float, rule: Rule, companions:
 
     Args:
       p_uncond: with which the model was trained: 0 leaves its null label without meaning, and 1 its classes.
-
-    Raises:
-      UserError: when one of them was not.
     """
     conditional, unconditional = (any(asked) for asked in zip(*map(rule.asks_for, ws), strict=True))
     if p_uncond == 1 and conditional:

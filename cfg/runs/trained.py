@@ -150,11 +150,7 @@ class TrainedRun:
         return binder(self.network, self.config['diffusion']['prediction'])(params)
 
     def check_levels(self, config: ConfigDict) -> None:
-        """Checks that it was trained on all noise levels at which a config samples.
-
-        Raises:
-          UserError: when it was not.
-        """
+        """Checks that it was trained on all noise levels at which a config samples."""
         ours, theirs = ((it['logsnr_min'], it['logsnr_max']) for it in (config.diffusion, self.config['diffusion']))
         if ours[0] < theirs[0] or ours[1] > theirs[1]:
             raise UserError(
@@ -172,9 +168,6 @@ class TrainedRun:
           image_shape: (H, W, C) of the images that it will see.
           num_classes: of their labels.
           labelled: whether labels matter, and not only unconditional predictions.
-
-        Raises:
-          UserError: when it was trained on others.
         """
         ours = config.data.name, tuple(image_shape), num_classes
         theirs = self.config['data']['name'], tuple(self.spec.image_shape), self.spec.num_classes
@@ -198,11 +191,7 @@ class TrainedRun:
             )
 
     def check_data(self, config: ConfigDict) -> None:
-        """Checks that the data set of a config here is the one that the network was trained on.
-
-        Raises:
-          UserError: when it was prepared from other images.
-        """
+        """Checks that the data set of a config here is the one that the network was trained on."""
         if 'data' not in self.meta:  # imported
             return
         name, before = self.meta['data']['name'], self.meta['data']['fingerprint']

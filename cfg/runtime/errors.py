@@ -10,7 +10,8 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class UserError(Exception):
     """Says what is wrong in the input that the user can mend, in one sentence that names it and the remedy.
 
-    `main.py` prints it without a traceback and exits with status 2.
+    `main.py` prints it without a traceback and exits with status 2. Every function `check_...` raises it where what it
+    checks does not hold.
     """
 
 

@@ -61,14 +61,7 @@ def remove_empty_folders() -> None:
 
 
 def check_writable(folder: Path, what: str) -> None:
-    """Makes a folder if it is missing, and tries to write in it; a bucket is not tried.
-
-    Args:
-      what: names the folder to the user, '--workdir=runs/x', say.
-
-    Raises:
-      UserError: when it cannot be written.
-    """
+    """Makes a folder if it is missing, and tries to write in it; a bucket is not tried. `what` names it to the user."""
     if is_remote(folder):
         return
     try:

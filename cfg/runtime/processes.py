@@ -46,11 +46,7 @@ def announced(num_processes: int | None, process_id: int | None) -> tuple[int | 
 
 
 def check_flags(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Checks that the three flags go together.
-
-    Raises:
-      UserError: when one is missing or out of range.
-    """
+    """Checks that the three flags go together."""
     if num_processes in (None, 1):
         if coordinator is not None or process_id not in (None, 0):
             raise UserError('--coordinator and --process_id go with --num_processes: give all three, or none of them.')
