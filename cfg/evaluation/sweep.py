@@ -13,7 +13,6 @@ import itertools
 import logging
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,20 +65,6 @@ def evaluate(config: ConfigDict, workdir: Path) -> int | None:
         return processes.in_turn(lambda: _Sweep(config, workdir, job, stop)).run()
 
 
-class _Latest:
-    """This holds the value of one key at a time: that of the key before is let go of first."""
-
-    def __init__(self):
-        self._key = self._value = None
-
-    def get(self, key: Any, make: Callable[[], Any]) -> Any:
-        """Returns the value of a key, made if it is not the latest."""
-        if self._key != key:
-            self._key = self._value = None
-            self._key, self._value = key, make()
-        return self._value
-
-
 class _Sweep:
     """A sweep holds what all rows share, opened and checked before the first one is measured.
 
@@ -96,7 +81,7 @@ class _Sweep:
             self._models[model.step, ema] = model
         self._spec = model.spec  # of all steps, as the network is
         self._generators: dict[tuple, Generator] = {}
-        self._model_params, self._companion_params = _Latest(), _Latest()
+        self._held: dict[str, tuple[Any, dict[str, Any]]] = {}
         self._companions: dict[tuple[Rule, bool], Networks] = {}
         for text, model in itertools.product(options.guidance or (config.sampling.guidance,), self._models.values()):
             rule = parse_rule(text, 'eval.guidance')
@@ -261,8 +246,12 @@ class _Sweep:
     def _on_devices(self, point: Point) -> Any:
         """Returns the parameters of a point; those of one checkpoint, and of one rule beside it, are on the devices."""
         step, rule = (point.step, point.ema), (point.sampler.rule, point.ema)
-        model = self._model_params.get(step, lambda: on_devices({'model': self._models[step]}))
-        return model | self._companion_params.get(rule, lambda: on_devices(self._companions[rule]))
+        model, companions = {'model': self._models[step]}, self._companions[rule]
+        for kind, key, networks in (('model', step, model), ('companions', rule, companions)):
+            if self._held.get(kind, (None,))[0] != key:
+                self._held.pop(kind, None)  # what is there is let go of first
+                self._held[kind] = key, on_devices(networks)
+        return self._held['model'][1] | self._held['companions'][1]
 
     @functools.cached_property
     def _both(self) -> float:

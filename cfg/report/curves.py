@@ -113,17 +113,11 @@ def group_curves(rows: Sequence[Row]) -> list[Curve]:
     members = [tuple(group[w] for w in sorted(group)) for group in groups]
     members.sort(key=lambda rows: rows[0].source.step)
     curves, steps = [], []
-    for label, rows in zip(_labels([settings_of(rows[0]) for rows in members]), members, strict=True):
+    for label, rows in zip(_labels([rows[0].settings for rows in members]), members, strict=True):
         steps.append(step := rows[0].source.step)
         count = steps.count(step)
         curves.append(Curve(f'{step}.{count}' if count > 1 else str(step), label, rows))
     return curves
-
-
-def settings_of(row: Row) -> dict[str, Any]:
-    """Returns the fields of a row and of its parts, those of `sampling` too, by name."""
-    flat = row.flat
-    return flat | flat['sampling']
 
 
 def phrase(name: str, value: Any) -> str:

@@ -156,10 +156,14 @@ class _Measured(_Checked):
         return found
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """Returns `flat`, and the fields of `sampling` by their names."""
+        return self.flat | self.flat.get('sampling', {})
+
+    @property
     def not_finite(self) -> list[str]:
         """Returns the numbers that JSON has no words for: 'fid is nan'."""
-        values = self.flat | self.flat.get('sampling', {})
-        return [f'{name} is {x}' for name, x in values.items() if isinstance(x, float) and not math.isfinite(x)]
+        return [f'{name} is {x}' for name, x in self.settings.items() if isinstance(x, float) and not math.isfinite(x)]
 
     def to_json(self, indent: int | None = None) -> str:
         """Returns the row as one JSON object; its numbers must be finite."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cfg.report.curves import Curve, number, settings_of
+from cfg.report.curves import Curve, number
 from cfg.report.rows import FileRow, Row, Scores
 
 
@@ -91,7 +91,7 @@ _ONLY_IF_SEVERAL = ('ema', 'guidance', 'sampler', 'grid', 'num_steps', 'logvar_i
 
 def text_table(rows: Sequence[Row | FileRow]) -> str:
     """Returns rows as text, one a line; below are the features, the reference and what must be known of them."""
-    flat = [settings_of(row) if isinstance(row, Row) else row.flat for row in rows]
+    flat = [row.settings for row in rows]
     columns = []
     for header, key, form in _PRINTED:
         values = [row.get(key) for row in flat]

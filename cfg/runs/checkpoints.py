@@ -188,11 +188,7 @@ class Checkpoints:
         return aside
 
     def restore_state(self, step: int, like: TrainState, *, meta: dict[str, Any] | None = None) -> TrainState:
-        """Reads the whole state at `step`.
-
-        Args:
-          like: a state of the same structure, shapes and types.
-          meta: what `meta(step)` gave; saves reading it again.
+        """Reads the whole state at `step`, of the structure, shapes and types of `like`.
 
         Raises:
           UserError: when the checkpoint is of another architecture or cannot be read.

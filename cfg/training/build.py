@@ -15,11 +15,7 @@ from cfg.training.step import Classification, Denoising, Objective, make_step
 
 
 def check_trainable(config: ConfigDict) -> None:
-    """Checks that what `config.train.kind` names can be trained on these devices.
-
-    Raises:
-      UserError: when it has outputs that no loss trains, or a batch does not divide over the devices.
-    """
+    """Checks that what `config.train.kind` names can be trained on these devices."""
     check_batch(config)
     if config.train.kind != 'model':
         return
@@ -32,11 +28,7 @@ def check_trainable(config: ConfigDict) -> None:
 
 
 def check_batch(config: ConfigDict) -> int:
-    """Returns a device's share of the training batch.
-
-    Raises:
-      UserError: when the batch does not divide over the devices, or a share not into `train.grad_accum` pieces.
-    """
+    """Returns a device's share of the training batch, which must divide into `train.grad_accum` pieces."""
     share = parallel.per_device(config.train.batch_size, 'config.train.batch_size', parallel.everywhere())
     pieces = config.train.grad_accum
     require(share % pieces == 0, 'train.grad_accum', pieces, f"a divisor of a device's share of the batch, {share}")
