@@ -3,7 +3,7 @@
 import datetime
 import importlib.metadata
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import jax
 from ml_collections import ConfigDict
@@ -21,108 +21,108 @@ KID_SEED = 2020  # of the subsets (torch-fidelity's default)
 LIBRARIES = ('jax', 'jaxlib', 'flax', 'numpy')  # that a number may depend on
 
 
-def score(measured: Measurement, reference: Reference, options: ConfigDict) -> Scores:
-    """Computes the scores of samples, of which all features were kept; None for what cannot be measured.
+@dataclass(frozen=True)
+class Scoring:
+    """A scoring makes the parts of a row from a measurement of samples, all features of which were kept."""
 
-    Here and below `options` is `config.eval`.
-    """
-    pool, spatial = measured.moments, measured.spatial
-    score, spread = distances.inception_score(measured.splits.sums)
-    found = {
-        'fid': distances.frechet_distance(pool.mean, pool.covariance(), *reference.pool),
-        'inception_score': score,
-        'inception_score_std': spread,
-        'accuracy': measured.accuracy,
-    }
-    if spatial is not None and reference.spatial is not None:
-        found['sfid'] = distances.frechet_distance(spatial.mean, spatial.covariance(), *reference.spatial)
-    if reference.features is not None:
-        features, real = measured.features, reference.features
-        if min(len(features), len(real)) > NEAREST:
-            found['precision'], found['recall'] = precision_recall(
-                real, features, k=NEAREST, dtype=options.neighbours_dtype
+    options: ConfigDict  # `config.eval`
+    network: FeatureNetwork
+    reference: Reference  # of the same features
+    num_samples: int
+    image_shape: tuple[int, ...]  # of the samples, (H, W, C)
+
+    def scores(self, measured: Measurement) -> Scores:
+        """Computes the scores; None for what cannot be measured."""
+        reference, pool, spatial = self.reference, measured.moments, measured.spatial
+        score, spread = distances.inception_score(measured.splits.sums)
+        found = {
+            'fid': distances.frechet_distance(pool.mean, pool.covariance(), *reference.pool),
+            'inception_score': score,
+            'inception_score_std': spread,
+            'accuracy': measured.accuracy,
+        }
+        if spatial is not None and reference.spatial is not None:
+            found['sfid'] = distances.frechet_distance(spatial.mean, spatial.covariance(), *reference.spatial)
+        if reference.features is not None:
+            features, real, options = measured.features, reference.features, self.options
+            if min(len(features), len(real)) > NEAREST:
+                found['precision'], found['recall'] = precision_recall(
+                    real, features, k=NEAREST, dtype=options.neighbours_dtype
+                )
+            size = kid_subset_size(options, len(features), len(real))
+            if size >= LEAST_SUBSET:
+                kid = distances.kid(features, real, num_subsets=options.kid_subsets, subset_size=size, seed=KID_SEED)
+                error = None if math.isnan(kid.standard_error) else kid.standard_error
+                found |= {'kid': kid.value, 'kid_std': kid.std, 'kid_standard_error': error}
+        return Scores(**found)
+
+    @property
+    def method(self) -> Method:
+        """Returns what a row says of how it was scored."""
+        names = ('is_split_size', 'neighbours_dtype', 'kid_subsets', 'kid_subset_size')
+        return Method(
+            num_samples=self.num_samples,
+            **{name: self.options[name] for name in names},
+            num_reference_features=self.reference.num_features,
+            features=self.network.name,
+            features_sha256=self.network.sha256,
+            classifier=self.network.classifier,
+            reference_sha256=self.reference.sha256,
+        )
+
+    def origin(self) -> Origin:
+        """Returns what a row that is finished now says of how it came about."""
+        return Origin(
+            warnings=tuple(self.warnings),
+            features_file_sha256=self.network.file_sha256,
+            device=jax.devices()[0].device_kind,
+            versions={name: importlib.metadata.version(name) for name in LIBRARIES},
+            finished=datetime.datetime.now(datetime.UTC).isoformat(timespec='milliseconds'),
+        )
+
+    @property
+    def warnings(self) -> list[str]:
+        """Returns what a reader of the numbers must know, a sentence each; it stays in the row."""
+        options, network, reference, num_samples = self.options, self.network, self.reference, self.num_samples
+        found = []
+        if num_samples <= network.width:
+            found.append(
+                f'{num_samples} samples are no more than the {network.width} features, so their covariance is singular '
+                'and FID is far too high: compare it only with FIDs of as many samples.'
             )
-        size = kid_subset_size(options, len(features), len(real))
-        if size >= LEAST_SUBSET:
-            kid = distances.kid(features, real, num_subsets=options.kid_subsets, subset_size=size, seed=KID_SEED)
-            error = None if math.isnan(kid.standard_error) else kid.standard_error
-            found |= {'kid': kid.value, 'kid_std': kid.std, 'kid_standard_error': error}
-    return Scores(**found)
-
-
-def method(options: ConfigDict, network: FeatureNetwork, reference: Reference, *, num_samples: int) -> Method:
-    """Returns what a row says of how it was scored."""
-    names = ('is_split_size', 'neighbours_dtype', 'kid_subsets', 'kid_subset_size')
-    return Method(
-        num_samples=num_samples,
-        **{name: options[name] for name in names},
-        num_reference_features=reference.num_features,
-        features=network.name,
-        features_sha256=network.sha256,
-        classifier=network.classifier,
-        reference_sha256=reference.sha256,
-    )
-
-
-def origin(network: FeatureNetwork, warnings: Sequence[str]) -> Origin:
-    """Returns what a row that is finished now says of how it came about."""
-    return Origin(
-        warnings=tuple(warnings),
-        features_file_sha256=network.file_sha256,
-        device=jax.devices()[0].device_kind,
-        versions={name: importlib.metadata.version(name) for name in LIBRARIES},
-        finished=datetime.datetime.now(datetime.UTC).isoformat(timespec='milliseconds'),
-    )
+        if reference.count is not None and reference.count <= network.width:
+            found.append(
+                f'The moments of the reference are of {reference.count} images, no more than the {network.width} '
+                'features, so their covariance is singular and FID is far too high: give a reference of more images.'
+            )
+        last = num_samples % options.is_split_size
+        if num_samples > options.is_split_size and last:
+            found.append(
+                f'The last split of the inception score holds {last} of {options.is_split_size} samples and counts as '
+                'much as the others, so the score is too low: take a multiple of config.eval.is_split_size.'
+            )
+        if reference.features is None:
+            found.append('The reference holds no images, so there are no precision, recall and KID.')
+        else:
+            real = reference.num_features
+            size = kid_subset_size(options, num_samples, real)
+            if min(num_samples, real) <= NEAREST:
+                found.append(
+                    f'Precision and recall need more than {NEAREST} samples and real images, and there are '
+                    f'{num_samples} and {real}, so there are none.'
+                )
+            if size < LEAST_SUBSET:
+                found.append(f'KID needs at least {LEAST_SUBSET} real images, and there is {real}, so there is none.')
+            elif size < options.kid_subset_size:
+                found.append(f'KID is of subsets of {size}, as there are {num_samples} samples and {real} real images.')
+        if network.spatial_width and reference.spatial is None:
+            found.append('The reference holds no spatial moments (mu_s, sigma_s), so there is no sFID.')
+        if reference.image_shape is not None and reference.image_shape != tuple(self.image_shape):
+            shapes = ['x'.join(map(str, shape)) for shape in (self.image_shape, reference.image_shape)]
+            found.append(f'The samples are {shapes[0]}, the images of the reference {shapes[1]}.')
+        return found
 
 
 def kid_subset_size(options: ConfigDict, num_samples: int, num_real: int) -> int:
     """Returns `config.eval.kid_subset_size`, or as many as there are."""
     return min(options.kid_subset_size, num_samples, num_real)
-
-
-def warnings(
-    options: ConfigDict,
-    network: FeatureNetwork,
-    reference: Reference,
-    *,
-    num_samples: int,
-    image_shape: tuple[int, ...],
-) -> list[str]:
-    """Returns what a reader of the numbers must know, a sentence each; it stays in the row."""
-    found = []
-    if num_samples <= network.width:
-        found.append(
-            f'{num_samples} samples are no more than the {network.width} features, so their covariance is singular and '
-            'FID is far too high: compare it only with FIDs of as many samples.'
-        )
-    if reference.count is not None and reference.count <= network.width:
-        found.append(
-            f'The moments of the reference are of {reference.count} images, no more than the {network.width} features, '
-            'so their covariance is singular and FID is far too high: give a reference of more images.'
-        )
-    last = num_samples % options.is_split_size
-    if num_samples > options.is_split_size and last:
-        found.append(
-            f'The last split of the inception score holds {last} of {options.is_split_size} samples and counts as much '
-            'as the others, so the score is too low: take a multiple of config.eval.is_split_size.'
-        )
-    if reference.features is None:
-        found.append('The reference holds no images, so there are no precision, recall and KID.')
-    else:
-        num_real = len(reference.features)
-        size = kid_subset_size(options, num_samples, num_real)
-        if min(num_samples, num_real) <= NEAREST:
-            found.append(
-                f'Precision and recall need more than {NEAREST} samples and real images, and there are {num_samples} '
-                f'and {num_real}, so there are none.'
-            )
-        if size < LEAST_SUBSET:
-            found.append(f'KID needs at least {LEAST_SUBSET} real images, and there is {num_real}, so there is none.')
-        elif size < options.kid_subset_size:
-            found.append(f'KID is of subsets of {size}, as there are {num_samples} samples and {num_real} real images.')
-    if network.spatial_width and reference.spatial is None:
-        found.append('The reference holds no spatial moments (mu_s, sigma_s), so there is no sFID.')
-    if reference.image_shape is not None and reference.image_shape != tuple(image_shape):
-        shapes = ['x'.join(map(str, shape)) for shape in (image_shape, reference.image_shape)]
-        found.append(f'The samples are {shapes[0]}, the images of the reference {shapes[1]}.')
-    return found

@@ -23,7 +23,7 @@ from cfg.diffusion.sampler import parse_rule
 from cfg.evaluation import npz, references
 from cfg.evaluation.measurement import Measurement
 from cfg.evaluation.points import Planned, Point, config_sha256, plan, points_of
-from cfg.evaluation.scoring import method, origin, score, warnings
+from cfg.evaluation.scoring import Scoring
 from cfg.features import opening
 from cfg.features.network import shared
 from cfg.models.flops import guided_flops
@@ -101,19 +101,12 @@ class _Sweep:
         if not processes.is_first():
             return
         self._results.read()  # says now what is wrong with a row
-        self._reference = references.open_reference(config, self._features, stop)
-        self._warnings = warnings(
-            options,
-            self._features,
-            self._reference,
-            num_samples=options.num_samples,
-            image_shape=self._spec.image_shape,
-        )
-        for text in self._warnings:
+        reference = references.open_reference(config, self._features, stop)
+        self._scoring = Scoring(options, self._features, reference, options.num_samples, self._spec.image_shape)
+        for text in self._scoring.warnings:
             log.warning('%s', text)
-        self._method = method(options, self._features, self._reference, num_samples=options.num_samples)
         number, count = job
-        self._rows = [plan(config, point, self._networks(point), self._method) for point in points]
+        self._rows = [plan(config, point, self._networks(point), self._scoring.method) for point in points]
         self._asked = self._rows[number - 1 :: count]
 
     def run(self) -> int | None:
@@ -147,7 +140,7 @@ class _Sweep:
             if row.identity in self._results:
                 shutil.rmtree(self._folder(row), ignore_errors=True)
         if todo:
-            self._beside = self._reference.beside(self._config.eval.num_samples)
+            self._beside = self._scoring.reference.beside(self._config.eval.num_samples)
             if self._source is not None:
                 floor = references.floor(self._config, self._source, self._features, self._stop)
                 self._beside = dataclasses.replace(self._beside, **floor)
@@ -214,17 +207,17 @@ class _Sweep:
     def _finish(self, measured: Measurement, planned: Planned, labels: Any, begin: float) -> None:
         """Scores what was measured and writes the row."""
         measured.save()
-        scores, point = score(measured, self._reference, self._config.eval), planned.point
+        scores, point = self._scoring.scores(measured), planned.point
         kept, samples = measured.images[: self._config.eval.keep_samples], None
         if len(kept):
             name = f'step{point.step:08d}_w{point.w:g}_{planned.identity[:8]}.npz'
             samples = write_samples(self._workdir, name, kept, labels[: len(kept)])
         row = Row(
             source=planned.source,
-            method=self._method,
+            method=self._scoring.method,
             scores=scores,
             beside=self._beside,
-            origin=origin(self._features, self._warnings),
+            origin=self._scoring.origin(),
             p_uncond=self._models[point.step, point.ema].p_uncond,
             label_in=self._config.model.label_in,
             **self._cost(point),

@@ -6,11 +6,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from cfg.evaluation import npz
-from cfg.evaluation.measurement import Measurement
-from cfg.evaluation.references import Reference, measuring, open_reference, stream_of_file
-from cfg.evaluation.scoring import method, origin, score, warnings
+from cfg.evaluation.references import measuring, open_reference, stream_of_file
+from cfg.evaluation.scoring import Scoring
 from cfg.features import opening
-from cfg.features.network import FeatureNetwork
 from cfg.report.results import Results
 from cfg.report.rows import FileRow, Given
 from cfg.report.tables import text_table
@@ -49,24 +47,17 @@ def run(config: ConfigDict, workdir: Path | None) -> str:
             stop=stop,
             folder=SCORED,
         ) as measured:
-            row = _row(config, file, network, reference, measured)
+            scoring = Scoring(options, network, reference, file.count, file.image_shape)
+            scores = scoring.scores(measured)
+            row = FileRow(
+                source=Given(samples_sha256=file.sha256),
+                samples=str(options.samples),
+                method=scoring.method,
+                scores=dataclasses.replace(scores, accuracy=None) if file.labels() is None else scores,
+                beside=reference.beside(file.count),
+                origin=scoring.origin(),
+            )
             if results is not None:
                 results.write(row)
             measured.remove()
     return text_table([row])
-
-
-def _row(
-    config: ConfigDict, file: npz.ImageFile, network: FeatureNetwork, reference: Reference, measured: Measurement
-) -> FileRow:
-    options = config.eval
-    scores = score(measured, reference, options)
-    notices = warnings(options, network, reference, num_samples=file.count, image_shape=file.image_shape)
-    return FileRow(
-        source=Given(samples_sha256=file.sha256),
-        samples=str(options.samples),
-        method=method(options, network, reference, num_samples=file.count),
-        scores=dataclasses.replace(scores, accuracy=None) if file.labels() is None else scores,
-        beside=reference.beside(file.count),
-        origin=origin(network, notices),
-    )
