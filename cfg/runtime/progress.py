@@ -71,33 +71,15 @@ def waiting(what: str, *, stream: TextIO | None = None, interval: float = 30.0) 
 
 
 class Progress:
-    """Counts work done and prints its rate and the time left.
+    """Counts work done, of which `start` units are there before, and prints its rate and the time left."""
 
-    Args:
-      what, total, unit: see `Standing`.
-      start: units done before.
-      interval: seconds between lines when `stream` is not a terminal.
-    """
-
-    def __init__(
-        self,
-        what: str,
-        total: int,
-        *,
-        unit: str,
-        start: int = 0,
-        stream: TextIO | None = None,
-        interval: float = 10.0,
-    ):
-        self._what, self._total, self._unit = what, total, unit
+    def __init__(self, what: str, total: int, *, unit: str, start: int = 0, stream: TextIO | None = None):
+        self._what, self._total, self._unit, self._done = what, total, unit, start
         self._stream = stream or sys.stderr
         self._terminal = self._stream.isatty()
-        self._interval = 0.2 if self._terminal else interval
-        self._done = start
         # The first piece of work carries the compilation, so the rate is taken from its end on.
         self._since: tuple[float, int] | None = None
-        self._printed = 0.0
-        self._begin = time.monotonic()
+        self._printed, self._begin = 0.0, time.monotonic()
 
     def update(self, done: int, note: str = '') -> None:
         """Says that `done` units are finished by now."""
@@ -106,7 +88,8 @@ class Progress:
         finished = done >= self._total
         for listener in _listeners:
             listener(Standing(self._what, done, self._total, self._unit, self._rate(now)))
-        if not _silenced and (now - self._printed >= self._interval or finished):
+        interval = 0.2 if self._terminal else 10.0  # seconds
+        if not _silenced and (now - self._printed >= interval or finished):
             self._printed = now
             self._print(now, note, finished)
         if self._since is None:

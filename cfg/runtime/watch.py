@@ -60,7 +60,7 @@ class Watch:
     ):
         self._workdir, self._limits, self._status_of = workdir, limits, status_of
         self._index, self._count = place
-        self._leave = leave or _exit_now
+        self._leave = _exit_now if leave is None else leave
         self._own = Beat.of_this_process(what, self._index or 0, self._count or 1)
         self._lock, self._writing, self._done = threading.Lock(), threading.Lock(), threading.Event()
         self._seen: dict[int, tuple[int, int, float]] = {}

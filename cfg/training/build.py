@@ -1,5 +1,6 @@
 """Makes from a config what trains: the checks, the optimizer, the objective and the compiled step."""
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -11,7 +12,7 @@ from cfg.runtime.errors import UserError
 from cfg.settings.values import require
 from cfg.training.bands import band_names
 from cfg.training.optimizer import optimizer
-from cfg.training.step import Classification, Denoising, Objective, make_step
+from cfg.training.step import Classification, Denoising, Objective, compiled, train_step
 
 
 def check_trainable(config: ConfigDict) -> None:
@@ -53,13 +54,15 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 def step_of(
     config: ConfigDict, network: nn.Module, tx: optax.GradientTransformation, devices: parallel.Devices = None
 ) -> Callable:
-    """Compiles the training step of a config; see `cfg.training.step.make_step`."""
-    return make_step(
-        objective_of(config, network),
-        tx,
+    """Compiles the training step of a config; see `cfg.training.step.compiled`."""
+    one_step = functools.partial(
+        train_step,
+        loss_fn=objective_of(config, network),
+        tx=tx,
         seed=config.seed,
         ema_decay=config.train.ema_decay,
         grad_accum=config.train.grad_accum,
         skip_nonfinite=config.train.max_skipped > 0,
-        devices=devices,
+        mean_over_devices=parallel.mean_over_devices,
     )
+    return compiled(one_step, devices)

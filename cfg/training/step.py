@@ -1,6 +1,5 @@
 """Takes one training step: what it minimises, its gradient, the mean over devices, clipping, Adam, the average."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -172,32 +171,13 @@ def train_step(
     return TrainState(state.step + 1, *after), metrics | others
 
 
-def make_step(
-    objective: Callable,
-    tx: optax.GradientTransformation,
-    *,
-    seed: int,
-    ema_decay: float,
-    grad_accum: int = 1,
-    skip_nonfinite: bool = False,
-    devices: parallel.Devices = None,
-) -> Callable:
-    """Compiles the training step: (replicated state, sharded batch, int32 [D]) -> (state, metrics).
+def compiled(one_step: Callable, devices: parallel.Devices = None) -> Callable:
+    """Compiles `train_step`, of which all but state and batch is bound: (state, batch, int32 [D]) -> (state, metrics).
 
-    The last argument is a wish of each device to stop, 0 for none; metrics['stop'] is the largest over all devices of
-    all processes, so that every process learns of it at the same step. For the options see `train_step`; the devices
-    are those of all processes by default.
+    The state is replicated and the batch sharded over the devices, by default those of all processes. The last argument
+    is a wish of each device to stop, 0 for none; metrics['stop'] is the largest over all devices, so that every process
+    learns of it at the same step.
     """
-    one_step = functools.partial(
-        train_step,
-        loss_fn=objective,
-        tx=tx,
-        ema_decay=ema_decay,
-        grad_accum=grad_accum,
-        seed=seed,
-        mean_over_devices=parallel.mean_over_devices,
-        skip_nonfinite=skip_nonfinite,
-    )
 
     def step(state, batch, stop):
         state, metrics = one_step(state, batch)

@@ -20,7 +20,7 @@ def clock_fixture(monkeypatch):
 
 def test_lines_in_a_log_say_rate_and_time_left(clock):
     stream = io.StringIO()
-    bar = Progress('train', 100, unit='step', stream=stream, interval=10)
+    bar = Progress('train', 100, unit='step', stream=stream)
     clock[0] += 30  # compilation, which is no part of the rate
     bar.update(1)
     for done in range(2, 101):
