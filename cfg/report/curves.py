@@ -26,12 +26,8 @@ _HASHES = (
 )
 
 # Settings in the fewest words that still say what they are: with a value, and without one.
-_PHRASES = {
+_PHRASES = dict.fromkeys(('features', 'reference', 'guidance', 'sampler'), ('{}', '')) | {
     'step': ('step {:,}', ''),
-    'features': ('{}', ''),
-    'reference': ('{}', ''),
-    'guidance': ('{}', ''),
-    'sampler': ('{}', ''),
     'grid': ('{} grid', ''),
     'num_samples': ('{:,} samples', ''),
     'p_uncond': ('p_uncond = {:g}', ''),

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from cfg.report.curves import Curve, Scored
-from cfg.report.rows import Row
 
 NUM_SAMPLES = 50_000  # of each number in the tables
 NUM_STEPS = 256  # T where the paper does not state it, from the authors' related work
@@ -37,11 +36,8 @@ class PaperTable:
         row = curve.rows[0]
         if row.source.sampling.departures:
             return None
-        return next((paper for paper in self.curves if paper.setting == self.setting_of(row)), None)
-
-    def setting_of(self, row: Row) -> float:
-        """Returns the p_uncond or T of a row of ours."""
-        return row.p_uncond if self.key == 'p_uncond' else row.source.sampling.num_steps
+        setting = row.settings[self.key]
+        return next((paper for paper in self.curves if paper.setting == setting), None)
 
 
 # Name of the file -> title, what the columns differ in, how it is written in a column's name and in a label.
