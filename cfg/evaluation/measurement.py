@@ -31,13 +31,6 @@ class Measurement:
       is_split_size: samples a split of the inception score.
       image_shape: (H, W, C).
       save_seconds: between two savings; what came since the last one is lost with the process.
-
-    Attributes:
-      moments: of the pool features.
-      spatial: moments of the spatial features; None if the network has none.
-      splits: the sums of the inception score.
-      count: images so far.
-      agree: how many of them are classified as their label.
     """
 
     def __init__(
@@ -150,10 +143,11 @@ class Measurement:
 
     def _clear(self) -> None:
         width = self._network.spatial_width
-        self.moments = Moments.empty(self._network.width)
-        self.spatial = Moments.empty(width) if width else None
-        self.splits = Splits(self._is_split_size)
-        self.count = self.agree = self._num_features = self._num_images = 0
+        self.moments = Moments.empty(self._network.width)  # of the pool features
+        self.spatial = Moments.empty(width) if width else None  # those of the spatial features
+        self.splits = Splits(self._is_split_size)  # the sums of the inception score
+        self.count = self._num_features = self._num_images = 0  # images so far, and those of which it keeps what
+        self.agree = 0  # how many are classified as their label
 
     def _load(self) -> None:
         with np.load(self._folder / _STATE, allow_pickle=False) as file:

@@ -134,10 +134,6 @@ class Prefetched:
     """Batches [N, ...] as sharded arrays on the devices, `ahead` of them under way while earlier ones are used.
 
     When no more can be read, those that were are still given; `failed` tells of it `ahead` batches before.
-
-    Attributes:
-      failed: what reading raised; None so far.
-      waited: seconds spent on waiting for batches.
     """
 
     def __init__(self, batches: Iterable[Any], devices: Devices = None, *, ahead: int = 2):
@@ -145,8 +141,8 @@ class Prefetched:
         self._put = pmap(lambda batch: batch, num_args=1, devices=devices)
         self._queue: deque = deque()
         self._ended = False
-        self.failed: Exception | None = None
-        self.waited = 0.0
+        self.failed: Exception | None = None  # what reading raised
+        self.waited = 0.0  # seconds spent on waiting for batches
 
     def __iter__(self) -> Iterator[Any]:
         return self

@@ -10,10 +10,9 @@ log = logging.getLogger('cfg')
 
 
 class StopSignal:
-    """Remembers, while entered, the first SIGTERM or Ctrl-C instead of ending; a second one ends the process.
+    """Remembers, while entered, the first SIGTERM or Ctrl-C as `received`; a second one ends the process.
 
-    Attributes:
-      received: the signal, or None. Handlers are only set in the main thread, and put back at the end.
+    Handlers are only set in the main thread, and put back at the end.
     """
 
     NUMBERS = (signal.SIGTERM, signal.SIGINT)

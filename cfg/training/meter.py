@@ -25,22 +25,18 @@ def average(values: list[float | tuple[float, float]]) -> float | None:
 
 
 class Meter:
-    """A meter holds averages of the metrics between two log lines, rates, and what was left out.
-
-    Attributes:
-      loss: of the newest step that was looked at.
-      skips: how many steps were left out because they were not finite, in all and in a row until now.
-    """
+    """A meter holds averages of the metrics between two log lines, rates, and what was left out."""
 
     def __init__(self, config: ConfigDict, skips: dict[str, int]):
-        self._options, self.skips = config.train, dict(skips)
+        self._options = config.train
+        self.skips = dict(skips)  # how many steps were left out as not finite, in all and in a row until now
         steps = {name: config.train[name] for name in ('warmup_steps', 'decay_steps')}
         self._rate = learning_rate_schedule(config.train.learning_rate, **steps)
         self._values: list[dict[str, float | tuple[float, float]]] = []
         self._since: float | None = None
         self._timed = 0
         self._spent: dict[str, float] = {}
-        self.loss: float | None = None
+        self.loss: float | None = None  # of the newest step that was looked at
 
     def spent(self, name: str, seconds: float) -> None:
         """Adds time that is logged as a share of all."""
