@@ -291,16 +291,16 @@ def test_a_comparison_of_a_part_of_the_sweep_says_so(workdir, capsys):
 
 
 def test_a_comparison_with_a_bad_row_is_written_and_says_so(workdir, monkeypatch):
-    score = sweep.score
+    scores = sweep.Scoring.scores
 
-    def scored(measured, *args):
+    def scored(scoring, measured):
         if scored.count == 0:
             scored.count = 1
             raise UserError('no')
-        return score(measured, *args)
+        return scores(scoring, measured)
 
     scored.count = 0
-    monkeypatch.setattr(sweep, 'score', scored)
+    monkeypatch.setattr(sweep.Scoring, 'scores', scored)
     with pytest.raises(UserError, match='1 of 2 rows could not be measured'):
         compare.run(config_of(num_samples=20, w=(1.0, 3.0)), workdir)
     assert '1 of 2 rows could not be measured' in (workdir / 'compare' / 'index.html').read_text()
@@ -425,7 +425,7 @@ def test_a_checkpoint_that_one_process_cannot_read_is_a_bad_row_for_all(workdir,
 
 
 def test_a_stop_while_a_row_is_scored_begins_no_other_row(workdir, monkeypatch):
-    score, add, drawn = sweep.score, sweep.Measurement.add, []
+    score, add, drawn = sweep.Scoring.scores, sweep.Measurement.add, []
 
     def scored(*args):
         signal.raise_signal(signal.SIGTERM)
@@ -435,7 +435,7 @@ def test_a_stop_while_a_row_is_scored_begins_no_other_row(workdir, monkeypatch):
         drawn.append(len(images))
         return add(self, images, *args, **kwargs)
 
-    monkeypatch.setattr(sweep, 'score', scored)
+    monkeypatch.setattr(sweep.Scoring, 'scores', scored)
     monkeypatch.setattr(sweep.Measurement, 'add', added)
     with pytest.raises(SystemExit, match='143'):
         sweep.evaluate(config_of(w=(0.0, 1.0), num_samples=20), workdir)
