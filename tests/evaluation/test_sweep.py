@@ -389,7 +389,7 @@ def test_a_damaged_unfinished_row_is_measured_again(workdir, tmp_path, monkeypat
         raise Died
 
     with monkeypatch.context() as patch, pytest.raises(Died):
-        patch.setattr(sweep, 'score', dies)
+        patch.setattr(sweep.Scoring, 'scores', dies)
         sweep.evaluate(config, workdir)
     (path,) = (workdir / sweep.UNFINISHED).glob(f'*/{damage}')
     path.write_bytes(path.read_bytes()[:-100])
