@@ -293,7 +293,9 @@ def test_a_number_that_is_not_finite_is_no_row(fake, tmp_path, monkeypatch):
     np.savez(tmp_path / 'samples.npz', colours(30))
     np.savez(tmp_path / 'reference.npz', colours(40, seed=1))
     monkeypatch.setattr(
-        evaluate_npz, 'score', lambda *_: Scores(fid=1.0, inception_score=1.0, inception_score_std=0.0, kid=math.nan)
+        evaluate_npz.Scoring,
+        'scores',
+        lambda *_: Scores(fid=1.0, inception_score=1.0, inception_score_std=0.0, kid=math.nan),
     )
     with pytest.raises(UserError, match=r'evaluate_npz/\w+\.json is not written: kid is nan; see'):
         scored(tmp_path, 'samples.npz', 'reference.npz')
