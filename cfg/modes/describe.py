@@ -134,7 +134,7 @@ def _memory(config: ConfigDict, network: nn.Module, spec: DataSpec, params: Any,
         f'  gradient{" and its running sum" if config.train.grad_accum > 1 else ""}: {gradient / GIB:.3g} GiB',
         f'  kept for the backward pass: {example / 2**20:.4g} MiB an image x {piece} images at a time = '
         f'{example * piece / GIB:.3g} GiB ({config.model.dtype}, train.remat={config.train.remat}, '
-        f'train.grad_accum={config.train.grad_accum})',
+        f'train.grad_accum={config.train.grad_accum}, attention by {network.attention_kernel})',
     ]
 
 
