@@ -29,9 +29,15 @@ PACKAGES = {
 # Where make install-dev puts them: where JAX looks for its plugins they would make it look for their devices.
 FOLDER = Path(__file__).parents[2] / '.compilers'
 _ENVIRONMENT = {
-    # Of the host there is only a CPU; libtpu must not ask the network for the machine that it is on.
-    'tpu': {'TPU_SKIP_MDS_QUERY': '1', 'TPU_WORKER_HOSTNAMES': 'localhost', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'},
-    'gpu': {'CUDA_VISIBLE_DEVICES': '-1'},
+    # Of the host there is only a CPU; libtpu must not ask the network for the machine that it is on. A flag that the
+    # host's compiler knows can end the other one.
+    'tpu': {
+        'XLA_FLAGS': '',
+        'TPU_SKIP_MDS_QUERY': '1',
+        'TPU_WORKER_HOSTNAMES': 'localhost',
+        'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+    },
+    'gpu': {'XLA_FLAGS': '--xla_gpu_autotune_level=0', 'CUDA_VISIBLE_DEVICES': '-1'},
 }
 
 
@@ -238,8 +244,6 @@ class _environment:  # noqa: N801
         self._values = {'JAX_PLATFORMS': 'cpu', **_ENVIRONMENT[target.kind]}
         if target.kind == 'tpu':
             self._values['TPU_ACCELERATOR_TYPE'] = 'v4-8'  # anything that libtpu knows; the topology says what counts
-        else:
-            self._values['XLA_FLAGS'] = '--xla_gpu_autotune_level=0'
 
     def __enter__(self) -> None:
         self._before = {name: os.environ.get(name) for name in self._values}
