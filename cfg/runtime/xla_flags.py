@@ -34,7 +34,10 @@ def _runs_on_cpu(environ: dict[str, str]) -> bool:
 
 
 def jaxlib_knows(flag: str) -> bool:
-    """Tells whether the installed jaxlib has an XLA flag of this name, found by its name in the library."""
+    """Tells whether the installed jaxlib has an XLA flag of this name, found by its name in the library.
+
+    A flag's name is a string of its own there. Names of flags that are gone stay as parts of longer texts.
+    """
     spec = importlib.util.find_spec('jaxlib')
     if spec is None or spec.origin is None:
         return False
@@ -42,4 +45,4 @@ def jaxlib_knows(flag: str) -> bool:
     if not library.exists():
         return False
     with library.open('rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(flag.encode()) >= 0
+        return content.find(b'\0' + flag.encode() + b'\0') >= 0

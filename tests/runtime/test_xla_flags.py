@@ -33,6 +33,7 @@ def test_the_flag_is_set_for_the_cpu_alone_and_never_over_the_users():
 
 def test_an_unknown_flag_is_not_found():
     assert not xla_flags.jaxlib_knows('xla_cpu_a_flag_that_nobody_has_written')
+    assert not xla_flags.jaxlib_knows('xla_force_host_platform_device')
     assert xla_flags.jaxlib_knows('xla_force_host_platform_device_count')
 
 
