@@ -48,9 +48,8 @@ def get_config() -> ConfigDict:
     # guidance share one pass of the way down and the middle (docs/guidance.md; not in the paper).
     config.model.label_in = 'everywhere'
     config.model.learned_variance = False  # whether it has ADM's channels for the variance, which are ignored
-    # What computes self-attention: 'xla', or a kernel that never writes the scores of all pairs, 'cudnn' and
-    # 'triton' (GPU) or 'splash' (TPU). 'auto' = cuDNN's, Splash or XLA's, by what this platform has; where a kernel
-    # does not take a layer's size, XLA does it.
+    # What computes self-attention: 'xla', or a kernel that never writes the scores of all pairs, 'cudnn' (GPU) or
+    # 'splash' (TPU). 'auto' = what this platform has; where a kernel does not take a layer's size, XLA does it.
     config.model.attention = 'auto'
     # Of computation, 'float32' or 'bfloat16'; parameters, norms, softmax and output are float32. Accelerators may
     # multiply float32 matrices in fewer bits (JAX_DEFAULT_MATMUL_PRECISION).

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from cfg.runtime.errors import UserError
+
 Array = jax.Array
 
 
@@ -27,18 +29,6 @@ def by_xla(q: Array, k: Array, v: Array) -> Array:
 def by_cudnn(q: Array, k: Array, v: Array) -> Array:
     """Computes it by cuDNN's flash kernel, which asks the GPU while it is traced."""
     return jax.nn.dot_product_attention(q, k, v, implementation='cudnn')
-
-
-def by_triton(q: Array, k: Array, v: Array, *, interpret: bool = False) -> Array:
-    """Computes it by the flash kernel that JAX has for GPUs, which cuDNN is not needed for.
-
-    Args:
-      q, k, v: as in `attention`.
-      interpret: runs the kernel's program on any platform, slowly.
-    """
-    from jax.experimental.pallas.ops.gpu.attention import mha  # a second, which only its users should wait for
-
-    return mha(q, k, v, None, sm_scale=q.shape[-1] ** -0.5, interpret=interpret)
 
 
 def by_splash(q: Array, k: Array, v: Array, *, interpret: bool = False) -> Array:
@@ -74,7 +64,6 @@ def _splash(positions: int, heads: int, interpret: bool) -> Callable[[Array, Arr
 KERNELS: dict[str, Callable[[Array, Array, Array], Array]] = {
     'xla': by_xla,
     'cudnn': by_cudnn,
-    'triton': by_triton,
     'splash': by_splash,
 }
 
@@ -85,8 +74,6 @@ def fits(kernel: str, q: Array) -> bool:
     _, positions, _, c = q.shape
     if kernel == 'cudnn':
         return half and c <= 128
-    if kernel == 'triton':
-        return half and c in (16, 32, 64, 128) and (positions % 128 == 0 or positions in (16, 32, 64))
     return kernel == 'xla' or positions % 128 == 0
 
 
@@ -100,11 +87,19 @@ def attention(q: Array, k: Array, v: Array, *, kernel: str = 'xla') -> Array:
 
 
 def kernel_of(choice: str) -> str:
-    """Returns the kernel that `config.model.attention` names; 'auto' is the best of the platform that JAX runs on."""
-    if choice != 'auto':
-        return choice
+    """Returns the kernel that `config.model.attention` names; 'auto' is the best of the platform that JAX runs on.
+
+    Raises:
+      UserError: when the platform does not have it.
+    """
     platform = jax.default_backend()
-    return 'splash' if platform == 'tpu' else 'cudnn' if platform == 'gpu' and _cudnn_serves() else 'xla'
+    best = 'splash' if platform == 'tpu' else 'cudnn' if platform == 'gpu' and _cudnn_serves() else 'xla'
+    if choice not in ('auto', 'xla', best):
+        raise UserError(
+            f'config.model.attention={choice!r} is not a kernel of this machine, whose JAX runs on {platform!r}: use '
+            "'auto'."
+        )
+    return best if choice == 'auto' else choice
 
 
 def _cudnn_serves() -> bool:

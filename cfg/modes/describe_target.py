@@ -1,7 +1,8 @@
 """Describes a config as the compiler of a TPU or a GPU sees it, without that device: `--mode=describe --target=...`."""
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from ml_collections import ConfigDict
 
 from cfg.data.spec import DataSpec
 from cfg.features.inception import Inception
+from cfg.models import attention
 from cfg.report.estimate import GIB, Estimate, estimate, table
 from cfg.runs.generate import Generator, binder
 from cfg.runs.state import create
@@ -23,12 +25,13 @@ from cfg.settings.sampler import read_sampler
 from cfg.settings.values import config_dict
 from cfg.training.build import make_optimizer, step_of
 
+Array = jax.Array
 PARTS = {
     'train': 'config.train.batch_size',
     'sample': 'config.sampling.batch_size',
     'features': 'config.eval.batch_size',
 }
-KERNELS = {'tpu': 'splash', 'gpu': 'triton'}  # in the place of cuDNN's, which cannot be asked without a GPU
+KERNELS = {'tpu': 'splash', 'gpu': 'cudnn'}
 
 
 def describe_target(config: ConfigDict, text: str, *, part: str, largest: bool) -> str:
@@ -45,20 +48,32 @@ def describe_target(config: ConfigDict, text: str, *, part: str, largest: bool) 
     target = parse_target(text)
     check_compiler(target)
     spec = spec_of(config)
-    if config.model.attention == 'auto':
-        config = config.copy_and_resolve_references()
-        config.model.attention = KERNELS[target.kind]
+    kernel = _kernel(config, target)
+    config = config.copy_and_resolve_references()
+    config.model.attention = 'xla'  # where nothing is compiled
     batch = _batch(config, part)
     share = parallel.share(batch, target.count, PARTS[part])
     lines = [f'{part} on {target}, {target.facts["source"]}', f'{PARTS[part]}={batch}: {share} images a device']
     if part != 'features':
-        lines.append(f'{config.model.dtype}, attention by {config.model.attention}' + _training(config, part))
-    found = _compile(config, spec, target, part, batch)
+        lines.append(f'{config.model.dtype}, attention by {kernel}' + _training(config, part))
+    compile_for = functools.partial(_compile, config, spec, target, part, kernel)
+    found = compile_for(batch)
     lines += table(found, images=share, kinds=_kinds(config, spec, part))
     if largest:
-        lines.append(_largest(config, spec, target, part, share, found))
+        pieces = config.train.grad_accum if part == 'train' else 1
+        lines.append(_largest(compile_for, target, share, found, pieces=pieces))
     lines.append(f'An estimate: the program is what {target} would run, its times are bounds. {_seconds(found)}')
     return '\n'.join(lines)
+
+
+def _kernel(config: ConfigDict, target: Target) -> str:
+    """Returns the kernel of attention: what `config.model.attention` says, or the best that the target has."""
+    choice, best = config.model.attention, KERNELS[target.kind]
+    if choice not in ('auto', 'xla', best):
+        raise UserError(
+            f"config.model.attention={choice!r} is not a kernel of {target}: use 'auto', 'xla' or {best!r}."
+        )
+    return best if choice == 'auto' else choice
 
 
 def _training(config: ConfigDict, part: str) -> str:
@@ -74,19 +89,20 @@ def _batch(config: ConfigDict, part: str) -> int:
     return {'train': config.train, 'sample': config.sampling, 'features': config.eval}[part].batch_size
 
 
-def _compile(config: ConfigDict, spec: DataSpec, target: Target, part: str, batch: int) -> Estimate:
+def _compile(config: ConfigDict, spec: DataSpec, target: Target, part: str, kernel: str, batch: int) -> Estimate:
     values = config_dict(config)
     with waiting(f'compiling {part} of {batch} images for {target}') as update:
-        found = compiled(target, LOWER[part], values, spec, batch, waiting=update)
+        found = compiled(target, LOWER[part], values, spec, batch, kernel, waiting=update)
     return estimate(found, target)
 
 
-def _largest(config: ConfigDict, spec: DataSpec, target: Target, part: str, share: int, found: Estimate) -> str:
+def _largest(
+    compile_for: Callable[[int], Estimate], target: Target, share: int, found: Estimate, *, pieces: int
+) -> str:
     """Says the largest share of a device that fits: memory grows by a straight line, which the compiler then confirms.
 
     An estimate that was compiled does not have to be compiled again; each further one halves what is not known.
     """
-    pieces = config.train.grad_accum if part == 'train' else 1
     fits, fails, sizes = 0, math.inf, {share: found.memory}
 
     def judge(size: int) -> None:
@@ -100,7 +116,7 @@ def _largest(config: ConfigDict, spec: DataSpec, target: Target, part: str, shar
     while fails - fits > pieces * max(1, fits // pieces // 16):
         size = _next(sizes, target.memory, fits, fails, pieces)
         try:
-            sizes[size] = _compile(config, spec, target, part, size * target.count).memory
+            sizes[size] = compile_for(size * target.count).memory
         except UserError:  # the compiler itself says that it does not fit
             sizes[size] = math.inf
         judge(size)
@@ -152,11 +168,41 @@ def _inception() -> Any:
     return jax.eval_shape(Inception().init, jax.random.key(0), image)['params']
 
 
-def lower_train(devices: Sequence[jax.Device], values: dict[str, Any], spec: DataSpec, batch: int) -> Any:
+@jax.custom_vjp
+def cudnn_stand_in(q: Array, k: Array, v: Array) -> Array:
+    """Stands for cuDNN's attention, which asks the GPU while it is traced: it takes and makes the same arrays.
+
+    It is lowered and never run.
+    """
+    return _cudnn_stand_in_fwd(q, k, v)[0]
+
+
+def _cudnn_stand_in_fwd(q, k, v):
+    n, m, heads, _ = q.shape
+    results = (jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((n, heads, m), jnp.float32))
+    y, normalizers = jax.ffi.ffi_call('__cudnn$fmhaStandIn', results)(q, k, v)
+    return y, (q, k, v, y, normalizers)
+
+
+def _cudnn_stand_in_bwd(residuals, dy):
+    like = jax.ShapeDtypeStruct(dy.shape, dy.dtype)
+    return tuple(jax.ffi.ffi_call('__cudnn$fmhaStandInBackward', (like, like, like))(*residuals, dy))
+
+
+cudnn_stand_in.defvjp(_cudnn_stand_in_fwd, _cudnn_stand_in_bwd)
+
+
+def _with_kernel(network: Any, kernel: str) -> Any:
+    """Returns the network with another kernel, in the process that compiles for a device and does nothing else."""
+    attention.KERNELS['cudnn'] = cudnn_stand_in
+    return network.clone(attention_kernel=kernel)
+
+
+def lower_train(devices: Sequence[jax.Device], values: dict[str, Any], spec: DataSpec, batch: int, kernel: str) -> Any:
     """Lowers the training step of a config's values for devices."""
     config = ConfigDict(values)
-    network, tx = build_trained(config, spec), make_optimizer(config)
-    state = jax.eval_shape(lambda params: create(params, tx), abstract_params(network, spec))
+    network, tx = _with_kernel(build_trained(config, spec), kernel), make_optimizer(config)
+    state = jax.eval_shape(lambda params: create(params, tx), abstract_params(build_trained(config, spec), spec))
     share = batch // len(devices)
     inputs = {
         'image': jax.ShapeDtypeStruct((share, *spec.image_shape), jnp.uint8),
@@ -167,10 +213,10 @@ def lower_train(devices: Sequence[jax.Device], values: dict[str, Any], spec: Dat
     return step_of(config, network, tx, devices).lower(*arguments)
 
 
-def lower_sample(devices: Sequence[jax.Device], values: dict[str, Any], spec: DataSpec, batch: int) -> Any:
+def lower_sample(devices: Sequence[jax.Device], values: dict[str, Any], spec: DataSpec, batch: int, kernel: str) -> Any:
     """Lowers the sampler of a config's values, as --mode=sample runs it, for devices."""
     config = ConfigDict(values)
-    network = build_network(config, spec)
+    network = _with_kernel(build_network(config, spec), kernel)
     generator = Generator(
         {'model': binder(network, config.diffusion.prediction)},
         read_sampler(config),
@@ -179,10 +225,12 @@ def lower_sample(devices: Sequence[jax.Device], values: dict[str, Any], spec: Da
         rounding=config.sampling.rounding,
         devices=devices,
     )
-    return generator.lower({'model': abstract_params(network, spec)})
+    return generator.lower({'model': abstract_params(build_network(config, spec), spec)})
 
 
-def lower_features(devices: Sequence[jax.Device], values: dict[str, Any], spec: DataSpec, batch: int) -> Any:
+def lower_features(
+    devices: Sequence[jax.Device], values: dict[str, Any], spec: DataSpec, batch: int, kernel: str
+) -> Any:
     """Lowers Inception for the images of a data set, for devices."""
     images = jax.ShapeDtypeStruct((batch // len(devices), *spec.image_shape), jnp.uint8)
     run = parallel.pmap(

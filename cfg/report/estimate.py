@@ -166,7 +166,7 @@ def _memory(buffers: str) -> tuple[dict[int, int], int, int]:
         if not found or 'thread-local' in found[2] or re.search(r'\bcolor [1-9]', found[2]):
             continue
         size, kind = int(found[1]), found[2]
-        if number := re.match(r'parameter (\d+)', kind):
+        if number := re.match(r'(?:page \d+, )?parameter (\d+)', kind):
             # A program of very many arguments takes them as one tuple.
             place = re.search(r'at ShapeIndex \{(\d+)\}', kind)
             arguments[int(place[1] if place else number[1])] = size

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 _BITS = {'pred': 8, 's4': 4, 'u4': 4, 'bf16': 16, 'c64': 64, 'c128': 128}
 _ARRAY = re.compile(r'(\w+)\[([\d,]*)\](?:\{([^}]*)\})?')
-_NAME = re.compile(r'%([\w.\-]+)')
+_NAME = re.compile(r'%([\w.\-]+(?:#\d+)?)')
 _HEADER = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$')
 _INSTRUCTION = re.compile(r'^\s+(ROOT )?%?([\w.\-]+) = (.*)$')
 _OPCODE = re.compile(r'([\w\-]+)\(')
@@ -77,7 +77,7 @@ class Instruction:
     Attributes:
       name, opcode: as XLA prints them.
       shapes: of the result; several of a tuple.
-      operands: names of instructions of the same computation.
+      operands: names of instructions of the same computation, with '#i' behind it where it is one of several results.
       attributes: what stands behind the operands.
       is_root: whether the computation returns it.
     """
@@ -114,8 +114,14 @@ class Computation:
         users: dict[str, list[Instruction]] = {}
         for instruction in self.instructions.values():
             for name in instruction.operands:
-                users.setdefault(name, []).append(instruction)
+                users.setdefault(name.partition('#')[0], []).append(instruction)
         return users
+
+    def shapes(self, operand: str) -> list[Shape]:
+        """Returns the arrays that an operand of one of its instructions stands for."""
+        name, _, place = operand.partition('#')
+        found = self.instructions[name].shapes if name in self.instructions else []
+        return found[int(place) :][:1] if place else found
 
 
 @dataclass(frozen=True)
@@ -256,17 +262,17 @@ class Program:
         parameters = [i for i in inner[0].instructions.values() if i.opcode == 'parameter'] if inner else []
         numbers = {int(re.match(r'\d+', ','.join(i.operands) or i.attributes)[0]): i for i in parameters}
         for number, name in enumerate(instruction.operands):
-            operand = computation.instructions.get(name)
-            if operand is None or operand.opcode == 'constant':
+            arrays, operand = computation.shapes(name), computation.instructions.get(name)
+            if not arrays or (operand is not None and operand.opcode == 'constant'):
                 continue
             share = 1.0
             if number in numbers:
                 share = _share_read(numbers[number], inner[0])
             elif instruction.opcode in _SLICES and number == 0:
-                share = min(1.0, instruction.shapes[0].bytes / max(1, operand.shapes[0].bytes))
+                share = min(1.0, instruction.shapes[0].bytes / max(1, arrays[0].bytes))
             elif instruction.opcode == 'dynamic-update-slice' and number == 0:
                 share = 0.0
-            read += [(shape, share) for shape in operand.shapes if not shape.on_chip]
+            read += [(shape, share) for shape in arrays if not shape.on_chip]
         return read
 
     def _written(self, instruction: Instruction, inner: list[Computation]) -> list[tuple[Shape, float]]:
@@ -277,7 +283,7 @@ class Program:
         if inner:
             root = next((i for i in inner[0].instructions.values() if i.is_root), None)
             if root is not None and root.opcode == 'dynamic-update-slice':
-                update = inner[0].instructions[root.operands[1]].shapes[0]
+                (update,) = inner[0].shapes(root.operands[1])
                 return [(shape, update.bytes / max(1, shape.bytes)) for shape in instruction.shapes]
         if instruction.opcode == 'dynamic-update-slice':
             return []
@@ -337,7 +343,7 @@ def _flops(part: Instruction, computation: Computation) -> float:
 
 def _cudnn_flops(call: Instruction, computation: Computation) -> float:
     """Returns the FLOP of a convolution that cuDNN does, or of one of its gradients; the padding counts."""
-    first, second = (computation.instructions[name].shapes[0] for name in call.operands[:2])
+    first, second = (computation.shapes(name)[0] for name in call.operands[:2])
     if 'convBackwardFilter' in call.attributes:
         kernel, outputs = call.shapes[0], second
     elif 'convBackwardInput' in call.attributes:
@@ -349,7 +355,7 @@ def _cudnn_flops(call: Instruction, computation: Computation) -> float:
 
 
 def _cublas_flops(call: Instruction, computation: Computation) -> float:
-    left = computation.instructions[call.operands[0]].shapes[0]
+    left = computation.shapes(call.operands[0])[0]
     found = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', call.attributes)
     contracted = [int(i) for i in re.findall(r'\d+', found[1])] if found else []
     return 2.0 * math.prod(call.shapes[0].dims) * math.prod(left.dims[i] for i in contracted)
@@ -357,7 +363,7 @@ def _cublas_flops(call: Instruction, computation: Computation) -> float:
 
 def is_attention(call: Instruction) -> bool:
     """Tells whether an operation is one of the flash kernels of `cfg.models.attention`."""
-    return any(name in call.attributes for name in ('"tpu_custom_call"', 'xla.gpu.triton"', '"__cudnn$fmha'))
+    return any(name in call.attributes for name in ('"tpu_custom_call"', '"__cudnn$fmha'))
 
 
 def _kernel_flops(kernel: Instruction, computation: Computation) -> float:
@@ -366,7 +372,7 @@ def _kernel_flops(kernel: Instruction, computation: Computation) -> float:
 
     Its operands of four sides hold N, heads, M and C, of which M is the largest.
     """
-    shapes = [s for name in kernel.operands for s in computation.instructions[name].shapes if len(s.dims) == 4]
+    shapes = [shape for name in kernel.operands for shape in computation.shapes(name) if len(shape.dims) == 4]
     if len(shapes) < 3:  # sums that the backward pass begins with
         return 0.0
     return (5 if len(shapes) > 3 else 2) * 2.0 * math.prod(shapes[0].dims) * max(shapes[0].dims[1:])
@@ -374,7 +380,7 @@ def _kernel_flops(kernel: Instruction, computation: Computation) -> float:
 
 def _product_flops(product: Instruction, computation: Computation) -> float:
     """Returns 2 x multiply-adds of a convolution or matrix product; positions in the padding do not count."""
-    shapes = [computation.instructions[name].shapes[0] for name in product.operands[:2]]
+    shapes = [computation.shapes(name)[0] for name in product.operands[:2]]
     outputs = math.prod(product.shapes[0].dims)
     if product.opcode == 'dot':
         contracted = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', product.attributes)
