@@ -1,7 +1,8 @@
 # Two commands set everything up on a machine that has Python 3.11 or later and make:
 #   make digits   trains, evaluates and reports on real data, into runs/digits
 #   make test     runs the tests
-# Beyond them: `make chaos` (runs that are killed at random), `make mixture` and `make compare` (docs/mixture.md, docs/digits.md), `make lint`, `make format`.
+# Beyond them: `make chaos` (runs that are killed at random), `make mixture` and `make compare` (docs/mixture.md, docs/digits.md), `make accelerator`
+# (benchmarks/README.md), `make lint`, `make format`.
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +13,9 @@ DIGITS := $(PY) main.py --config=configs/digits.py --workdir=$(RUN) $(FLAGS)
 MIXTURE := runs/mixture
 COMPARE := $(PY) main.py $(FLAGS) --config=configs/digits_compare.py
 
-.PHONY: install install-dev digits compare mixture test chaos lint format clean
+PEER :=
+
+.PHONY: install install-dev digits compare mixture accelerator test chaos lint format clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev .compilers/.installed
@@ -57,6 +60,10 @@ compare: install
 
 mixture: install
 	$(PY) main.py --config=configs/mixture.py --workdir=$(MIXTURE) --mode=report
+
+# Measures what asks for a TPU or a GPU, in 9 minutes; make accelerator PEER=guided-diffusion times PyTorch beside it.
+accelerator: install
+	$(PY) benchmarks/accelerator.py --out=runs/accelerator --peer=$(PEER)
 
 test: install-dev
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -3,7 +3,9 @@
 JAX is imported inside functions: XLA's flags come first, and the parent of a comparison must not take the device.
 """
 
+import functools
 import itertools
+import math
 import resource
 import statistics
 import sys
@@ -18,6 +20,7 @@ from ml_collections import ConfigDict
 
 from cfg.runtime import command_line
 from cfg.runtime.errors import UserError
+from cfg.runtime.targets import CHIPS
 
 flags.disclaim_key_flags()  # what is defined here is shown by --help of the script
 
@@ -25,18 +28,11 @@ flags.disclaim_key_flags()  # what is defined here is shown by --help of the scr
 # is found counts. A device of TPU v2 and v3 is one of the two cores of a chip (v3: 123e12 a chip).
 PEAKS = {
     'H100 PCIe': 756e12,
-    'H100': 989e12,
-    'H200': 989e12,
-    'A100': 312e12,
     'TPU v2': 22.5e12,
     'TPU v3': 61.5e12,
     'TPU v4 lite': 138e12,
-    'TPU v4': 275e12,
-    'TPU v5 lite': 197e12,
     'TPU v5e': 197e12,
-    'TPU v5': 459e12,
-    'TPU v6 lite': 918e12,
-}
+} | {facts['device_kind']: 1e12 * facts['tflops'] for facts in CHIPS.values()}
 
 
 class Peak(NamedTuple):
@@ -246,6 +242,33 @@ def describe_network(config: ConfigDict, image_shape: tuple[int, ...], params: A
 
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     return f'{count / 1e6:.1f}M parameters, {"x".join(map(str, image_shape))} images, {config.model.dtype}'
+
+
+@functools.lru_cache(maxsize=2)  # several batches of one network are timed after another
+def random_params(network: Any, spec: Any) -> Any:
+    """Draws the parameters of a network for the images of a DataSpec; see `drawn`."""
+    from cfg.settings.networks import abstract_params
+
+    return drawn(abstract_params(network, spec))
+
+
+def drawn(shapes: Any, *, gain: float = 1.0) -> Any:
+    """Draws float32 numpy parameters of these shapes without compiling anything, so none is zero but the biases.
+
+    Args:
+      gain: of the variance of a kernel, which is this over its number of inputs.
+    """
+    import jax
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        if leaf.ndim == 1:
+            return np.full(leaf.shape, path[-1].key == 'scale', np.float32)
+        return rng.standard_normal(leaf.shape, np.float32) * np.float32(math.sqrt(gain / math.prod(leaf.shape[:-1])))
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def report(work: Work, times: Times, rows: list[tuple[str, str]], *, dtype: str, peak_tflops: float | None) -> str:

@@ -8,9 +8,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -45,14 +45,12 @@ def prepare_inception(config: ConfigDict) -> common.Work:
     import jax
     import numpy as np
 
-    from cfg.features.inception import Inception
     from cfg.features.network import inception_features, on_devices
     from cfg.settings.data import spec_of
 
     height, width, _ = spec_of(config).image_shape
     batch_size = config.eval.batch_size
-    blank = np.zeros((1, height, width, 3), np.uint8)
-    params = jax.device_get(jax.jit(Inception().init)(jax.random.key(0), blank)['params'])
+    params = random_inception()
     extract = on_devices(inception_features, params, batch_size=batch_size)
     images = np.random.default_rng(0).integers(0, 256, (batch_size, height, width, 3), dtype=np.uint8)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -63,6 +61,17 @@ def prepare_inception(config: ConfigDict) -> common.Work:
         network=f'Inception, {count / 1e6:.1f}M parameters, {height}x{width} images resized to 299x299, float32',
         ahead=0,  # features end on the host
     )
+
+
+def random_inception() -> Any:
+    """Draws weights of the shapes of Inception's."""
+    import jax
+
+    from cfg.features.inception import SIZE, Inception
+
+    image = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), 'uint8')
+    # With this gain the features neither vanish nor grow from layer to layer.
+    return common.drawn(jax.eval_shape(Inception().init, jax.random.key(0), image)['params'], gain=2.0)
 
 
 def seconds(do: Callable[[], object]) -> float:
@@ -90,8 +99,16 @@ def network_parts(config: ConfigDict, *, w: float, num_steps: int, batch_size: i
     ]
 
 
-def other_parts(config: ConfigDict, *, num_real: int, folder: Path) -> list[Part]:
-    """Returns everything but the networks, on as many random features as an evaluation has."""
+def other_parts(
+    config: ConfigDict, *, num_real: int, folder: Path, widths: tuple[int, int] | None = None
+) -> Iterator[Part]:
+    """Yields everything but the networks, on as many random features as an evaluation has.
+
+    Args:
+      num_real: real images.
+      folder: for what an evaluation saves.
+      widths: numbers of pool and of spatial features; those of Inception by default.
+    """
     import numpy as np
 
     from cfg.evaluation.measurement import Measurement
@@ -102,20 +119,20 @@ def other_parts(config: ConfigDict, *, num_real: int, folder: Path) -> list[Part
     from cfg.metrics.neighbours import precision_recall
     from cfg.settings.data import spec_of
 
+    width, spatial_width = widths or (WIDTH, SPATIAL_WIDTH)
     options, rng = config.eval, np.random.default_rng(0)
     batch = min(config.sampling.batch_size, options.num_samples)
     log_p = np.log(rng.dirichlet(np.full(NUM_CLASSES, 0.1), batch).astype(np.float32) + 1e-12)
 
     def random_features(images):
-        pool = rng.standard_normal((len(images), WIDTH), np.float32) ** 2
-        spatial = rng.standard_normal((len(images), SPATIAL_WIDTH), np.float32)
+        pool = rng.standard_normal((len(images), width), np.float32) ** 2
+        spatial = rng.standard_normal((len(images), spatial_width), np.float32)
         return Features(pool, spatial, log_p[: len(images)], None)
 
-    network = FeatureNetwork(INCEPTION, '', None, WIDTH, SPATIAL_WIDTH, INCEPTION_IMAGES, random_features, None, folder)
+    network = FeatureNetwork(INCEPTION, '', None, width, spatial_width, INCEPTION_IMAGES, random_features, None, folder)
     shape = spec_of(config).image_shape
     images = np.zeros((batch, *shape), np.uint8)
-    real = rng.standard_normal((num_real, WIDTH), np.float32) ** 2
-    parts = []
+    real = rng.standard_normal((num_real, width), np.float32) ** 2
     with Measurement(
         folder, network, is_split_size=options.is_split_size, image_shape=shape, save_seconds=float('inf')
     ) as measured:
@@ -127,17 +144,17 @@ def other_parts(config: ConfigDict, *, num_real: int, folder: Path) -> list[Part
 
         drawing = seconds(lambda: [random_features(images) for _ in range(0, options.num_samples, batch)])
         spent = seconds(accumulate) - drawing
-        parts.append(Part('moments, score sums', spent, f'batches of {batch}, features kept on disk'))
+        yield Part('moments, score sums', spent, f'batches of {batch}, features kept on disk')
         saving = seconds(measured.save)
         pool, spatial = measured.moments, measured.spatial
         covs = pool.covariance(), spatial.covariance()
 
         size = kid_subset_size(options, options.num_samples, num_real)
         timed = {
-            'FID': (lambda: distances.frechet_distance(pool.mean, covs[0], pool.mean, covs[0]), f'{WIDTH} features'),
+            'FID': (lambda: distances.frechet_distance(pool.mean, covs[0], pool.mean, covs[0]), f'{width} features'),
             'sFID': (
                 lambda: distances.frechet_distance(spatial.mean, covs[1], spatial.mean, covs[1]),
-                f'{SPATIAL_WIDTH} features',
+                f'{spatial_width} features',
             ),
             'precision, recall': (
                 lambda: precision_recall(real, measured.features, k=NEAREST, dtype=options.neighbours_dtype),
@@ -154,9 +171,9 @@ def other_parts(config: ConfigDict, *, num_real: int, folder: Path) -> list[Part
                 f'{len(measured.splits.sums)} splits',
             ),
         }
-        parts += [Part(name, seconds(do), how) for name, (do, how) in timed.items()]
-    parts.append(Part('saving', saving, f'one of {saving:.3g} s; scaled to one each {options.save_seconds:g} s'))
-    return parts
+        for name, (do, how) in timed.items():
+            yield Part(name, seconds(do), how)
+    yield Part('saving', saving, f'one of {saving:.3g} s; scaled to one each {options.save_seconds:g} s')
 
 
 def with_savings(parts: list[Part], save_seconds: float) -> list[Part]:

@@ -6,6 +6,7 @@ python benchmarks/sampling.py --config=benchmarks/config.py:medium_32 --peer=gui
 
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -33,13 +34,13 @@ def prepare_forward(config: ConfigDict) -> common.Work:
     from cfg.models.flops import forward_flops
     from cfg.runtime import parallel
     from cfg.settings.data import spec_of
-    from cfg.settings.networks import build_network, init_params
+    from cfg.settings.networks import build_network
 
     spec = spec_of(config)
     batch_size = config.sampling.batch_size
     parallel.per_device(batch_size, 'config.sampling.batch_size')
     network = build_network(config, spec)
-    params = init_params(network, spec, seed=config.seed)
+    params = common.random_params(network, spec)
     replicated = parallel.replicate(params)
     apply = parallel.pmap(lambda params, *inputs: network.apply({'params': params}, *inputs), num_args=4)
 
@@ -61,13 +62,18 @@ def prepare_forward(config: ConfigDict) -> common.Work:
 
 def prepare(config: ConfigDict, *, w: float, num_steps: int) -> common.Work:
     """Prepares a whole batch of samples in `num_steps` steps."""
+    return drawer(config, num_steps=num_steps)(w)
+
+
+def drawer(config: ConfigDict, *, num_steps: int) -> Callable[[float], common.Work]:
+    """Returns w -> what draws a batch of samples in `num_steps` steps, one program for all w."""
     import numpy as np
 
     from cfg.models.flops import forward_flops, guided_flops
     from cfg.runs.generate import Generator, binder
     from cfg.runtime import parallel
     from cfg.settings.data import spec_of
-    from cfg.settings.networks import build_network, init_params
+    from cfg.settings.networks import build_network
     from cfg.settings.sampler import read_sampler
 
     sampler = read_sampler(config, num_steps=num_steps)
@@ -79,7 +85,7 @@ def prepare(config: ConfigDict, *, w: float, num_steps: int) -> common.Work:
     spec = spec_of(config)
     batch_size = config.sampling.batch_size
     network = build_network(config, spec)
-    params = init_params(network, spec, seed=config.seed)
+    params = common.random_params(network, spec)
     generator = Generator(
         {'model': binder(network, config.diffusion.prediction)},
         sampler,
@@ -89,14 +95,19 @@ def prepare(config: ConfigDict, *, w: float, num_steps: int) -> common.Work:
     )
     replicated = parallel.replicate({'model': params})
     labels = np.random.default_rng(0).integers(0, spec.num_classes, batch_size, dtype=np.int32)
-    count, what = sampler.passes(w), (network, spec.image_shape)
-    return common.Work(
-        lambda: [batch.images for batch in generator(replicated, labels, w, seed=config.sampling.seed)],
-        images=batch_size,
-        flops=batch_size * (count.single * forward_flops(*what) + count.both * guided_flops(*what)),
-        network=common.describe_network(config, spec.image_shape, params),
-        ahead=0,  # a batch of samples ends on the host
-    )
+    what = (network, spec.image_shape)
+
+    def of(w: float) -> common.Work:
+        count = sampler.passes(w)
+        return common.Work(
+            lambda: [batch.images for batch in generator(replicated, labels, w, seed=config.sampling.seed)],
+            images=batch_size,
+            flops=batch_size * (count.single * forward_flops(*what) + count.both * guided_flops(*what)),
+            network=common.describe_network(config, spec.image_shape, params),
+            ahead=0,  # a batch of samples ends on the host
+        )
+
+    return of
 
 
 def describe_forward(config: ConfigDict, *, repeats: int, warmup: int, peak_tflops: float | None = None) -> str:

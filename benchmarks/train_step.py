@@ -7,6 +7,7 @@ python benchmarks/train_step.py --config=benchmarks/config.py:medium_32 --peer=g
 import statistics
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -19,8 +20,12 @@ from cfg.runtime import command_line
 FLAGS = flags.FLAGS
 
 
-def prepare(config: ConfigDict) -> common.Work:
-    """Prepares the training step over all local devices, on one batch of random images."""
+def prepare(config: ConfigDict, data: dict[str, Any] | None = None) -> common.Work:
+    """Prepares the training step over all local devices, on one batch that `data` is repeated for; random by default.
+
+    Args:
+      data: 'image' uint8 [n, H, W, C] and 'label' int32 [n].
+    """
     import jax
     import numpy as np
 
@@ -28,24 +33,25 @@ def prepare(config: ConfigDict) -> common.Work:
     from cfg.runs import state
     from cfg.runtime import parallel
     from cfg.settings.data import spec_of
-    from cfg.settings.networks import build_network, init_params
+    from cfg.settings.networks import build_network
     from cfg.training import build
 
     spec = spec_of(config)
     batch_size = config.train.batch_size
     build.check_batch(config)
     network = build_network(config, spec)
-    params = init_params(network, spec, seed=config.seed)
+    params = common.random_params(network, spec)
     tx = build.make_optimizer(config)
     step = build.step_of(config, network, tx)
     replicated = parallel.replicate(state.create(params, tx))
 
     rng = np.random.default_rng(0)
-    images = {
+    index = np.arange(batch_size, dtype=np.int32)
+    data = data or {
         'image': rng.integers(0, 256, (batch_size, *spec.image_shape), dtype=np.uint8),
         'label': rng.integers(0, spec.num_classes, batch_size, dtype=np.int32),
-        'index': np.arange(batch_size, dtype=np.int32),
     }
+    images = {name: values[index % len(values)] for name, values in data.items()} | {'index': index}
     batch = next(parallel.Prefetched([images], parallel.everywhere()))
 
     go_on = parallel.number_for_each(0, parallel.everywhere())

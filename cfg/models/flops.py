@@ -63,6 +63,7 @@ def guided_flops(network: nn.Module, image_shape: tuple[int, int, int]) -> float
     return _network_flops(network, image_shape, 'both', num_labels=2)
 
 
+@functools.lru_cache(maxsize=8)  # a large network takes seconds to trace
 def _network_flops(network: nn.Module, image_shape: tuple[int, int, int], method: str, *, num_labels: int) -> float:
     network = network.clone(dtype=jnp.bfloat16)  # for which nothing is saved
     z = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)

@@ -3,7 +3,6 @@
 from ml_collections import ConfigDict
 
 from cfg.data.built_in import BUILT_IN
-from cfg.data.disk import PreparedSource
 from cfg.data.manifest import default_dir, find_manifest, is_preparable
 from cfg.data.source import Source
 from cfg.data.spec import DataSpec, data_spec
@@ -25,6 +24,8 @@ def open_source(config: ConfigDict, split: str | None = None) -> Source:
     if data.name in BUILT_IN or not is_preparable(data.name):
         spec_of(config)  # says what cannot be
         return BUILT_IN[data.name].open(split or data.split)
+    from cfg.data.disk import PreparedSource  # here, so that what reads no images needs no Pillow
+
     where = {'data_dir': default_dir(data.dir), 'size': data.image_size, 'crop': data.crop}
     return PreparedSource(data.name, **where, split=split or data.split)
 
