@@ -109,7 +109,7 @@ def estimate(compiled: Compiled, target: Target) -> Estimate:
     program = Program(compiled.program)
     costs = program.costs()
     arguments, temporary, other = _memory(compiled.buffers)
-    collectives = [cost for cost in costs if cost.instruction.opcode.startswith(_COLLECTIVES)]
+    collectives = [cost for cost in costs if _is_collective(cost)]
     return Estimate(
         target=target,
         arguments=arguments,
@@ -119,22 +119,24 @@ def estimate(compiled: Compiled, target: Target) -> Estimate:
         parts=_parts(costs, target),
         float32_written=sum(cost.float32_written for cost in costs),
         padding=sum(cost.moved - cost.unpadded for cost in costs),
-        reduced=sum(_result_bytes(cost) for cost in collectives),
-        overlapped=sum(_result_bytes(cost) for cost in collectives if program.is_overlapped(cost.instruction)),
+        reduced=sum(_bytes(cost) for cost in collectives),
+        overlapped=sum(_bytes(cost) for cost in collectives if program.is_overlapped(cost.instruction)),
         seconds=compiled.seconds,
     )
 
 
-def _result_bytes(cost: Cost) -> int:
-    shapes = cost.instruction.shapes
-    half = len(shapes) // 2 if cost.instruction.opcode == 'all-reduce-start' and len(shapes) > 1 else 0
-    return sum(shape.bytes for shape in shapes[half:]) * cost.times
+def _is_collective(cost: Cost) -> bool:
+    return any(opcode.startswith(_COLLECTIVES) for opcode in cost.inside)
+
+
+def _bytes(cost: Cost) -> int:
+    return sum(shape.bytes for shape in cost.instruction.results) * cost.times
 
 
 def part_of(cost: Cost) -> str:
     """Names what an operation is for."""
     opcode = cost.instruction.opcode
-    if opcode.startswith(_COLLECTIVES):
+    if _is_collective(cost):
         return 'all-reduces'
     if opcode.endswith('-start'):
         return PREFETCHES

@@ -95,6 +95,15 @@ class Instruction:
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found[1] if found else ''
 
+    @property
+    def results(self) -> list[Shape]:
+        """Returns the arrays that it makes; where it only starts, the operands and a context may stand beside them."""
+        if self.opcode == 'copy-start':
+            return self.shapes[:1]
+        if self.opcode.endswith('-start') and self.opcode != 'all-reduce-start':
+            return self.shapes[len(self.operands) :]
+        return self.shapes
+
     def called(self, kind: str) -> list[str]:
         """Returns the names of the computations that it calls as `kind`: 'calls', 'body', 'branch_computations'."""
         found = re.search(rf'\b{kind}=(\{{[^}}]*\}}|%?[\w.\-]+)', self.attributes)
@@ -276,10 +285,8 @@ class Program:
         return read
 
     def _written(self, instruction: Instruction, inner: list[Computation]) -> list[tuple[Shape, float]]:
-        if instruction.opcode == 'copy-start':  # (what is written, the operand, a context)
-            return [(instruction.shapes[0], 1.0)]
-        if instruction.opcode.endswith('-start'):  # (the operands, what is written, contexts)
-            return [(shape, 1.0) for shape in instruction.shapes[len(instruction.operands) :]]
+        if instruction.opcode.endswith('-start'):
+            return [(shape, 1.0) for shape in instruction.results]
         if inner:
             root = next((i for i in inner[0].instructions.values() if i.is_root), None)
             if root is not None and root.opcode == 'dynamic-update-slice':

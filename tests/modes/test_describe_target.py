@@ -1,5 +1,6 @@
 """What the compilers of a TPU and of a GPU make of a small network, on a machine that has neither."""
 
+import math
 import re
 
 import jax
@@ -72,10 +73,13 @@ def test_the_training_step_is_what_it_should_be(target, compile):
     # Every array of the state is written where it was read.
     leaves, header = len(state_leaves()), found.program[: found.program.index('\n')]
     assert len(re.findall(r'(?:may|must)-alias', header)) == leaves
-    # The gradients of all parameters go over the devices in one piece.
-    reduced = [cost for cost in program.costs() if cost.instruction.opcode.startswith('all-reduce')]
-    reduced = [cost for cost in reduced if any(shape.dtype != 's32' for shape in cost.instruction.shapes)]
-    assert len(reduced) == 1
+    # The gradients of all parameters go over the devices in one piece, or in two of which one runs beside the rest.
+    reduced = [cost for cost in program.costs() if any(name.startswith('all-reduce') for name in cost.inside)]
+    sizes = [math.prod(shape.dims) for cost in reduced for shape in cost.instruction.results if shape.dtype == 'f32']
+    params = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(build_trained(small(), SPEC), SPEC)))
+    # The loss is among them; the biases of a skip and of the convolution beside it have the same gradient.
+    assert 0.999 * params < sum(sizes) < params + 10
+    assert len([cost for cost in reduced if cost.instruction.results[0].dtype == 'f32']) <= 2
     # Of the convolutions only the last one, with its gradients, is float32 in a bfloat16 network.
     float32, all_of_them = set(), set()
     for computation in program.computations.values():

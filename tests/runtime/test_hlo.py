@@ -106,7 +106,7 @@ ENTRY %main (a: f32[64,64], b: s32[], c: f32[8]) -> f32[64,64] {
   %start = (f32[64,64]{1,0:T(8,128)S(1)}, f32[64,64]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%a)
   %slice = f32[8,64]{1,0:T(8,128)} fusion(%a, %b), kind=kLoop, calls=%fused
   %near = f32[64,64]{1,0:T(8,128)S(1)} copy-done(%start)
-  %reduced = (f32[64,64]{1,0:T(8,128)}, f32[64,64]{1,0:T(8,128)}) all-reduce-start(%a), to_apply=%less
+  %reduced = f32[64,64]{1,0:T(8,128)} all-reduce-start(%a), to_apply=%less
   %all = f32[64,64]{1,0:T(8,128)} all-reduce-done(%reduced)
   %init = (s32[], f32[8]{0}) tuple(%b, %c)
   %loop = (s32[], f32[8]{0}) while(%init), condition=%less, body=%body
@@ -126,6 +126,7 @@ def test_a_program_written_by_hand():
     assert costs['out'].unpadded == whole // 2
     assert (costs['y'].times, costs['y'].moved) == (5, 5 * 2 * 32)
     assert 'near' not in costs
+    assert (costs['reduced'].read, costs['reduced'].written) == (whole, whole)
     assert program.is_overlapped(costs['start'].instruction)
     assert not program.is_overlapped(costs['reduced'].instruction)
 
