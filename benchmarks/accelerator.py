@@ -37,7 +37,7 @@ class Part(NamedTuple):
 # In the order of their worth: a part that finds less than its limit left of TOTAL gets what is left.
 PARTS = {
     'device': Part('device', (), 15),
-    'unet': Part('unet', (), 50),
+    'unet': Part('unet', (), 70),
     'attention': Part('attention_kernels', (), 25),
     'ancestral': Part('ancestral', (), 15),
     'inception': Part('inception', (), 40),

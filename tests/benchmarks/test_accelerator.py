@@ -151,6 +151,13 @@ def test_a_part_that_is_not_there(capsys):
     assert '--parts=mine is none of device, unet' in capsys.readouterr().err
 
 
+def test_every_kernel_is_looked_for_in_programs():
+    from benchmarks import accelerator_parts as parts
+    from cfg.models.attention import KERNELS
+
+    assert {*parts.FLASH.values(), 'xla'} == {*parts.CALLS, 'xla'} == KERNELS.keys()
+
+
 def test_the_moments_are_those_of_the_data_without_guidance(monkeypatch):
     from benchmarks import accelerator_parts as parts
     from cfg.diffusion.sampler import Sampler
