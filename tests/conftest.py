@@ -61,6 +61,8 @@ LONGEST = (
     'test_kill_points.py',
     'test_loop.py',
     'test_measurement.py',
+    'test_accelerator.py',
+    'test_describe_target.py',
     'test_describe.py',
     'test_classifier.py',
     'test_import_adm.py',
