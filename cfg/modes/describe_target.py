@@ -18,7 +18,7 @@ from cfg.runs.state import create
 from cfg.runtime import parallel
 from cfg.runtime.errors import UserError
 from cfg.runtime.progress import format_seconds, waiting
-from cfg.runtime.targets import Target, check_compiler, compiled, parse_target
+from cfg.runtime.targets import Target, TooLargeError, check_compiler, compiled, parse_target
 from cfg.settings.data import spec_of
 from cfg.settings.networks import abstract_params, build_network, build_trained
 from cfg.settings.sampler import read_sampler
@@ -31,6 +31,7 @@ PARTS = {
     'sample': 'config.sampling.batch_size',
     'features': 'config.eval.batch_size',
 }
+REMEDIES = {'train': ', raise config.train.grad_accum or set config.train.remat=True', 'sample': '', 'features': ''}
 KERNELS = {'tpu': 'splash', 'gpu': 'cudnn'}
 
 
@@ -57,12 +58,20 @@ def describe_target(config: ConfigDict, text: str, *, part: str, largest: bool) 
     if part != 'features':
         lines.append(f'{config.model.dtype}, attention by {kernel}' + _training(config, part))
     compile_for = functools.partial(_compile, config, spec, target, part, kernel)
-    found = compile_for(batch)
-    lines += table(found, images=share, kinds=_kinds(config, spec, part))
+    memory = math.inf
+    try:
+        found = compile_for(batch)
+        memory = found.memory
+        lines += table(found, images=share, kinds=_kinds(config, spec, part))
+        lines.append(f'Compiled in {format_seconds(found.seconds)}.')
+    except TooLargeError as error:
+        if not largest:
+            raise UserError(f'{error} Lower {PARTS[part]}{REMEDIES[part]}; --largest looks for what fits.') from error
+        lines.append(str(error))
     if largest:
         pieces = config.train.grad_accum if part == 'train' else 1
-        lines.append(_largest(compile_for, target, share, found, pieces=pieces))
-    lines.append(f'An estimate: the program is what {target} would run, its times are bounds. {_seconds(found)}')
+        lines.append(_largest(compile_for, target, share, memory, pieces=pieces))
+    lines.append(f'An estimate: the program is what {target} would run, and its times are bounds.')
     return '\n'.join(lines)
 
 
@@ -81,10 +90,6 @@ def _training(config: ConfigDict, part: str) -> str:
     return f', train.remat={train.remat}, train.grad_accum={train.grad_accum}' if part == 'train' else ''
 
 
-def _seconds(found: Estimate) -> str:
-    return f'Compiled in {format_seconds(found.seconds)}.'
-
-
 def _batch(config: ConfigDict, part: str) -> int:
     return {'train': config.train, 'sample': config.sampling, 'features': config.eval}[part].batch_size
 
@@ -96,14 +101,15 @@ def _compile(config: ConfigDict, spec: DataSpec, target: Target, part: str, kern
     return estimate(found, target)
 
 
-def _largest(
-    compile_for: Callable[[int], Estimate], target: Target, share: int, found: Estimate, *, pieces: int
-) -> str:
+def _largest(compile_for: Callable[[int], Estimate], target: Target, share: int, memory: float, *, pieces: int) -> str:
     """Says the largest share of a device that fits: memory grows by a straight line, which the compiler then confirms.
 
-    An estimate that was compiled does not have to be compiled again; each further one halves what is not known.
+    Args:
+      share: images a device that were tried.
+      memory: that they take, in bytes; infinite where the compiler refused.
+      pieces: into which a share is cut.
     """
-    fits, fails, sizes = 0, math.inf, {share: found.memory}
+    fits, fails, sizes = 0, math.inf, {share: memory}
 
     def judge(size: int) -> None:
         nonlocal fits, fails
@@ -117,7 +123,7 @@ def _largest(
         size = _next(sizes, target.memory, fits, fails, pieces)
         try:
             sizes[size] = compile_for(size * target.count).memory
-        except UserError:  # the compiler itself says that it does not fit
+        except TooLargeError:
             sizes[size] = math.inf
         judge(size)
     if not fits:

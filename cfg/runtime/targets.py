@@ -5,16 +5,17 @@ machine code, which takes a TPU's compiler most of an hour for a large network: 
 which is stopped when both texts are there.
 """
 
+import contextlib
+import importlib
 import json
 import math
 import multiprocessing
 import os
-import pickle
 import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ _ENVIRONMENT = {
     # host's compiler knows can end the other one.
     'tpu': {
         'XLA_FLAGS': '',
+        'TPU_ACCELERATOR_TYPE': 'v4-8',  # anything that it knows; the topology says what counts
         'TPU_SKIP_MDS_QUERY': '1',
         'TPU_WORKER_HOSTNAMES': 'localhost',
         'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
@@ -186,6 +188,10 @@ class Compiled:
     seconds: float
 
 
+class TooLargeError(UserError):
+    """Says that a compiler found the memory of a device too small."""
+
+
 def compiled(target: Target, lower: Callable[..., Any], *args: Any, waiting: Callable[[float], None]) -> Compiled:
     """Compiles for a target, in a process of its own.
 
@@ -194,15 +200,15 @@ def compiled(target: Target, lower: Callable[..., Any], *args: Any, waiting: Cal
       waiting: is called about every second with the seconds so far.
 
     Raises:
-      UserError: when the compiler is missing or refuses, as it does when the memory does not suffice.
+      TooLargeError: when the memory does not suffice.
+      UserError: when the compiler is missing or refuses for another reason.
     """
     check_compiler(target)
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        process = multiprocessing.get_context('spawn').Process(
-            target=_compile, args=(target, pickle.dumps((lower, args)), folder), daemon=True
-        )
+        work = (target, f'{lower.__module__}:{lower.__qualname__}', args, folder)
+        process = multiprocessing.get_context('spawn').Process(target=_compile, args=work, daemon=True)
         with _environment(target):
             process.start()
         try:
@@ -216,7 +222,8 @@ def compiled(target: Target, lower: Callable[..., Any], *args: Any, waiting: Cal
         if not found:
             error = folder / 'error'
             words = error.read_text() if error.exists() else f'it ended with status {process.exitcode}'
-            raise UserError(f'{target} cannot run this program: {words}')
+            kind = TooLargeError if 'RESOURCE_EXHAUSTED' in words else UserError
+            raise kind(f'{target} cannot run this program: {words}')
         return Compiled(*(path.read_text() for path in found), time.monotonic() - begun)
 
 
@@ -237,30 +244,26 @@ def _printed(folder: Path) -> list[Path] | None:
     return found if all(path.exists() for path in (*found, folder / f'{stem}{_LAST}')) else None
 
 
-class _environment:  # noqa: N801
+@contextlib.contextmanager
+def _environment(target: Target) -> Iterator[None]:
     """Sets the variables of a target for the process that is started while this is entered."""
-
-    def __init__(self, target: Target):
-        self._values = {'JAX_PLATFORMS': 'cpu', **_ENVIRONMENT[target.kind]}
-        if target.kind == 'tpu':
-            self._values['TPU_ACCELERATOR_TYPE'] = 'v4-8'  # anything that libtpu knows; the topology says what counts
-
-    def __enter__(self) -> None:
-        self._before = {name: os.environ.get(name) for name in self._values}
-        os.environ.update(self._values)
-
-    def __exit__(self, *error: object) -> None:
-        for name, value in self._before.items():
+    values = {'JAX_PLATFORMS': 'cpu', **_ENVIRONMENT[target.kind]}
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
-def _compile(target: Target, work: bytes, folder: Path) -> None:
-    """Runs in the process of `compiled`; JAX looks for plugins when it is imported, so `work` is unpacked late."""
+def _compile(target: Target, lower: str, args: tuple[Any, ...], folder: Path) -> None:
+    """Runs in the process of `compiled`; JAX looks for plugins when it is imported, so `lower` is imported late."""
     sys.path.insert(0, str(FOLDER))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # both compilers talk to stderr about the device that is not here
     try:
-        lower, args = pickle.loads(work)  # noqa: S301, of the process that started this one
-        lowered = lower(devices(target), *args)
+        module, _, name = lower.partition(':')
+        lowered = getattr(importlib.import_module(module), name)(devices(target), *args)
         lowered.compile(compiler_options={'xla_dump_to': str(folder), 'xla_dump_hlo_as_text': True})
     except Exception as error:  # a compiler has kinds of its own
         (folder / 'error').write_text(f'{type(error).__name__}: {first_line(error)}')

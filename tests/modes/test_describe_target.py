@@ -2,6 +2,7 @@
 
 import math
 import re
+import types
 
 import jax
 import pytest
@@ -14,7 +15,7 @@ from cfg.runs.state import create
 from cfg.runtime import targets
 from cfg.runtime.errors import UserError
 from cfg.runtime.hlo import Program, is_attention
-from cfg.runtime.targets import CHIPS, PACKAGES, Target, compiled, parse_target
+from cfg.runtime.targets import CHIPS, PACKAGES, Target, TooLargeError, compiled, parse_target
 from cfg.settings.networks import abstract_params, build_trained
 from cfg.settings.values import config_dict
 from cfg.training.build import make_optimizer
@@ -176,27 +177,45 @@ def test_devices_are_counted_once():
     assert '--num_devices and --target both say' in message
 
 
-def test_the_largest_batch_is_found_by_the_line_through_two():
-    """Memory that grows by a straight line: the largest share is known exactly, and few are compiled."""
+@pytest.mark.parametrize('pieces', [1, 4])
+@pytest.mark.parametrize('first', [8, 120, 148, 400])
+def test_the_largest_batch_is_found_by_the_line_through_two(first, pieces):
+    """Memory that grows by a straight line, and a compiler that refuses a little above it: few are compiled."""
     target, tried = parse_target('tpu:v5e:2x4'), []
 
-    class Fake:
-        def __init__(self, share):
-            self.memory = 2**30 + share * 100 * 2**20
-            tried.append(share)
+    def memory(share):
+        return 2**30 + share * 100 * 2**20
 
-    def fake(batch):
-        share = batch // target.count
-        if 2**30 + share * 100 * 2**20 > 17.5 * 2**30:
-            tried.append(share)
-            raise UserError('no')
-        return Fake(share)
+    def compile_for(batch):
+        tried.append(batch // target.count)
+        if memory(tried[-1]) > 17.5 * 2**30:
+            raise TooLargeError('no')
+        return types.SimpleNamespace(memory=memory(tried[-1]))
 
-    text = describe_target._largest(fake, target, 8, Fake(8), pieces=1)
-    most = int(14.75 * 1024 / 100)
+    known = memory(first) if memory(first) < 17.5 * 2**30 else math.inf
+    text = describe_target._largest(compile_for, target, first, known, pieces=pieces)
+    most = int((target.memory - 2**30) / (100 * 2**20))
     found = int(re.search(r': (\d+) images a device', text)[1])
-    assert most - max(1, most // 16) <= found <= most
-    assert len(tried) <= 5
+    assert most - max(pieces, most // 16) <= found <= most
+    assert found % pieces == 0
+    assert len(tried) <= 6
+    assert first not in tried
+
+
+def test_nothing_fits():
+    def compile_for(batch):
+        raise TooLargeError('no')
+
+    text = describe_target._largest(compile_for, parse_target('tpu:v5e:2x4'), 8, math.inf, pieces=2)
+    assert text == 'largest batch that fits: none, not even 2 images a device'
+
+
+def test_what_does_not_fit_is_a_sentence_with_the_remedy(compile):
+    compile('tpu:v5e:2x2', 'train')  # or skips
+    config = small()
+    config.train.batch_size = 2**18
+    with pytest.raises(UserError, match=r'RESOURCE_EXHAUSTED.* Lower config.train.batch_size, raise'):
+        describe_target.describe_target(config, 'tpu:v5e:2x2', part='train', largest=False)
 
 
 def test_a_kernel_of_another_device():
