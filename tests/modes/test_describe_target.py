@@ -210,8 +210,9 @@ def test_nothing_fits():
     assert text == 'largest batch that fits: none, not even 2 images a device'
 
 
-def test_what_does_not_fit_is_a_sentence_with_the_remedy(compile):
+def test_what_does_not_fit_is_a_sentence_with_the_remedy(compile, monkeypatch):
     compile('tpu:v5e:2x2', 'train')  # or skips
+    monkeypatch.setattr(describe_target, 'spec_of', lambda config: SPEC)
     config = small()
     config.train.batch_size = 2**18
     with pytest.raises(UserError, match=r'RESOURCE_EXHAUSTED.* Lower config.train.batch_size, raise'):
