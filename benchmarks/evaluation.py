@@ -65,13 +65,10 @@ def prepare_inception(config: ConfigDict) -> common.Work:
 
 def random_inception() -> Any:
     """Draws weights of the shapes of Inception's."""
-    import jax
+    from cfg.features.inception import inception_shapes
 
-    from cfg.features.inception import SIZE, Inception
-
-    image = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), 'uint8')
     # With this gain the features neither vanish nor grow from layer to layer.
-    return common.drawn(jax.eval_shape(Inception().init, jax.random.key(0), image)['params'], gain=2.0)
+    return common.drawn(inception_shapes(), gain=2.0)
 
 
 def seconds(do: Callable[[], object]) -> float:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.accelerator import QUICK
 from cfg.runtime.xla_flags import jaxlib_knows
 
 ROOT = Path(__file__).parents[1]
@@ -12,12 +13,7 @@ ROOT = Path(__file__).parents[1]
 # may come late to a collective, after which XLA ends the process.
 XLA_FLAGS = ' '.join(
     f'--{name}={value}'
-    for name, value in {
-        'xla_backend_optimization_level': 0,
-        'xla_cpu_use_fusion_emitters': 'false',
-        'xla_cpu_parallel_codegen_split_count': 1,
-        'xla_cpu_collective_call_terminate_timeout_seconds': 600,
-    }.items()
+    for name, value in {**QUICK, 'xla_cpu_collective_call_terminate_timeout_seconds': 600}.items()
     if jaxlib_knows(name)
 )
 # One network, batch and place of checkpoints for every process that the suite starts: they compile the same programs,

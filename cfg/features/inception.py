@@ -10,7 +10,7 @@ an average pool may come after a 1x1 convolution, where it has fewer channels to
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -243,3 +243,9 @@ class Inception(nn.Module):
         pool = jnp.mean(x, axis=(1, 2))
         weights = self.param('logits', nn.initializers.lecun_normal(), (WIDTH, NUM_CLASSES))
         return InceptionOutput(pool, spatial[..., :SPATIAL_CHANNELS].reshape(len(x), -1), pool @ weights)
+
+
+def inception_shapes() -> Any:
+    """Returns the shapes and types of the network's parameters, without computing any."""
+    image = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
+    return jax.eval_shape(Inception().init, jax.random.key(0), image)['params']

@@ -10,11 +10,10 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from flax import traverse_util
 
-from cfg.features.inception import NUM_CLASSES, SIZE, WIDTH, Inception
+from cfg.features.inception import NUM_CLASSES, WIDTH, inception_shapes
 from cfg.runtime.errors import UserError
 
 Array = np.ndarray
@@ -88,9 +87,7 @@ def _numbered(name: str, number: int) -> str:
 @functools.cache
 def _shapes() -> dict[str, tuple[int, ...]]:
     """Reads {name of a convolution: shape of its kernel [H, W, in, out]} off the network."""
-    image = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), np.float32)
-    params = jax.eval_shape(lambda x: Inception().init(jax.random.key(0), x), image)['params']
-    flat = traverse_util.flatten_dict(params, sep='.')
+    flat = traverse_util.flatten_dict(inception_shapes(), sep='.')
     return {key.removesuffix('.kernel'): value.shape for key, value in flat.items() if key.endswith('.kernel')}
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from cfg.data.spec import DataSpec
-from cfg.features.inception import Inception
+from cfg.features.inception import Inception, inception_shapes
 from cfg.models import attention
 from cfg.report.estimate import GIB, Estimate, estimate, table
 from cfg.runs.generate import Generator, binder
@@ -18,7 +18,7 @@ from cfg.runs.state import create
 from cfg.runtime import parallel
 from cfg.runtime.errors import UserError
 from cfg.runtime.progress import format_seconds, waiting
-from cfg.runtime.targets import Target, TooLargeError, check_compiler, compiled, parse_target
+from cfg.runtime.targets import Target, TooLargeError, compiled, parse_target
 from cfg.settings.data import spec_of
 from cfg.settings.networks import abstract_params, build_network, build_trained
 from cfg.settings.sampler import read_sampler
@@ -47,7 +47,6 @@ def describe_target(config: ConfigDict, text: str, *, part: str, largest: bool) 
       UserError: when the target or the part is not there, or the compiler refuses.
     """
     target = parse_target(text)
-    check_compiler(target)
     spec = spec_of(config)
     kernel = _kernel(config, target)
     config = config.copy_and_resolve_references()
@@ -151,7 +150,7 @@ def _next(sizes: dict[int, float], memory: float, fits: int, fails: float, piece
 def _kinds(config: ConfigDict, spec: DataSpec, part: str) -> dict[str, Sequence[int]]:
     """Returns the numbers of the program's arguments by what they are, in the order in which JAX flattens them."""
     if part == 'features':
-        count = len(jax.tree.leaves(_inception()))
+        count = len(jax.tree.leaves(inception_shapes()))
         return {'parameters': range(count), 'images': range(count, count + 1)}
     network = build_trained(config, spec) if part == 'train' else build_network(config, spec)
     params = abstract_params(network, spec)
@@ -167,11 +166,6 @@ def _kinds(config: ConfigDict, spec: DataSpec, part: str) -> dict[str, Sequence[
         first += count
     del kinds['step']
     return kinds | {'batch': range(first, first + 4)}
-
-
-def _inception() -> Any:
-    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.uint8)
-    return jax.eval_shape(Inception().init, jax.random.key(0), image)['params']
 
 
 @jax.custom_vjp
@@ -242,7 +236,7 @@ def lower_features(
     run = parallel.pmap(
         lambda params, images: Inception().apply({'params': params}, images), num_args=2, devices=devices
     )
-    return run.lower(*parallel.per_device_shapes((_inception(), images), len(devices)))
+    return run.lower(*parallel.per_device_shapes((inception_shapes(), images), len(devices)))
 
 
 LOWER = {'train': lower_train, 'sample': lower_sample, 'features': lower_features}

@@ -142,8 +142,6 @@ def part_of(cost: Cost) -> str:
         return PREFETCHES
     if not cost.flops and opcode in _COPIES:
         return 'copies'
-    if cost.flops and re.search(r'/(qkv|proj)(/|$)', cost.scope):
-        return 'dense layers'
     if is_attention(cost.instruction):
         return 'attention'
     return next((name for name, pattern in _PARTS if re.search(pattern, cost.scope)), 'everything else')

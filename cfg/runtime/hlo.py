@@ -269,7 +269,7 @@ class Program:
         """Returns the arrays of the device's memory that are read, with the share of each."""
         read = []
         parameters = [i for i in inner[0].instructions.values() if i.opcode == 'parameter'] if inner else []
-        numbers = {int(re.match(r'\d+', ','.join(i.operands) or i.attributes)[0]): i for i in parameters}
+        numbers = {int(i.operands[0]): i for i in parameters}
         for number, name in enumerate(instruction.operands):
             arrays, operand = computation.shapes(name), computation.instructions.get(name)
             if not arrays or (operand is not None and operand.opcode == 'constant'):

@@ -44,6 +44,12 @@ def format_seconds(seconds: float) -> str:
     return f'{hours}:{minutes:02d}:{seconds:02d}' if hours else f'{minutes}:{seconds:02d}'
 
 
+def _write(stream: TextIO, text: str, *, last: bool) -> None:
+    """Writes a line, on a terminal over the one before it; what is not the last is written over."""
+    stream.write(('\r\x1b[K' if stream.isatty() else '') + text + ('\n' if last else ''))
+    stream.flush()
+
+
 @contextlib.contextmanager
 def waiting(what: str, *, stream: TextIO | None = None, interval: float = 30.0) -> Iterator[Callable[[float], None]]:
     """Gives a function of the seconds so far, which says that work goes on whose length nobody knows.
@@ -60,14 +66,11 @@ def waiting(what: str, *, stream: TextIO | None = None, interval: float = 30.0) 
         nonlocal printed
         if not _silenced and seconds - printed >= (0.2 if terminal else interval):
             printed = seconds
-            text = f'{what}, {format_seconds(seconds)} so far'
-            stream.write('\r\x1b[K' + text if terminal else text + '\n')
-            stream.flush()
+            _write(stream, f'{what}, {format_seconds(seconds)} so far', last=not terminal)
 
     yield update
     if terminal and printed:
-        stream.write('\r\x1b[K')
-        stream.flush()
+        _write(stream, '', last=False)
 
 
 class Progress:
@@ -111,6 +114,4 @@ class Progress:
             text += f', took {format_seconds(now - self._begin)}'
         if note:
             text += f' ({note})'
-        begin, end = ('\r\x1b[K', '\n' * finished) if self._terminal else ('', '\n')
-        self._stream.write(f'{begin}{text}{end}')
-        self._stream.flush()
+        _write(self._stream, text, last=finished or not self._terminal)

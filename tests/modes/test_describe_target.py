@@ -216,7 +216,7 @@ def test_what_does_not_fit_is_a_sentence_with_the_remedy(monkeypatch):
     def refuse(*args, waiting):
         raise TooLargeError('tpu:v5e:2x2 cannot run this program: RESOURCE_EXHAUSTED: Ran out of memory.')
 
-    for name, value in {'spec_of': lambda _: SPEC, 'check_compiler': lambda _: None, 'compiled': refuse}.items():
+    for name, value in {'spec_of': lambda _: SPEC, 'compiled': refuse}.items():
         monkeypatch.setattr(describe_target, name, value)
     with pytest.raises(UserError, match=r'Ran out of memory\. Lower config.train.batch_size, raise config.train.grad_'):
         describe_target.describe_target(small(), 'tpu:v5e:2x2', part='train', largest=False)
