@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from benchmarks import common
 from benchmarks.sampling import is_guided
-from cfg.runtime import command_line
+from cfg.runtime import command_line, targets
 from cfg.runtime.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -40,21 +40,25 @@ class Chip(NamedTuple):
     network: float
 
 
-# Peaks: benchmarks/common.py. A ring in both directions uses two of the links of a TPU (4 of v5e and v6e, 6 of v4 and
-# v5p), whatever the shape of the slice; a torus with rings along every axis can do two or three times better.
-#   v4    docs.cloud.google.com/tpu/docs/v4: 32 GiB. 45 GB/s a link and direction: jax-ml.github.io/scaling-book/tpus
-#   v5e   docs.cloud.google.com/tpu/docs/v5e: 16 GB, 400 GB/s both ways over 4 links = 50 GB/s a link and direction
-#   v5p   docs.cloud.google.com/tpu/docs/v5p: 95 GiB, 1200 GB/s both ways over 6 links = 100 GB/s
-#   v6e   docs.cloud.google.com/tpu/docs/v6e: 32 GB, 800 GB/s both ways over 4 links = 100 GB/s
-#   H100  SXM data sheet: 80 GB, NVLink 900 GB/s both ways = 450 GB/s; DGX H100: 8 GPUs, one 400 Gb/s adapter each
+# A ring in both directions uses two of the links of a TPU (4 of v5e and v6e, 6 of v4 and v5p), whatever the shape of the
+# slice; a torus with rings along every axis can do two or three times better.
+#   v4    45 GB/s a link and direction: jax-ml.github.io/scaling-book/tpus
+#   v5e   docs.cloud.google.com/tpu/docs/v5e: 400 GB/s both ways over 4 links = 50 GB/s a link and direction
+#   v5p   docs.cloud.google.com/tpu/docs/v5p: 1200 GB/s both ways over 6 links = 100 GB/s
+#   v6e   docs.cloud.google.com/tpu/docs/v6e: 800 GB/s both ways over 4 links = 100 GB/s
+#   H100  SXM data sheet: NVLink 900 GB/s both ways = 450 GB/s; DGX H100: 8 GPUs, one 400 Gb/s adapter each
 # Between slices of TPUs: the data centre's network, 50 Gb/s a chip for v5p, 6.4 Tb/s for the 256 chips of v5e; v4 and
 # v6e are taken like v5e.
+_LINKS = {
+    'v4': (2 * 45e9, 4096, 25e9 / 8),
+    'v5e': (2 * 50e9, 256, 25e9 / 8),
+    'v5p': (2 * 100e9, 8960, 50e9 / 8),
+    'v6e': (2 * 100e9, 256, 25e9 / 8),
+    'h100': (450e9, 8, 400e9 / 8),
+}
 CHIPS = {
-    'TPU v4': Chip(common.PEAKS['TPU v4'], 32 * GIB, 2 * 45e9, 4096, 25e9 / 8),
-    'TPU v5e': Chip(common.PEAKS['TPU v5e'], 16e9, 2 * 50e9, 256, 25e9 / 8),
-    'TPU v5p': Chip(common.PEAKS['TPU v5'], 95 * GIB, 2 * 100e9, 8960, 50e9 / 8),
-    'TPU v6e': Chip(common.PEAKS['TPU v6 lite'], 32e9, 2 * 100e9, 256, 25e9 / 8),
-    'H100': Chip(common.PEAKS['H100'], 80e9, 450e9, 8, 400e9 / 8),
+    name: Chip(1e12 * targets.CHIPS[name]['tflops'], GIB * targets.CHIPS[name]['gib'], *links)
+    for name, links in _LINKS.items()
 }
 
 

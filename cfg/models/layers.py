@@ -1,8 +1,7 @@
 """The layers that ADM's networks are made of, written so that XLA runs them fast on every platform.
 
-XLA's CPU backend sums over the positions of an image many times slower than it could, and such sums are in every
-group norm and in every bias gradient. Here they go through `position_sums`, and the layers that need them in the
-backward pass have their gradients written out; everything else is left to XLA.
+Group norm keeps its input and two numbers a group for the backward pass, and computes the rest again; sums are
+float32's whatever the network computes in. Everything else is left to XLA.
 """
 
 import functools
@@ -27,26 +26,6 @@ def _bias_init(fan_in: int) -> Callable:
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-def position_sums(x: Array) -> Array:
-    """Sums over positions, [N, M, C] -> [N, C]."""
-    return jax.lax.platform_dependent(x, cpu=_sums_by_additions, default=lambda x: jnp.sum(x, axis=1))
-
-
-def _sums_by_additions(x: Array) -> Array:
-    """Sums by additions of four slices at a time, which XLA's CPU backend vectorises and divides over cores.
-
-    A barrier after each round keeps the rounds from being fused into one slow reduction.
-    """
-    while x.shape[1] > 1:
-        n, m, c = x.shape
-        pieces = next((k for k in (4, 2) if m % k == 0), 0)
-        if not pieces:
-            return jnp.sum(x, axis=1)
-        parts = x.reshape(n, pieces, m // pieces, c)
-        x = jax.lax.optimization_barrier(sum(parts[:, i] for i in range(1, pieces)) + parts[:, 0])
-    return x[:, 0]
-
-
 @jax.custom_vjp
 def add_bias(x: Array, bias: Array) -> Array:
     """Returns x + bias for x [..., C] and bias [C]."""
@@ -58,7 +37,7 @@ def _add_bias_fwd(x, bias):
 
 
 def _add_bias_bwd(_, dy):
-    return dy, position_sums(dy.astype(jnp.float32).reshape(1, -1, dy.shape[-1]))[0]
+    return dy, jnp.sum(dy.astype(jnp.float32).reshape(-1, dy.shape[-1]), axis=0)
 
 
 add_bias.defvjp(_add_bias_fwd, _add_bias_bwd)
@@ -91,8 +70,8 @@ def _group_means(sums: Array, groups: int, positions: int) -> Array:
 def _moments(h: Array, groups: int) -> tuple[Array, Array]:
     """Returns the mean and the variance of each group of h [N, M, C], at each of its channels: both [N, C]."""
     means = functools.partial(_group_means, groups=groups, positions=h.shape[1])
-    mean = means(position_sums(h))
-    return mean, jnp.maximum(means(position_sums(jnp.square(h))) - jnp.square(mean), 0.0)
+    mean = means(h.sum(axis=1))
+    return mean, jnp.maximum(means(jnp.square(h).sum(axis=1)) - jnp.square(mean), 0.0)
 
 
 def _positions(x: Array) -> Array:
@@ -122,8 +101,8 @@ def _normalize_bwd(groups, silu, dtype, residuals, dy):
         y = _scaled(h, scale, shift, mean, rstd)
         gate = jax.nn.sigmoid(y)
         dy = dy * (gate * (1.0 + y * (1.0 - gate)))
-    dshift = position_sums(dy)
-    dscale = position_sums(dy * (h - mean[:, None]) * rstd[:, None])
+    dshift = dy.sum(axis=1)
+    dscale = (dy * (h - mean[:, None]) * rstd[:, None]).sum(axis=1)
     # d/dx of (x - mean) rstd: what the mean and the variance pass on is the same for all of a group.
     along_x = jnp.square(rstd) * means(scale * dscale)
     constant = mean * along_x - rstd * means(scale * dshift)
@@ -211,7 +190,7 @@ def upsample(x: Array) -> Array:
 
 
 def _block_sums(x: Array) -> Array:
-    """Sums each 2x2 block, by additions for the same reason as in `position_sums`."""
+    """Sums each 2x2 block, by additions, which XLA fuses with what is around them as it does not fuse sums."""
     n, h, w, c = x.shape
     blocks = x.reshape(n, h // 2, 2, w // 2, 2, c)
     return (blocks[:, :, 0, :, 0] + blocks[:, :, 0, :, 1]) + (blocks[:, :, 1, :, 0] + blocks[:, :, 1, :, 1])
