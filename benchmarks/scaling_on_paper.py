@@ -40,8 +40,8 @@ class Chip(NamedTuple):
     network: float
 
 
-# A ring in both directions uses two of the links of a TPU (4 of v5e and v6e, 6 of v4 and v5p), whatever the shape of the
-# slice; a torus with rings along every axis can do two or three times better.
+# A ring in both directions uses two of the links of a TPU (4 of v5e and v6e, 6 of v4 and v5p), whatever the shape of
+# the slice; a torus with rings along every axis can do two or three times better.
 #   v4    45 GB/s a link and direction: jax-ml.github.io/scaling-book/tpus
 #   v5e   docs.cloud.google.com/tpu/docs/v5e: 400 GB/s both ways over 4 links = 50 GB/s a link and direction
 #   v5p   docs.cloud.google.com/tpu/docs/v5p: 1200 GB/s both ways over 6 links = 100 GB/s
