@@ -38,7 +38,7 @@ def get_config():
     config.sampling.num_samples = 100
 
     # The paper's {0, 0.1, ..., 4}, thinned; at an early checkpoint too, where guidance has something to mend.
-    config.eval.w = (0.0, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 4.0)
+    config.eval.w = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0, 4.0)
     config.eval.steps = (300, 1200)
     config.eval.num_samples = 1000
     config.eval.labels = 'balanced'

@@ -39,14 +39,18 @@ class Planned(NamedTuple):
 
 
 def points_of(config: ConfigDict, steps: Iterable[int]) -> list[Point]:
-    """Returns the product that a sweep is, in which parameters and compiled samplers change as rarely as they can."""
-    options, sampling = config.eval, config.sampling
+    """Returns the product that a sweep is, in which parameters and compiled samplers change as rarely as they can.
+
+    Of one sampler's strengths, those of `config.report.w` come first, so that a coarse curve and the grids of the
+    report are soon there.
+    """
+    options, sampling, coarse = config.eval, config.sampling, tuple(config.report.w)
     names = ('guidance', 'sampler', 'grid', 'num_steps', 'logvar_interp')
     varied = [options[name] or (sampling[name],) for name in ('ema', *names)]
     found: dict[Point, None] = {}
     for step, ema, *values, seed in itertools.product(steps, *varied, options.seeds or (sampling.seed,)):
         sampler = read_sampler(config, **dict(zip(names, values, strict=True)))
-        ws = sampler.rule.w or options.w
+        ws = sorted(sampler.rule.w or options.w, key=lambda w: w not in coarse)
         sampler = dataclasses.replace(sampler, rule=dataclasses.replace(sampler.rule, w=None))
         found |= dict.fromkeys(Point(step, ema, sampler, seed, float(w)) for w in ws)
     return list(found)
@@ -81,8 +85,9 @@ def plan(config: ConfigDict, point: Point, networks: Networks, method: Method) -
 
 
 def config_sha256(config: ConfigDict) -> str:
-    """Returns the digest of the whole config, but for how the work is divided."""
+    """Returns the digest of the whole config, but for which rows are asked for and how the work is divided."""
     values = config_dict(config)
-    for part, name in ((values, 'processes'), (values['eval'], 'job'), (values['eval'], 'save_seconds')):
-        del part[name]
+    del values['processes']
+    for name in ('steps', 'w', 'job', 'save_seconds'):
+        del values['eval'][name]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -13,6 +13,7 @@ import itertools
 import logging
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,12 @@ log = logging.getLogger('cfg')
 UNFINISHED = 'unfinished'
 
 
-def evaluate(config: ConfigDict, workdir: Path) -> int | None:
+def evaluate(config: ConfigDict, workdir: Path, draw: Callable[[int], Any] | None = None) -> int | None:
     """Measures every row of the sweep that is not measured yet; prints the table of the rows asked for.
+
+    Args:
+      draw: shows the rows that are there, given how many of the sweep are missing. It is called on the first process
+        as rows are finished, as long as it takes a twentieth of the time, and at the end.
 
     Returns:
       On the first process, how many rows are still missing because other jobs have not measured them yet.
@@ -62,7 +67,25 @@ def evaluate(config: ConfigDict, workdir: Path) -> int | None:
     part = 'eval{}of{}'.format(*job)
     with processes.held_by_first(lambda: lock(workdir, 'eval', part=part)), StopSignal() as stop:
         # What the first process finds missing, such as the moments of the real images, it makes for all.
-        return processes.in_turn(lambda: _Sweep(config, workdir, job, stop)).run()
+        return processes.in_turn(lambda: _Sweep(config, workdir, job, stop)).run(draw)
+
+
+class _Redraw:
+    """Calls a function that draws, as often as that takes a twentieth of the time, and logs what it raises."""
+
+    def __init__(self, draw: Callable[[int], Any] | None):
+        self._draw, self._next = draw, 0.0
+
+    def __call__(self, count_missing: Callable[[], int], *, last: bool = False) -> None:
+        begin = time.monotonic()
+        if not self._draw or (begin < self._next and not last):
+            return
+        try:
+            self._draw(count_missing())
+        except (UserError, OSError) as error:  # no reason to end a sweep
+            log.warning('The report is not drawn: %s', error)
+        end = time.monotonic()
+        self._next = end + 19 * (end - begin)
 
 
 class _Sweep:
@@ -109,14 +132,14 @@ class _Sweep:
         self._rows = [plan(config, point, self._networks(point), self._scoring.method) for point in points]
         self._asked = self._rows[number - 1 :: count]
 
-    def run(self) -> int | None:
+    def run(self, draw: Callable[[int], Any] | None) -> int | None:
         """Measures what is missing and prints the table; see `evaluate`."""
         first = processes.from_first(self._features.sha256)
         processes.on_each(lambda: self._features.check_same(first))
         todo = processes.on_first(self._missing) or []
         points = [self._all[place] for place in processes.from_first([self._all.index(row.point) for row in todo])]
         progress = Progress('eval', len(points) * self._config.eval.num_samples, unit='sample')
-        failures = []
+        failures, redraw = [], _Redraw(draw)
         for number, point in enumerate(points):
             self._stop.leave(lambda: None, processes.largest(self._stop.received or 0))  # came while a row was scored
             needed = {point.sampler for point in points[number:]}  # the others go, with their compiled programs
@@ -130,7 +153,14 @@ class _Sweep:
                 except UserError as error:  # one bad row is no reason to lose the others
                     failures.append(f'step {point.step}: {error}')
                     log.warning('%s', failures[-1])
+                else:
+                    processes.on_first(lambda: redraw(self._count_missing))
+        if points:
+            processes.on_first(lambda: redraw(self._count_missing, last=True))
         return processes.on_first(lambda: self._report(failures))
+
+    def _count_missing(self) -> int:
+        return sum(row.identity not in self._results for row in self._rows)
 
     def _missing(self) -> list[Planned]:
         """Returns the rows that are to be measured."""
@@ -160,13 +190,14 @@ class _Sweep:
     def _report(self, failures: list[str]) -> int:
         self._results.write_lines()
         done = {row.identity: row for row in self._results.read()}
-        print(text_table([done[row.identity] for row in self._asked if row.identity in done]))
+        asked = [done[row.identity] for row in self._asked if row.identity in done]
+        print(text_table(sorted(asked, key=lambda row: row.order)))
         if self._elsewhere:
             log.warning('%d rows are left to another process that measures them.', self._elsewhere)
         if failures:
             count = len(self._asked)
             raise UserError(f'{len(failures)} of {count} rows could not be measured; the first: {failures[0]}')
-        return sum(row.identity not in done for row in self._rows)
+        return self._count_missing()
 
     def _folder(self, row: Planned) -> Path:
         return self._workdir / UNFINISHED / row.identity

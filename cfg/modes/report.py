@@ -11,8 +11,12 @@ from cfg.runs.trained import read_names
 from cfg.settings.values import require
 
 
-def run(config: ConfigDict, workdir: Path) -> Path:
-    """Writes the report of a sweep, or Fig. 2 and the study beside it for a mixture; returns the file to open."""
+def run(config: ConfigDict, workdir: Path, *, missing: int = 0) -> Path:
+    """Writes the report of a sweep, or Fig. 2 and the study beside it for a mixture; returns the file to open.
+
+    Args:
+      missing: rows that a sweep under way has still to measure; the page says so.
+    """
     if config.data.name == 'mixture':
         return _mixture(config, workdir)
     name, class_names = read_names(config, workdir)
@@ -27,6 +31,7 @@ def run(config: ConfigDict, workdir: Path) -> Path:
         one_class=options.one_class,
         paper=options.paper,
         others=tuple(options.workdirs),
+        missing=missing,
     )
 
 

@@ -43,6 +43,7 @@ def write_report(
     one_class: int,
     paper: str = '',
     others: Sequence[str | Path] = (),
+    missing: int = 0,
 ) -> Path:
     """Writes the report of a workdir's results to `workdir`/report; returns the path of index.html.
 
@@ -58,6 +59,7 @@ def write_report(
         one_class: label of the samples of grid_one_class.png.
         paper: name of the paper's table to set beside our numbers; '' = none.
         others: workdirs whose results are in this report too, e.g. of models of another p_uncond.
+        missing: rows that are still to be measured.
 
     Raises:
         UserError: when there are no results, or a file of them is damaged.
@@ -81,7 +83,8 @@ def write_report(
     cells = grid_shape[0] * grid_shape[1]
     shown = [(curve, row) for curve in curves for row in curve.rows]
     picked = _pick_all(workdir, [row for _, row in shown], cells=cells, one_class=one_class)
-    notices = _missing_notice(shown, picked) + _warnings(shown)
+    notices = [f'The sweep goes on. Rows still to be measured: {missing}.'] if missing else []
+    notices += _missing_notice(shown, picked) + _warnings(shown)
     of_class = f'class "{class_names[one_class]}"'
     for of_step in grouped(curves, lambda curve: curve.step).values():
         # That with samples at the most w, the last of equals.

@@ -10,8 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from cfg.data.crop import to_png
+from cfg.report.sample_files import FOLDER
 from cfg.runs.run_files import METRICS_FILE, read_metrics
 from cfg.runtime.files import write_whole
+
+log = logging.getLogger('cfg')
 
 
 class Logs:
@@ -45,7 +49,11 @@ class Logs:
             file.write(json.dumps({'step': step} | values) + '\n')
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Writes one uint8 image [H, W, C] to TensorBoard."""
+        """Writes one uint8 image [H, W, C] to TensorBoard, and as `workdir/samples/train_step........png`."""
+        path = self._path.parent / FOLDER / f'train_step{step:08d}.png'
+        path.parent.mkdir(exist_ok=True)
+        write_whole(path, to_png(image))
+        log.info('Samples of step %d: %s', step, path)
         self._tensorboard('write_images', step, {name: image[None]})
 
     def flush(self) -> None:

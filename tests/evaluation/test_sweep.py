@@ -20,7 +20,7 @@ from cfg.evaluation.points import config_sha256
 from cfg.features.network import default_cache
 from cfg.features.small_classifier import small_classifier
 from cfg.metrics import distances
-from cfg.modes import compare, import_adm
+from cfg.modes import compare, evaluate, import_adm, report
 from cfg.report.curves import group_curves
 from cfg.report.results import Results
 from cfg.runs.companions import make_generator
@@ -247,6 +247,47 @@ def test_jobs_share_the_rows(workdir, tmp_path):
     assert [line['w'] for line in lines] == list(ws)
     hashes = {row['config_sha256'] for row in [*flat_rows(workdir), *flat_rows(alone)]}
     assert len(hashes) == 1  # the job is no part of what is measured
+
+
+def test_the_coarse_curve_comes_first_and_is_drawn_as_it_grows(workdir):
+    drawn = []
+    config = config_of(w=(0.0, 0.5, 1.0, 2.0, 3.0))
+    config.report.w = (0.0, 2.0)
+    sweep.evaluate(config, workdir, lambda missing: drawn.append((missing, [row['w'] for row in flat_rows(workdir)])))
+    assert drawn[:3] == [(4, [0.0]), (3, [0.0, 2.0]), (2, [0.0, 0.5, 2.0])]
+    assert drawn[-1] == (0, [0.0, 0.5, 1.0, 2.0, 3.0])
+
+
+def test_the_report_is_drawn_a_twentieth_of_the_time_and_at_the_end(monkeypatch, caplog):
+    now, drawn = [0.0], []
+    monkeypatch.setattr(sweep.time, 'monotonic', lambda: now[0])
+
+    def draw(missing):
+        drawn.append((now[0], missing))
+        now[0] += 2.0
+        if len(drawn) == 2:
+            raise UserError('a row is damaged')
+
+    redraw = sweep._Redraw(draw)
+    for missing in range(99, -1, -1):
+        now[0] += 10.0
+        redraw(lambda: missing)  # noqa: B023
+    assert [time for time, _ in drawn[:4]] == [10.0, 52.0, 94.0, 136.0]  # two of forty seconds
+    assert 'The report is not drawn: a row is damaged' in caplog.text
+    last = now[0]
+    redraw(lambda: 0)
+    redraw(lambda: 0, last=True)
+    assert drawn[-1] == (last, 0)
+    sweep._Redraw(None)(lambda: 1 / 0)
+
+
+def test_eval_leaves_a_report_that_says_what_is_missing(workdir, monkeypatch):
+    pages = []
+    write = report.run
+    monkeypatch.setattr(report, 'run', lambda *args, **kwargs: pages.append(write(*args, **kwargs).read_text()))
+    evaluate.run(config_of(w=(0.5, 1.0)), workdir)
+    assert 'The sweep goes on. Rows still to be measured: 1.' in pages[0]
+    assert 'The sweep goes on' not in (workdir / 'report' / 'index.html').read_text()
 
 
 def test_a_workdir_of_an_older_version_is_refused_and_left_alone(workdir):
@@ -585,8 +626,9 @@ def test_a_classifier_guides(workdir, adm_classifier):
 
 
 def test_the_config_hash_changes_with_what_is_measured():
-    hashes = [config_sha256(config_of(**changes)) for changes in ({}, {'job': '2/3'}, {'num_samples': 99})]
-    assert hashes[0] == hashes[1] != hashes[2]
+    changed = {}, {'job': '2/3'}, {'w': (9.0,)}, {'num_samples': 99}
+    hashes = [config_sha256(config_of(**changes)) for changes in changed]
+    assert hashes[0] == hashes[1] == hashes[2] != hashes[3]
 
 
 def test_a_sweep_over_real_images_twice_measures_them_once(workdir, monkeypatch):

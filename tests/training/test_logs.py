@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from cfg.data.crop import from_png
 from cfg.training.logs import Logs
 from tests.command_line import ROOT, command
 
@@ -44,3 +45,10 @@ def test_what_cannot_be_written_is_raised(tmp_path):
         logs.scalars(1, {'loss': 0.5})
         logs.image(1, 'samples', np.zeros((4, 4, 3), np.uint8))
         logs.flush()
+
+
+def test_an_image_is_a_picture_in_the_folder_of_samples_too(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
+    with Logs(tmp_path, start_step=0) as logs:
+        logs.image(300, 'samples', image)
+    np.testing.assert_array_equal(from_png((tmp_path / 'samples' / 'train_step00000300.png').read_bytes()), image)
