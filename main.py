@@ -44,7 +44,7 @@ MODES = {
 }
 
 command_line.define_config('--config.train.num_steps=100')
-flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, logs, samples, results, report.')
+command_line.define_path('workdir', 'Folder of the run: checkpoints, logs, samples, results, report.')
 flags.DEFINE_enum('mode', 'train', list(MODES), 'What to do.')
 command_line.define_processes()
 flags.DEFINE_integer('num_devices', None, 'For --mode=describe: as if on this many devices.', lower_bound=1)

@@ -107,6 +107,6 @@ def main() -> None:
 
 if __name__ == '__main__':
     command_line.define_config('--config.eval.batch_size=64')
-    flags.DEFINE_string('workdir', None, 'Of the classifier.')
+    command_line.define_path('workdir', 'Of the classifier.')
     flags.DEFINE_integer('draws', 10, 'Draws of noise for each image.', lower_bound=1)
     command_line.run(main, memory=lambda: 'take a smaller batch')

@@ -71,7 +71,7 @@ def define_flags() -> None:
     """Defines the flags of both scripts."""
     command_line.define_config('--config.train.batch_size=64')
     flags.DEFINE_float('peak_tflops', None, 'What one device could do at best, for the utilisation.', lower_bound=1e-9)
-    flags.DEFINE_string('peer', None, 'A clone of openai/guided-diffusion: times it side by side, in PyTorch.')
+    command_line.define_path('peer', 'A clone of openai/guided-diffusion: times it side by side, in PyTorch.')
     define_comparison_flags()
 
 

@@ -226,7 +226,7 @@ if __name__ == '__main__':
     flags.DEFINE_string('workers', '', 'Numbers of reading processes to time; empty = 0, 1, 2, 4, ... cores.')
     flags.DEFINE_integer('batches', 20, 'Timed batches of each number of workers.', lower_bound=1)
     flags.DEFINE_float('seconds', 3.0, 'Of timing, for each stage of preparation.', lower_bound=0.01)
-    flags.DEFINE_string('images', None, 'A folder of photographs for the preparation; made of noise unless given.')
+    command_line.define_path('images', 'A folder of photographs for the preparation; made of noise unless given.')
     flags.DEFINE_float('tflops', common.PEAKS['H100'] / 1e12, 'Peak of one training device.', lower_bound=1e-9)
     flags.DEFINE_float('utilisation', 0.45, 'The part of the peak that training reaches.', lower_bound=1e-9)
     flags.DEFINE_integer('devices', 8, 'Training devices that one host feeds.', lower_bound=1)

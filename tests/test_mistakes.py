@@ -3,6 +3,8 @@
 All are typed to main.py in this process; a few besides to one of its own, as a user does.
 """
 
+from pathlib import Path
+
 import pytest
 
 from tests import command_line
@@ -59,6 +61,18 @@ from tests.in_process import refused
         (['--mode=eval'], ['no checkpoints', '--mode=train']),
         (['--workdir=gs://bucket/run'], ['gs://bucket/run', 'local folder']),
         (['--workdir=/nowhere/run', '--mode=eval'], ['/nowhere/run does not exist']),
+        (['--workdir=~/nowhere', '--mode=status'], [f'--workdir={Path.home()}/nowhere does not exist']),
+        (['--workdir=~nobody.here/run'], ["--workdir='~nobody.here/run': no home folder is known for ~nobody.here"]),
+        (['--workdir=$NOWHERE/run'], ['the variable NOWHERE is not set']),
+        (['--workdir=None'], ['--workdir is missing']),
+        (['--workdir='], ['--workdir is missing']),  # which was the current folder
+        (['--workdir=run\r'], ["--workdir='run\\r' has a control character"]),
+        (['--config=~/nowhere.py'], [f'{Path.home()}/nowhere.py']),
+        (['--config.stats.path=~/nowhere.txt', '--mode=stats'], [f'{Path.home()}/nowhere.txt must end in .npz']),
+        (
+            ['--config.eval.samples=~/x.npz', '--mode=evaluate_npz', '--config.eval.reference=~/y.npz'],
+            [f'config.eval.samples={Path.home()}/x.npz does not exist'],
+        ),
         (['--mode=report'], ['results has no rows', '--mode=eval']),
         (['--mode=status'], ['no run']),
     ],
@@ -80,6 +94,7 @@ def test_a_workdir_that_cannot_be_written(tmp_path):
 def test_missing_arguments(tmp_path):
     assert '--workdir is missing' in refused()
     assert '--config is missing' in refused(f'--workdir={tmp_path}', config='', small=False)
+    assert '--config is missing' in refused(f'--workdir={tmp_path}', config='None', small=False)
     assert 'configs/nothing.py' in refused(f'--workdir={tmp_path}', config='configs/nothing.py', small=False)
 
 

@@ -15,6 +15,7 @@ from etils import epath
 
 from cfg.runtime.errors import UserError
 from cfg.runtime.files import reaching, sha256_of_file
+from cfg.runtime.paths import user_path
 
 BUILDER, VERSION = 'prepared_images', '1.0.0'
 MANIFEST = 'manifest.json'
@@ -46,7 +47,8 @@ def short_name(name: str) -> str:
 
 def default_dir(data_dir: str) -> epath.Path:
     """Returns `config.data.dir`, or TFDS's own folder when it is empty."""
-    return epath.Path(data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets').expanduser()
+    chosen = data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
+    return epath.Path(user_path(chosen, 'config.data.dir' if data_dir else 'TFDS_DATA_DIR'))
 
 
 def config_name(name: str, size: int, crop: str) -> str:

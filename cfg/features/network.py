@@ -13,6 +13,7 @@ import numpy as np
 from cfg.features.inception import SPATIAL_WIDTH, WIDTH, Inception
 from cfg.runtime import parallel, processes
 from cfg.runtime.errors import UserError
+from cfg.runtime.paths import user_path
 
 Array = np.ndarray
 
@@ -69,10 +70,8 @@ def check_images(expected: tuple[int | None, ...], image_shape: tuple[int, ...],
 
 def default_cache(folder: str) -> Path:
     """Returns `config.eval.cache_dir` as a path; '' is a folder in the user's cache."""
-    if folder:
-        return Path(folder).expanduser()
-    root = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
-    return Path(root) / 'cfg_diffusion'
+    own = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+    return Path(folder or user_path(f'{own}/cfg_diffusion', 'XDG_CACHE_HOME'))
 
 
 def on_devices(fn: Callable[[Any, Array], Any], params: Any, *, batch_size: int) -> Callable[[Array], Any]:

@@ -67,7 +67,7 @@ def load_inception(path: str, cache: Path) -> InceptionWeights:
 
 
 def _find(path: str, cache: Path) -> Path:
-    for file in [Path(path).expanduser()] if path else [cache / name for name in PUBLIC_FILES]:
+    for file in [Path(path)] if path else [cache / name for name in PUBLIC_FILES]:
         if file.is_file():
             return file
     what = f'config.eval.weights={path} does not exist' if path else f'The weights of Inception are not in {cache}'

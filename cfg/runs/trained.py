@@ -18,6 +18,7 @@ from cfg.runs.checkpoints import Checkpoints, check_shapes
 from cfg.runs.generate import binder
 from cfg.runs.run_files import CHECKPOINTS, DamagedError, checkpoint_meta, checkpoint_steps, find_step
 from cfg.runtime.errors import UserError
+from cfg.runtime.paths import user_path
 from cfg.settings.data import open_source
 from cfg.settings.networks import BUILDERS, abstract_params, build_network
 from cfg.settings.values import config_dict
@@ -82,15 +83,16 @@ class TrainedRun:
         Raises:
           UserError: when the workdir does not exist or holds nothing of that kind.
         """
-        if not Path(workdir).is_dir():
+        workdir = Path(user_path(workdir, what))  # a rule's is part of a text
+        if not workdir.is_dir():
             raise UserError(f'{what}={workdir} does not exist: give the workdir of a {kind}.')
-        step, meta = _find(Path(workdir), step, kind)
+        step, meta = _find(workdir, step, kind)
         theirs, spec = ConfigDict(meta['config']), _spec(meta)
         theirs.model.dtype, theirs.model.attention = config.model.dtype, config.model.attention
         theirs.train.remat = False
         network = BUILDERS[kind](theirs, spec)
         ema = ema or bool(meta.get('imported'))
-        return cls(Path(workdir), step, ema, meta, spec, network, f'{what}={workdir}')
+        return cls(workdir, step, ema, meta, spec, network, f'{what}={workdir}')
 
     @property
     def kind(self) -> str:

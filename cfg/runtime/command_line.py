@@ -11,6 +11,7 @@ from ml_collections import ConfigDict, config_flags
 from cfg.runtime import xla_flags
 from cfg.runtime.errors import UserError, out_of_disk, out_of_memory
 from cfg.runtime.files import remove_empty_folders
+from cfg.runtime.paths import user_path
 
 FLAGS = flags.FLAGS
 STOPPED = 'Stopped; the same command goes on where it stopped.'
@@ -20,6 +21,22 @@ flags.disclaim_key_flags()  # what is defined here is shown by --help of who cal
 def define_config(example: str) -> None:
     """Defines --config; `example` is an override to show in the help."""
     config_flags.DEFINE_config_file('config', None, f'The config; single fields as {example}.')
+
+
+class _PathParser(flags.ArgumentParser):
+    """Reads a flag as `user_path` does; '' is as good as no flag."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def parse(self, argument: str) -> str | None:
+        """Returns the path, or None."""
+        return user_path(argument, f'--{self._name}') or None
+
+
+def define_path(name: str, text: str) -> None:
+    """Defines a flag that is a path on this machine or in a bucket; `text` is its help."""
+    flags.DEFINE(_PathParser(name), name, None, text)
 
 
 def define_processes() -> None:
@@ -102,11 +119,17 @@ def complain(error: Exception | str) -> int:
 def _parse(argv: list[str]) -> list[str]:
     """Parses the flags; a misspelt field or value is one line instead of a traceback."""
     try:
-        return FLAGS(argv)
+        return FLAGS([_with_path(argument) for argument in argv if argument not in ('--config=', '--config=None')])
     except (KeyError, AttributeError) as error:
         sys.exit(complain(_no_such_field(argv, str(error.args[0]))))
     except (flags.Error, UserError, TypeError, ValueError, OSError) as error:
         sys.exit(complain(error))
+
+
+def _with_path(argument: str) -> str:
+    """Returns an argument of the command line; where it is the file of the config, as `user_path` reads it."""
+    name, equals, path = argument.partition('=')
+    return f'{name}={user_path(path, name)}' if equals and name.lstrip('-') == 'config' else argument
 
 
 def _no_such_field(argv: list[str], reason: str) -> str:

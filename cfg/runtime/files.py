@@ -15,13 +15,9 @@ from typing import IO
 from etils import epath
 
 from cfg.runtime.errors import UserError, first_line
+from cfg.runtime.paths import is_remote
 
 log = logging.getLogger('cfg')
-
-
-def is_remote(path: epath.PathLike) -> bool:
-    """Tells whether a path is in a bucket (gs://, s3://) instead of a file system."""
-    return '://' in os.fspath(path)
 
 
 @contextlib.contextmanager

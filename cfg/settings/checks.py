@@ -17,7 +17,7 @@ from cfg.settings.values import require
 
 
 def check_config(config: ConfigDict) -> None:
-    """Checks every field of a config, and then the relations between them.
+    """Checks every field of a config, and then the relations between them; paths become what the user means by them.
 
     Raises:
       UserError: names the first field that is out of range and what it must be.
@@ -25,7 +25,12 @@ def check_config(config: ConfigDict) -> None:
     for part, fields in TABLE.items():
         values = config[part] if part else config
         for name, check in fields.items():
-            require(check.holds(values[name]), f'{part}.{name}'.strip('.'), values[name], check.words)
+            field, value = f'{part}.{name}'.strip('.'), values[name]
+            meant = check.read(value, f'config.{field}')
+            require(check.holds(meant), field, value, check.words)
+            if meant is not value:
+                with values.ignore_type():  # a config file may say None, or give a Path
+                    values[name] = meant
     data, diffusion, train = config.data, config.diffusion, config.train
     if data.name in BUILT_IN:
         splits = BUILT_IN[data.name].splits

@@ -13,6 +13,7 @@ from cfg.diffusion.process import PREDICTIONS
 from cfg.models.attention import KERNELS
 from cfg.models.time import TIMES
 from cfg.models.unet import LABEL_IN
+from cfg.runtime.paths import is_remote, user_path
 
 DTYPES = ('float32', 'bfloat16')
 MIXTURE = 'mixture'  # a name of `data.name` that has exact scores in the place of images
@@ -25,6 +26,8 @@ class Check(NamedTuple):
 
     holds: Callable[[Any], bool]  # value -> whether it is that
     words: str  # the same, for the user
+    # (value, name of the field) -> the value as it is meant
+    read: Callable[[Any, str], Any] = lambda value, field: value
 
 
 def _whole(low: int, *, bits: int = 31, words: str = '') -> Check:
@@ -64,7 +67,9 @@ def _several(one: Check, words: str, *, least: int = 0, most: float = math.inf) 
 
 _FLAG = Check(lambda value: isinstance(value, bool), 'True or False')
 _TEXT = Check(lambda value: isinstance(value, str), 'a text')
-_FOLDER = Check(lambda value: _TEXT.holds(value) and value != '', 'a folder')
+# A path may be empty, which stands for what is said beside it in configs/default.py.
+_PLACE = Check(_TEXT.holds, 'a path, or an address in a bucket', user_path)
+_PATH = Check(lambda value: _TEXT.holds(value) and not is_remote(value), 'a path on this machine', user_path)
 SEED = _whole(0, bits=32)
 _SHARE = _number(0, 1, 'in [0, 1)', below=True)
 _POSITIVE = _number(0, words='positive', above=True)
@@ -74,6 +79,23 @@ _LOGSNR = _number(-20, 20, 'within -20 and 20 for float32')
 _NAME = Check(
     lambda name: _TEXT.holds(name) and (name in (*BUILT_IN, MIXTURE) or is_preparable(name)),
     f'one of {", ".join((*BUILT_IN, MIXTURE))}, imagenet, tfds:NAME, folder:PATH',
+)
+
+
+def _none_is_empty(value: Any, field: str) -> Any:
+    """Reads None, and the word that a command line makes of it, as no text."""
+    return '' if value in (None, 'None') else value
+
+
+def _paths(values: Any, field: str) -> Any:
+    """Reads each of several paths."""
+    return tuple(user_path(value, field) for value in values) if isinstance(values, tuple | list) else values
+
+
+_PATHS = Check(
+    lambda values: isinstance(values, tuple) and all(value and _PATH.holds(value) for value in values),
+    "a tuple of folders, such as ('runs/p02',)",
+    _paths,
 )
 
 
@@ -95,7 +117,7 @@ TABLE: dict[str, dict[str, Check]] = {
     '': {'seed': SEED},
     'data': {
         'name': _NAME,
-        'dir': _TEXT,
+        'dir': _PLACE,
         'image_size': _whole(1),
         'crop': _one_of(*CROPS),
         'split': _TEXT,
@@ -105,8 +127,8 @@ TABLE: dict[str, dict[str, Check]] = {
     'prepare': {
         'workers': _whole(0),
         'on_error': _either('stop', 'skip'),
-        'tfds_dir': _TEXT,
-        'manual_dir': _TEXT,
+        'tfds_dir': _PLACE,
+        'manual_dir': _PLACE,
     },
     'model': _NETWORK
     | {
@@ -148,7 +170,7 @@ TABLE: dict[str, dict[str, Check]] = {
         'ema': _FLAG,
         'rounding': _one_of(*ROUNDINGS),
         'step': _whole(-1, words='a step, or -1 for the newest'),
-        'uncond_workdir': _TEXT,
+        'uncond_workdir': _PATH,
         'w': _STRENGTHS,
         'labels': _several(_whole(0), 'whole numbers of at least 0'),
         'num_samples': _whole(1),
@@ -173,18 +195,18 @@ TABLE: dict[str, dict[str, Check]] = {
         'save_seconds': _number(0),
     }
     | dict.fromkeys(('is_split_size', 'batch_size', 'kid_subsets'), _whole(1))
-    | dict.fromkeys(('weights', 'cache_dir', 'reference', 'samples', 'classifier_workdir'), _TEXT),
-    'stats': {'path': _TEXT, 'num_images': _whole(0)},
+    | dict.fromkeys(('weights', 'cache_dir', 'reference', 'samples', 'classifier_workdir'), _PATH),
+    'stats': {'path': _PATH, 'num_images': _whole(0)},
     'report': {
-        'title': _TEXT,
+        'title': _TEXT._replace(read=_none_is_empty),
         'w': _STRENGTHS,
         'grid_shape': _several(_whole(1), '(rows, columns), whole numbers of at least 1', least=2, most=2),
         'one_class': _whole(0),
-        'workdirs': _several(_FOLDER, "a tuple of folders, such as ('runs/p02',)"),
-        'paper': Check(lambda value: value in ('', *TABLES), f"'' or one of {', '.join(TABLES)}"),
+        'workdirs': _PATHS,
+        'paper': Check(lambda value: value in ('', *TABLES), f"'' or one of {', '.join(TABLES)}", _none_is_empty),
     },
     'processes': {'start_seconds': _number(1), 'hang_seconds': _number(1)},
-    'adm': {'checkpoint': _TEXT, 'kind': _either('model', 'classifier'), 'new_attention_order': _FLAG},
+    'adm': {'checkpoint': _PATH, 'kind': _either('model', 'classifier'), 'new_attention_order': _FLAG},
     'mixture': {
         'means': _several(_several(_number(-math.inf), '', least=2, most=2), 'up to 6 points (x, y)', least=1, most=6),
         'w': _STRENGTHS,

@@ -11,7 +11,8 @@ from cfg.data.prepare import job as jobs
 from cfg.data.prepare.folders import scan_folder
 from cfg.data.prepare.parts import Options, read_part
 from cfg.runtime.errors import UserError
-from cfg.runtime.files import is_remote, sha256_of_file, write_whole
+from cfg.runtime.files import sha256_of_file, write_whole
+from cfg.runtime.paths import is_remote
 from tests.miniature import encoded, picture
 
 BUCKET = epath.Path('gs://bucket')

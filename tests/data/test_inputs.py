@@ -6,11 +6,13 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from cfg.data.crop import from_png
-from cfg.data.prepare.folders import scan_folder
+from cfg.data.manifest import default_dir
+from cfg.data.prepare.folders import folder_path, scan_folder
 from cfg.data.prepare.job import Job, make_parts
 from cfg.data.prepare.parts import Options, read_part
 from cfg.data.prepare.run import Folders, open_input
 from cfg.data.prepare.tfds_sets import read_tfds
+from cfg.features.network import default_cache
 from cfg.runtime.errors import UserError
 from tests.miniature import encoded, picture
 
@@ -130,6 +132,21 @@ def test_versions_tell_folders_apart(tmp_path):
 def test_a_folder_laid_out_otherwise_is_refused(tmp_path, names, message):
     with pytest.raises(UserError, match=message):
         scan_folder(fill(tmp_path, *names))
+
+
+@pytest.mark.parametrize('path', ['~/cats', '$IMAGES/cats', 'file:///data/cats'])
+def test_the_folder_of_a_name_is_a_path_as_the_user_means_it(monkeypatch, path):
+    monkeypatch.setenv('HOME', '/data')
+    monkeypatch.setenv('IMAGES', '/data')
+    assert folder_path(f'folder:{path}') == epath.Path('/data/cats')
+
+
+@pytest.mark.parametrize('variable', ['TFDS_DATA_DIR', 'XDG_CACHE_HOME'])
+def test_the_folders_of_the_environment_are_paths_as_the_user_means_them(monkeypatch, variable):
+    monkeypatch.setenv('HOME', '/home/ann')
+    monkeypatch.setenv(variable, '~/x')
+    found = default_dir('') if variable == 'TFDS_DATA_DIR' else default_cache('').parent
+    assert str(found) == '/home/ann/x'
 
 
 def test_a_missing_folder(tmp_path):

@@ -4,6 +4,7 @@ import gc
 import json
 import shutil
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -49,6 +50,12 @@ def sampled_to(logsnr_max):
     config = small_config()
     config.diffusion.logsnr_max = logsnr_max
     return config
+
+
+@pytest.mark.parametrize('kind', ['uncond', 'weaker'])
+def test_the_workdir_of_another_model_is_a_path_as_the_user_means_it(kind):
+    with pytest.raises(UserError, match=f'workdir={Path.home()}/nowhere does not exist'):
+        open_beside(small_config(), '~/nowhere', kind)
 
 
 def test_a_model_is_not_sampled_at_levels_that_it_was_not_trained_on(narrow):

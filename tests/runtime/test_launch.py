@@ -72,7 +72,7 @@ def known_modes_and_flags():
         if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == 'MODES':
             modes = tuple(ast.literal_eval(key) for key in node.value.keys)
         elif isinstance(node, ast.Call) and getattr(node.func, 'attr', '').startswith(
-            ('DEFINE_str', 'DEFINE_int', 'DEFINE_enum')
+            ('DEFINE_str', 'DEFINE_int', 'DEFINE_enum', 'define_path')
         ):
             flags.add(node.args[0].value)
     return modes, flags

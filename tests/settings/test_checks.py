@@ -1,5 +1,8 @@
 """The checks of a config: every field has one, of its type and of its range."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from cfg.runtime.errors import UserError
@@ -45,7 +48,7 @@ def test_every_default_passes_its_check():
 @pytest.mark.parametrize('field', FIELDS)
 def test_a_value_of_another_type_is_a_sentence(field):
     """None, which ml_collections lets through everywhere, and what else a config file may say."""
-    wrong = [None, {}]
+    wrong = [{}] + [None] * (FIELDS[field].read(None, field) is None)
     wrong += [] if isinstance(DEFAULTS[field], bool | float) else [True]  # which becomes a float
     wrong += [] if isinstance(DEFAULTS[field], str | float) else ['x']
     wrong += [3, ({},)] if isinstance(DEFAULTS[field], tuple) else []
@@ -53,6 +56,54 @@ def test_a_value_of_another_type_is_a_sentence(field):
         message = refused(field, value)
         assert message.startswith(f'config.{field}=')
         assert ' must be ' in message
+
+
+PATHS = [field for field, check in FIELDS.items() if check.read(Path('x'), '') == 'x']
+BUCKETS = ['data.dir', 'prepare.tfds_dir', 'prepare.manual_dir']
+
+
+def read(field, value):
+    """What a field is after the checks."""
+    config = small_config()
+    part, _, name = field.rpartition('.')
+    with config.unlocked(), config.ignore_type():
+        config[part][name] = value
+    check_config(config)
+    return config[part][name]
+
+
+def test_every_field_whose_name_is_that_of_a_path_is_one():
+    named = [field for field in DEFAULTS if re.search('dir|path|checkpoint$|weights|reference|samples$', field)]
+    others = [field for field in named if 'num_samples' in field or not isinstance(DEFAULTS[field], str)]
+    assert {*named} - {*others} == {*PATHS}
+    assert {*BUCKETS} < {*PATHS}
+
+
+@pytest.mark.parametrize('field', PATHS)
+def test_a_path_is_what_the_user_means(field, monkeypatch):
+    monkeypatch.setenv('HOME', '/home/ann')
+    monkeypatch.setenv('SCRATCH', '/scratch')
+    assert read(field, '~/x.npz') == '/home/ann/x.npz'
+    assert read(field, '${SCRATCH}/x.npz') == '/scratch/x.npz'
+    assert read(field, Path('x.npz')) == 'x.npz'
+    assert read(field, 'None') == read(field, None) == ''
+    assert f"config.{field}='$NOWHERE/x': the variable NOWHERE is not set" in refused(field, '$NOWHERE/x')
+    if field in BUCKETS:
+        assert read(field, 'gs://bucket/x') == 'gs://bucket/x'
+    else:
+        assert 'must be a path on this machine' in refused(field, 'gs://bucket/x')
+
+
+def test_each_of_several_folders_is_a_path(monkeypatch):
+    monkeypatch.setenv('HOME', '/home/ann')
+    assert read('report.workdirs', ('~/a', 'b')) == ('/home/ann/a', 'b')
+    for value in ((None,), ('',), ('None',), ('gs://bucket/run',)):
+        assert f'config.report.workdirs={value!r} must be' in refused('report.workdirs', value)
+
+
+@pytest.mark.parametrize('field', ['report.title', 'report.paper'])
+def test_none_is_no_text_where_a_text_may_be_missing(field):
+    assert read(field, 'None') == read(field, None) == ''
 
 
 @pytest.mark.parametrize('field', ['seed', 'sampling.seed'])

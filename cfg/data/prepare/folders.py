@@ -10,7 +10,8 @@ from etils import epath
 
 from cfg.data.prepare.inputs import Input, Record, Records, digest
 from cfg.runtime.errors import UserError
-from cfg.runtime.files import is_remote, reaching
+from cfg.runtime.files import reaching
+from cfg.runtime.paths import is_remote, user_path
 
 EXTENSIONS = ('.jpg', '.jpeg', '.jfif', '.png', '.gif', '.webp', '.bmp', '.tif', '.tiff', '.avif')
 SPLIT_FOLDERS = {
@@ -26,7 +27,7 @@ SPLIT_FOLDERS = {
 def folder_path(name: str) -> epath.Path | None:
     """Returns the path in a `config.data.name` of the form 'folder:PATH'; None for other names."""
     kind, _, rest = name.partition(':')
-    return epath.Path(rest).expanduser() if kind == 'folder' and rest else None
+    return epath.Path(user_path(rest, 'config.data.name=folder')) if kind == 'folder' and rest else None
 
 
 def scan_folder(root: epath.Path) -> Input:

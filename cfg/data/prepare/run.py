@@ -88,7 +88,7 @@ def open_input(name: str, folders: Folders) -> Input:
         return scan_folder(root)
     kind, _, rest = name.partition(':')
     if kind == 'tfds' and rest:
-        manual = epath.Path(folders.manual or folders.tfds / 'downloads' / 'manual').expanduser()
+        manual = epath.Path(folders.manual or folders.tfds / 'downloads' / 'manual')
         return open_tfds(rest, tfds_dir=folders.tfds, manual_dir=manual)
     raise UserError(f'config.data.name={name!r} has nothing to prepare: give tfds:NAME or folder:PATH.')
 
