@@ -29,6 +29,8 @@ def get_config() -> ConfigDict:
     config.prepare = ConfigDict()
     config.prepare.workers = 0  # processes that decode and resize; 0 = one a core
     config.prepare.on_error = 'stop'  # at an image that cannot be read or a class without images: 'stop' or 'skip'
+    # What names the classes of 'folder:PATH': 'folders', file 'names' before the first _ (ADM), or 'auto', what it has.
+    config.prepare.classes_from = 'auto'
     config.prepare.tfds_dir = ''  # of TFDS's own data sets; '' = data.dir
     config.prepare.manual_dir = ''  # of ILSVRC2012's tar files; '' = downloads/manual in tfds_dir
 

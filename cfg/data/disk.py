@@ -79,4 +79,10 @@ class PreparedSource:
                     ) from error
                 time.sleep(delay)  # a network may have hiccups
                 self.__dict__.pop('_records', None)
-        return {'image': images, 'label': np.array([record['label'] for record in records], np.int32)}
+        labels = np.array([record['label'] for record in records], np.int32)
+        if labels.min(initial=0) < 0 or labels.max(initial=0) >= self.num_classes:
+            raise UserError(
+                f'{self._folder} holds images of the {self._split} split without a class of 0 to '
+                f'{self.num_classes - 1}: delete it and run --mode=prepare_data, which refuses such or leaves them out.'
+            )
+        return {'image': images, 'label': labels}

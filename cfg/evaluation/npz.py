@@ -129,8 +129,8 @@ class ImageFile(File):
         self.count, *rest = shape
         self.image_shape: tuple[int, int, int] = tuple(rest)
 
-    def labels(self) -> Array | None:
-        """Returns int32 [N]; None if the file holds none."""
+    def labels(self, num_classes: int = 2**31) -> Array | None:
+        """Returns int32 [N]; None if the file holds none. Those outside 0..num_classes - 1 are refused."""
         if 'arr_1' not in self.names:
             return None
         labels = self._array('arr_1')
@@ -138,6 +138,12 @@ class ImageFile(File):
             raise UserError(
                 f'{self._named}: its labels (arr_1) are {labels.dtype} {labels.shape}, not one whole number for each '
                 f'of {self.count} images: write them so, or leave them out.'
+            )
+        low, high = labels.min(), labels.max()
+        if low < 0 or high >= num_classes:
+            raise UserError(
+                f'{self._named}: its labels (arr_1) are {low} to {high}, and the classes 0 to {num_classes - 1}: '
+                'number them so, in the order of the class names of the data set, or leave them out.'
             )
         return labels.astype(np.int32)
 

@@ -38,6 +38,11 @@ def open_features(config: ConfigDict, image_shape: tuple[int, int, int], what: s
     return _with_classifier(config, network, image_shape) if options.classifier_workdir else network
 
 
+def classifies(options: ConfigDict) -> bool:
+    """Tells whether the network of `config.eval` gives classes of the data set, for the accuracy of labelled images."""
+    return options.features != 'inception' or bool(options.classifier_workdir)
+
+
 def _with_classifier(config: ConfigDict, network: FeatureNetwork, image_shape: tuple[int, int, int]) -> FeatureNetwork:
     """Gives the same features, and the classes of a noise-aware classifier, which is told that there is no noise."""
     what = 'config.eval.classifier_workdir'

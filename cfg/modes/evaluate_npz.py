@@ -14,6 +14,7 @@ from cfg.report.rows import FileRow, Given
 from cfg.report.tables import text_table
 from cfg.runtime.errors import UserError
 from cfg.runtime.stopping import StopSignal
+from cfg.settings.data import spec_of
 
 SCORED = 'scored'  # folder in the cache of what is measured of samples, until their row is written
 
@@ -34,7 +35,8 @@ def run(config: ConfigDict, workdir: Path | None) -> str:
     file = npz.ImageFile(Path(options.samples), 'config.eval.samples')
     if file.count < 2:
         raise UserError(f'{what} holds {file.count} images: give at least 2.')
-    file.labels()  # says now what is wrong with them, and not when the reference has been measured
+    # Says now what is wrong with them, and not when the reference has been measured.
+    file.labels(spec_of(config).num_classes if opening.classifies(options) else 2**31)
     npz.File(Path(options.reference), 'config.eval.reference')
     network = opening.open_features(config, file.image_shape, what)
     with StopSignal() as stop:

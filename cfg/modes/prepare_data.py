@@ -21,5 +21,5 @@ def run(config: ConfigDict, workdir: None = None) -> str:
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
     absl_logging.set_verbosity(absl_logging.ERROR)
     folders = Folders(default_dir(data.dir), default_dir(options.tfds_dir or data.dir), options.manual_dir)
-    wanted = Options(data.image_size, data.crop, skip=options.on_error == 'skip')
+    wanted = Options(data.image_size, data.crop, skip=options.on_error == 'skip', classes_from=options.classes_from)
     return prepare(data.name, wanted, folders, workers=options.workers)

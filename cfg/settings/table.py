@@ -127,6 +127,7 @@ TABLE: dict[str, dict[str, Check]] = {
     'prepare': {
         'workers': _whole(0),
         'on_error': _either('stop', 'skip'),
+        'classes_from': _one_of('auto', 'folders', 'names'),
         'tfds_dir': _PLACE,
         'manual_dir': _PLACE,
     },

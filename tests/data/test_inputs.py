@@ -1,4 +1,5 @@
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -104,7 +105,115 @@ def test_a_folder_that_links_to_itself(tmp_path):
 def test_other_files_are_counted(tmp_path):
     source = scan_folder(fill(tmp_path, 'cat/1.png', 'cat/2.TIFF', 'cat/a.txt', 'cat/b.txt', 'cat/raw', 'cat/.x'))
     assert source.splits == {'train': 2}
-    assert source.passed_over == {'.txt': 2, 'none': 1}
+    assert source.passed_over == {'.txt': 2, 'none': 1, '.*': 1}
+
+
+MACHINE_MADE = (
+    *('@eaDir', '@Recycle', '@tmp', '#recycle', '#snapshot', '$RECYCLE.BIN', 'RECYCLER', '__MACOSX', 'lost+found'),
+    *('System Volume Information', '.Trashes', '.Trash-1000', '.Spotlight-V100', '.snapshot', '.zfs', '.git'),
+    *('.ipynb_checkpoints', '__pycache__', '.AppleDouble', '.thumbnails', '.fseventsd', 'Network Trash Folder'),
+)
+
+
+@pytest.mark.parametrize('name', MACHINE_MADE)
+def test_a_folder_that_no_person_made_is_no_class_and_holds_no_image(tmp_path, name):
+    images = ['cat/1.png', 'cat/2.png', 'dog/3.png']
+    fill(tmp_path, *images, f'{name}/0.png', f'cat/{name}/1.png/SYNOPHOTO_THUMB_XL.jpg', f'{name.lower()}/x/0.png')
+    source = scan_folder(epath.Path(tmp_path))
+    assert (source.class_names, source.splits, source.empty_classes) == (('cat', 'dog'), {'train': 3}, ())
+    assert sum(source.passed_over.values()) == (2 if name == name.lower() else 3)
+    assert source.passed_over[f'{name}/'] >= 2
+    shutil.rmtree(tmp_path / name)
+    assert scan_folder(epath.Path(tmp_path)).version == source.version
+
+
+def test_files_that_no_person_made_are_counted(tmp_path):
+    made = ['.DS_Store', '._1.png', '._2.png', 'Thumbs.db', 'desktop.ini', '.hidden.png', 'Icon\r']
+    source = scan_folder(fill(tmp_path, 'cat/1.png', *(f'cat/{name}' for name in made)))
+    assert source.splits == {'train': 1}
+    counts = {'.DS_Store': 1, '._*': 2, 'Thumbs.db': 1, 'desktop.ini': 1, '.*': 1, 'Icon': 1}
+    assert source.passed_over == counts
+
+
+IN_PARTS = ['part1/cat_0.png', 'part1/dog_0.png', 'part2/cat_1.png', 'part2/dog_1.png']
+
+
+@pytest.mark.parametrize('place', ['', 'train/'])
+def test_parts_of_adms_layout_are_refused_until_the_user_says_what_they_are(tmp_path, place):
+    root = fill(tmp_path, *(f'{place}{name}' for name in IN_PARTS), f'{"val/" if place else ""}part1/cat_2.png')
+    with pytest.raises(UserError) as error:
+        scan_folder(root)
+    message = str(error.value)
+    for part in ('2 classes (part1, part2) by its subfolders', '2 classes (cat, dog) by what comes before', '=names'):
+        assert part in message
+    assert scan_folder(root, 'folders').class_names == ('part1', 'part2')
+    source = scan_folder(root, 'names')
+    assert source.class_names == ('cat', 'dog')
+    count = source.splits['train']
+    of_class = {record.name.rpartition('/')[2][:3]: record.label for record in source.section('train', 0, count)()}
+    assert of_class == {'cat': 0, 'dog': 1}
+
+
+@pytest.mark.parametrize(
+    'names',
+    [
+        ['old/cat_0.png', 'old/dog_0.png', 'new/cat_1.png'],
+        ['a/0_1.png', 'a/1_2.png', 'b/0_3.png', 'b/1_4.png'],
+        [f'part{i // 10}/{i // 8:02d}_{i}.png' for i in range(80)],  # sorted, so that few classes are in two parts
+    ],
+)
+def test_other_contradictions(tmp_path, names):
+    with pytest.raises(UserError, match='can be read in two ways'):
+        scan_folder(fill(tmp_path, *names))
+
+
+@pytest.mark.parametrize(
+    'names',
+    [
+        ['n01440764/n01440764_10026.JPEG', 'n01440764/n01440764_2.JPEG', 'n01443537/n01443537_2.JPEG'],  # ImageNet
+        ['cat/flickr_cat_1.jpg', 'cat/pixabay_cat_2.jpg', 'dog/flickr_dog_1.jpg', 'dog/pixabay_dog_2.jpg'],  # AFHQ
+        ['a b/web_a-b_1.jpg', 'a b/own_A_B_2.jpg', 'c/web_c_1.jpg', 'c/own_c_2.jpg'],
+        ['cat/IMG_1.jpg', 'cat/DSC_2.jpg', 'dog/IMG_3.jpg', 'dog/DSC_4.jpg'],  # cameras
+        ['001.Tern/Black_Tern_1.jpg', '002.Swan/Black_Swan_1.jpg', '002.Swan/Black_Swan_2.jpg'],  # CUB
+        ['animal/cat_1.jpg', 'animal/mouse_1.jpg', 'device/mouse_2.jpg', 'device/key_1.jpg', 'device/key_2.jpg'],
+        ['rose/100_a.jpg', 'rose/101_b.jpg', 'daisy/100_c.jpg', 'daisy/102_d.jpg', 'daisy/103_d.jpg'],  # numbers
+        ['part1/cat_0.jpg', 'part2/dog_0.jpg'],  # the same classes by other names
+        ['cat/1_a.jpg', 'cat/2_b.jpg', 'dog/1_a.jpg', 'dog/plain.jpg'],  # one has no other reading
+    ],
+)
+def test_subfolders_that_nothing_contradicts(tmp_path, names):
+    folders = tuple(sorted({name.partition('/')[0] for name in names}))
+    assert scan_folder(fill(tmp_path, *names)).class_names == folders
+
+
+def test_images_without_subfolders_where_they_are_the_classes(tmp_path):
+    with pytest.raises(UserError, match=r'holds images without a subfolder \(cat_1\.png\)'):
+        scan_folder(fill(tmp_path, 'cat_1.png'), 'folders')
+
+
+COMPOSED, DECOMPOSED = 'caf\u00e9', 'cafe\u0301'
+
+
+@pytest.mark.parametrize('training', [[COMPOSED], [DECOMPOSED], [COMPOSED, DECOMPOSED]])
+def test_a_class_is_the_same_however_its_letters_are_composed(tmp_path, training):
+    names = [f'train/{name}/{i}.png' for i, name in enumerate(training)]
+    source = scan_folder(fill(tmp_path, 'train/bar/1.png', *names, f'val/{COMPOSED}/2.png', f'val/{DECOMPOSED}/3.png'))
+    assert source.class_names == ('bar', sorted(training)[0])
+    assert source.splits == {'train': 1 + len(training), 'validation': 2}
+    assert [record.label for record in source.section('validation', 0, 2)()] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ('training', 'other', 'message'),
+    [
+        ('Cat', 'cat', "has the class 'cat', which has no image to train on, though 'Cat' has some: put"),
+        ('big cat', 'big_cat', "the class 'big_cat', .* though 'big cat' has some: put"),
+        ('cat', 'c\u0430t', r"the class 'c\u0430t' \('c\\u0430t'\), which has no image to train on: put"),  # Cyrillic
+    ],
+)
+def test_a_missing_class_is_told_from_one_that_looks_like_it(tmp_path, training, other, message):
+    with pytest.raises(UserError, match=message):
+        scan_folder(fill(tmp_path, f'train/{training}/1.png', f'val/{other}/2.png'))
 
 
 def test_versions_tell_folders_apart(tmp_path):
@@ -219,6 +328,21 @@ def test_the_features_that_a_data_set_is_meant_for(tmp_path):
     source = read_tfds(builder.data_dir)
     assert source.class_names == ('circle', 'square')
     assert sorted(from_png(record.content)[0, 0, 0] for record in source.section('train', 0, 23)()) == list(range(23))
+
+
+def test_an_example_without_a_class_cannot_be_read(tmp_path):
+    """-1 is what TFDS has in test splits whose labels are secret."""
+
+    class Secret(Shapes, skip_registration=True):
+        def _generate_examples(self, count):
+            for key, example in super()._generate_examples(count):
+                yield key, example | ({'kind': -1} if count == 7 else {})
+
+    builder = Secret(data_dir=tmp_path, file_format='array_record')
+    builder.download_and_prepare()
+    source = read_tfds(builder.data_dir)
+    assert {record.error for record in source.section('train', 0, 23)()} == {''}
+    assert {record.error for record in source.section('test', 0, 7)()} == {'it has no class'}
 
 
 def test_a_data_set_without_classes_is_refused(tmp_path):

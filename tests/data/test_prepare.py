@@ -1,4 +1,5 @@
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -39,10 +40,10 @@ def small_parts(monkeypatch):
     monkeypatch.setattr(prepare, 'PART_SIZE', 4)
 
 
-def run(images, data_dir, *, size=16, crop='area', skip=False, workers=1):
+def run(images, data_dir, *, size=16, crop='area', skip=False, classes_from='auto', workers=1):
     return prepare.prepare(
         f'folder:{images}',
-        parts.Options(size, crop, skip=skip),
+        parts.Options(size, crop, skip=skip, classes_from=classes_from),
         prepare.Folders(epath.Path(data_dir), epath.Path(data_dir)),
         workers=workers,
     )
@@ -71,6 +72,41 @@ def test_what_is_read_is_what_was_given(images, tmp_path):
         assert np.array_equal(image, area(np.asarray(original), 16))
     assert len(opened(images, tmp_path / 'data', 'validation')) == 3
     assert not (tmp_path / 'data' / '.preparing' / 'pets_16_area').exists()
+
+
+def test_prepared_images_without_a_class_are_refused(images, tmp_path, monkeypatch):
+    run(images, tmp_path / 'data')
+    source = opened(images, tmp_path / 'data')
+    records = source._records
+    monkeypatch.setattr(disk.PreparedSource, '_records', Mock())
+    for label in (-1, 2):
+        source._records.__getitems__ = lambda places, label=label: [records[i] | {'label': label} for i in places]
+        with pytest.raises(UserError, match='holds images of the train split without a class of 0 to 1: delete it'):
+            source.fetch([0])
+
+
+def test_what_names_the_classes_is_asked_for_where_a_folder_can_be_read_in_two_ways(tmp_path):
+    root = tmp_path / 'parts'
+    for place, name in itertools.product(('part1', 'part2'), ('cat', 'dog')):
+        (root / place).mkdir(parents=True, exist_ok=True)
+        (root / place / f'{name}_{place}.png').write_bytes(encoded(picture(len(name + place)), 'PNG'))
+    with pytest.raises(UserError, match='can be read in two ways'):
+        run(root, tmp_path / 'data')
+    for _ in range(2):  # it is prepared, and then checked
+        assert 'classes: 2 (cat, dog)' in run(root, tmp_path / 'data', classes_from='names')
+    with pytest.raises(UserError, match='delete it to prepare it anew'):
+        run(root, tmp_path / 'data', classes_from='folders')
+
+
+def test_what_machines_made_is_counted_in_the_manifest(images, tmp_path):
+    (images / 'train' / 'cat' / '@eaDir' / '1.jpg').mkdir(parents=True)
+    (images / '@eaDir').mkdir()
+    (images / 'Thumbs.db').write_bytes(b'')
+    report = run(images, tmp_path / 'data')
+    assert 'passed over: 2 @eaDir/, 1 Thumbs.db' in report
+    assert 'classes: 2 (cat, dog)' in report
+    _, manifest = manifest_of(images, tmp_path / 'data')
+    assert manifest['passed_over'] == {'@eaDir/': 2, 'Thumbs.db': 1}
 
 
 def test_crops_lie_beside_each_other_and_differ(images, tmp_path):

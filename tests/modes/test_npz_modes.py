@@ -130,6 +130,22 @@ def test_input_that_does_not_fit_is_named(cache, tmp_path, changes, expected):
         evaluate_npz.run(config_of(cache, features='inception', **paths), None)
 
 
+@pytest.mark.parametrize('first', [5, 1, -1, 2**32])
+def test_labels_that_are_no_classes_are_refused_before_anything_is_measured(cache, tmp_path, first, monkeypatch):
+    monkeypatch.setattr('cfg.features.opening.open_features', lambda *_: pytest.fail('opened'))
+    np.savez(tmp_path / 'x.npz', np.zeros((10, 8, 8, 1), np.uint8), first + np.arange(10))
+    config = config_of(cache, samples=str(tmp_path / 'x.npz'), reference=str(tmp_path / 'x.npz'))
+    message = rf'samples=.*x\.npz: its labels \(arr_1\) are {first} to {first + 9}, and the classes 0 to 9: number'
+    with pytest.raises(UserError, match=message):
+        evaluate_npz.run(config, None)
+
+
+def test_labels_that_nothing_reads_may_be_any(fake, tmp_path):
+    """Inception alone does not know the classes of the data set."""
+    np.savez(tmp_path / 'samples.npz', colours(30), 5 + np.arange(30))
+    assert scored(tmp_path, 'samples.npz', 'samples.npz', features='inception')['accuracy'] is None
+
+
 def test_a_path_that_is_no_npz_is_refused(source, cache):
     with pytest.raises(UserError, match=r'config\.stats\.path=x\.txt must end in \.npz'):
         stats.run(config_of(cache, features='inception', stats__path='x.txt'), None)

@@ -14,6 +14,7 @@ from typing import Any
 from etils import epath
 
 from cfg.data.manifest import MANIFEST, config_name
+from cfg.data.prepare.folders import machine_made
 from cfg.data.prepare.job import Job
 from cfg.data.prepare.parts import Prepared, read_part
 from cfg.runtime.errors import UserError
@@ -44,7 +45,7 @@ def write_data_set(job: Job, folder: epath.Path, data_dir: epath.Path) -> dict[s
     splits = {split: facts for split, facts in splits.items() if facts['images']}
     image_shape = (job.options.size, job.options.size, job.source.channels)
     _write_files(job, image_shape, {split: facts['images'] for split, facts in splits.items()}, data_dir)
-    paths = sorted(folder.iterdir(), key=lambda path: path.name)
+    paths = sorted((path for path in folder.iterdir() if not machine_made(path.name)), key=lambda path: path.name)
     manifest = {
         'source': job.name,
         'input': job.source.version,

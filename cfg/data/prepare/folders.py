@@ -2,18 +2,29 @@
 
 import functools
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
 from etils import epath
 
+from cfg.data.prepare.classes import by_class, lookalike, shown, spelled_alike
 from cfg.data.prepare.inputs import Input, Record, Records, digest
 from cfg.runtime.errors import UserError
 from cfg.runtime.files import reaching
 from cfg.runtime.paths import is_remote, user_path
 
 EXTENSIONS = ('.jpg', '.jpeg', '.jfif', '.png', '.gif', '.webp', '.bmp', '.tif', '.tiff', '.avif')
+# Files and folders that file systems, desktops, NAS boxes and editors put among images. A thumbnail among them would be
+# one more image, and its folder one more class.
+MACHINE_MADE = re.compile(
+    r'@(eaDir|Recycle|Recently-Snapshot|sharebin|tmp)|#(recycle|snapshot)|\$RECYCLE\.BIN|RECYCLER|__MACOSX|__pycache__'
+    r'|lost\+found|System Volume Information|Network Trash Folder|Temporary Items|(eh)?Thumbs\.db|desktop\.ini|Icon\r'
+    r'|\.(DS_Store|AppleDouble|Trashes|Trash(-\d+)?|Spotlight-V100|fseventsd|TemporaryItems|DocumentRevisions-V100)'
+    r'|\.(snapshot|zfs|thumbnails|git|ipynb_checkpoints)',
+    re.IGNORECASE,
+)
 SPLIT_FOLDERS = {
     'train': 'train',
     'training': 'train',
@@ -30,22 +41,27 @@ def folder_path(name: str) -> epath.Path | None:
     return epath.Path(user_path(rest, 'config.data.name=folder')) if kind == 'folder' and rest else None
 
 
-def scan_folder(root: epath.Path) -> Input:
+def scan_folder(root: epath.Path, classes_from: str = 'auto') -> Input:
     """Finds the images of a folder.
 
-    It may hold `train` and `val` (or `validation`), `test`, or else everything is the train split. Within a split,
-    either each subfolder is a class with its images anywhere below, or all images lie flat and their class is what
-    comes before the first `_` of their names (ADM's layout). Classes are numbered in the order of their names as
-    text. Files that are not images by their ending, and names that begin with a dot, are passed over.
+    It may hold `train` and `val` (or `validation`), `test`, or else everything is the train split. How the class of an
+    image is told see `cfg.data.prepare.classes.by_class`. Classes are numbered in the order of their names as text.
+    Files that are not images by their ending, and what machines made, are passed over and counted.
+
+    Args:
+      classes_from: 'folders', 'names', or 'auto' for what the folder looks like.
 
     Raises:
-      UserError: when there is no such folder, it is laid out in neither way, or classes of the splits differ.
+      UserError: when there is no such folder, it is laid out in neither way or in both, or classes of the splits
+        differ.
     """
     with reaching(root):
         if not root.is_dir():
             raise UserError(f'{root} is not a folder: give the folder of the images, --config.data.name=folder:PATH.')
         folders, images, passed_over = _walk(root)
-    found = {split: _by_class(root, prefix, folders, images) for split, prefix in _splits(root, folders).items()}
+    places = _splits(root, folders)
+    found = {split: by_class(root, place, folders, images, classes_from) for split, place in places.items()}
+    found = spelled_alike(found)
     classes = tuple(sorted(name for name, members in found['train'].items() if members))
     named = sorted({name for members in found.values() for name in members})
     odd = next((name for name in named if not name.isprintable() or printable(name) != name), None)
@@ -57,8 +73,8 @@ def scan_folder(root: epath.Path) -> Input:
         unknown = sorted(name for name, paths in members.items() if paths and name not in classes)
         if unknown:
             raise UserError(
-                f'The {split} split of {root} has the class {unknown[0]!r}, which has no image to train on: put images '
-                'of it among those for training, or take it away.'
+                f'The {split} split of {root} has the class {shown(unknown[0])}, which has no image to train '
+                f'on{lookalike(unknown[0], classes)}: put images of it among those for training, or take it away.'
             )
     files = {
         split: [(*file, label) for label, name in enumerate(classes) for file in sorted(members.get(name, ()))]
@@ -98,24 +114,35 @@ def _walk(root: epath.Path) -> tuple[list[str], list[tuple[str, int]], Counter]:
     """Lists what is below a folder, as paths relative to it.
 
     Returns:
-      (folders, [(image, size in bytes; -1 in a bucket)], number of other files by ending).
+      (folders, [(image, size in bytes; -1 in a bucket)], number of other files by ending or name, and of folders that
+      were not looked into by their names with a /).
     """
     local = not is_remote(root)
     folders, files, others = [], [], Counter()
     # One listing a folder; links to folders are followed.
     for where, names, members in os.walk(root, followlinks=True) if local else root.walk():
-        names[:] = [name for name in names if not name.startswith('.') and not (local and _is_loop(where, name))]
+        others.update(f'{made}/' for name in names if (made := machine_made(name.rstrip('/'))))
+        names[:] = [
+            name for name in names if not machine_made(name.rstrip('/')) and not (local and _is_loop(where, name))
+        ]
         place = '' if str(where) == str(root) else f'{PurePosixPath(str(where)).relative_to(str(root))}/'
         folders += [f'{place}{name.rstrip("/")}' for name in names]
         for name in members:
             ending = PurePosixPath(name).suffix.lower()
-            if name.startswith('.'):
-                continue
-            if ending not in EXTENSIONS:
+            if made := machine_made(name):
+                others[made] += 1
+            elif ending not in EXTENSIONS:
                 others[printable(ending) or 'none'] += 1
             else:
                 files.append((f'{place}{name}', _size(os.path.join(where, name)) if local else -1))  # noqa: PTH118
     return folders, files, others
+
+
+def machine_made(name: str) -> str:
+    """Returns as what a file or folder that no person made is counted; '' of any other name."""
+    if MACHINE_MADE.fullmatch(name):
+        return name.strip()
+    return ('._*' if name.startswith('._') else '.*') if name.startswith('.') else ''
 
 
 def _is_loop(where: str, name: str) -> bool:
@@ -146,35 +173,3 @@ def _splits(root: epath.Path, folders: Sequence[str]) -> dict[str, str]:
             'folder test, and no others; rename or move them.'
         )
     return {split: name for name, split in split_of.items()}
-
-
-def _by_class(
-    root: epath.Path, prefix: str, folders: Sequence[str], images: Sequence[tuple[str, int]]
-) -> dict[str, list[tuple[str, int]]]:
-    """Returns {class name: [(image, size)]} of the split below `prefix`; empty class folders too."""
-    below = f'{prefix}/' if prefix else ''
-    inside = [(name.removeprefix(below), name, size) for name, size in images if name.startswith(below)]
-    classes = [
-        name.removeprefix(below) for name in folders if name.startswith(below) and name.count('/') == below.count('/')
-    ]
-    members: dict[str, list[tuple[str, int]]] = {name: [] for name in classes}
-    for short, name, size in inside:
-        class_name, slash, _ = short.partition('/')
-        if not slash:
-            if classes:
-                raise UserError(
-                    f'{root / prefix} holds both subfolders ({classes[0]}) and images ({short}): either every class '
-                    'has a subfolder, or all images lie flat as label_name.png.'
-                )
-            class_name, underscore, _ = short.partition('_')
-            if not underscore or not class_name:
-                raise UserError(
-                    f'{root / name} has no class in its name: images that lie flat are called label_name.png.'
-                )
-        members.setdefault(class_name, []).append((name, size))
-    if inside and all(short.count('/') > 1 for short, *_ in inside):
-        raise UserError(
-            f'{root / prefix} holds folders of folders ({", ".join(classes[:5])}): give the folder whose subfolders '
-            'are the classes, or name those above train and val.'
-        )
-    return members

@@ -30,7 +30,7 @@ class Input:
     # (split, start, stop) -> what reads the images number `start` to `stop` - 1, always in the same order
     section: Callable[[str, int, int], Records]
     empty_classes: Sequence[str] = ()  # names that were found without any image and are not among the classes
-    # number of files that are no images by their ending, by that
+    # number of files and folders that are no images, by their ending or by what made them
     passed_over: Mapping[str, int] = field(default_factory=dict)
 
 

@@ -29,6 +29,7 @@ class Options:
     crop: str  # 'area' or 'adm', see `cfg.data.crop`
     # whether an image that cannot be read, or a class without images, is left out; else it ends the preparation
     skip: bool = False
+    classes_from: str = 'auto'  # what names the classes of a folder, see `cfg.data.prepare.folders.scan_folder`
 
 
 class Prepared(NamedTuple):

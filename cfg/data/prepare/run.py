@@ -59,11 +59,11 @@ def prepare(name: str, options: Options, folders: Folders, *, workers: int) -> s
     work, part = folders.data / '.preparing', config_name(name, options.size, options.crop)
     try:
         if read_manifest(folder) is not None and not (work / part).exists():
-            return _check(name, folder)
+            return _check(name, folder, options)
         check_writable(work, f'config.data.dir={folders.data}')
         with lock(work, 'prepare_data', part=part):
             if read_manifest(folder) is not None:  # by another process just now, or by one that was killed at its end
-                report = _check(name, folder)
+                report = _check(name, folder, options)
             else:
                 report = _make(full_name(name), options, folders, workers=workers)
             if (work / part).exists():
@@ -77,15 +77,15 @@ def prepare(name: str, options: Options, folders: Folders, *, workers: int) -> s
         ) from error
 
 
-def open_input(name: str, folders: Folders) -> Input:
-    """Opens the input of a `config.data.name`, 'tfds:NAME' or 'folder:PATH'.
+def open_input(name: str, folders: Folders, classes_from: str = 'auto') -> Input:
+    """Opens the input of a `config.data.name`, 'tfds:NAME' or 'folder:PATH'; for `classes_from` see `scan_folder`.
 
     Raises:
       UserError: when it cannot be found, or is no image classification data set.
     """
     root = folder_path(name)
     if root is not None:
-        return scan_folder(root)
+        return scan_folder(root, classes_from)
     kind, _, rest = name.partition(':')
     if kind == 'tfds' and rest:
         manual = epath.Path(folders.manual or folders.tfds / 'downloads' / 'manual')
@@ -102,7 +102,7 @@ def _make(name: str, options: Options, folders: Folders, *, workers: int) -> str
         lock(work, 'prepare_data', part=short_name(name)) if of_tfds else contextlib.nullcontext(),
         contextlib.redirect_stdout(sys.stderr),
     ):
-        source = open_input(name, folders)
+        source = open_input(name, folders, options.classes_from)
     if not options.skip:
         refuse_empty(source.empty_classes)
     job = Job(name, source, work / config_name(name, options.size, options.crop), options, PART_SIZE)
@@ -112,12 +112,16 @@ def _make(name: str, options: Options, folders: Folders, *, workers: int) -> str
     return _summary(folder, write_data_set(job, folder, folders.data), 'Prepared.')
 
 
-def _check(name: str, folder: epath.Path) -> str:
+def _check(name: str, folder: epath.Path, options: Options) -> str:
     """Checks a finished data set against its manifest, and a folder of images that it came from if it is here."""
     manifest = read_manifest(folder)
     check_source(name, manifest, folder)
     root = folder_path(full_name(name))
-    if root is not None and root.is_dir() and (version := scan_folder(root).version) != manifest['input']:
+    if (
+        root is not None
+        and root.is_dir()
+        and (version := scan_folder(root, options.classes_from).version) != manifest['input']
+    ):
         raise UserError(
             f'{folder} was prepared from {manifest["source"]} with {manifest["input"]}, and {root} has {version}: '
             'delete it to prepare it anew, or set another config.data.dir to keep both.'
@@ -176,7 +180,7 @@ def _summary(folder: epath.Path, manifest: dict[str, Any], first: str) -> str:
     lines.append(f'classes: {len(names)} ({", ".join(names[:5])}{", ..." if len(names) > 5 else ""})')
     if manifest['passed_over']:
         others = ', '.join(f'{count} {ending}' for ending, count in manifest['passed_over'].items())
-        lines.append(f'no images by their ending: {others}')
+        lines.append(f'passed over: {others}')
     if manifest['empty_classes']:
         lines.append(f'classes without training images: {len(manifest["empty_classes"])}, see {MANIFEST}')
     for entry in manifest['skipped'][:10]:

@@ -114,7 +114,7 @@ def _image_and_label(info: Any, folder: epath.PathLike) -> tuple[str, str]:
 def _read(folder: str, image: str, label: str, split: str, start: int, stop: int) -> Iterator[Record]:
     for i, example in enumerate(_examples(folder, image, split, start, stop), start=start):
         name = example['file_name'].decode() if 'file_name' in example else f'{split}/{i}'
-        yield Record(name, int(example[label]), example[image])
+        yield Record(name, int(example[label]), example[image], '' if example[label] >= 0 else 'it has no class')
 
 
 def _examples(folder: str, image: str, split: str, start: int, stop: int) -> Iterator[dict[str, Any]]:
