@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from cfg.runs.run_files import CHECKPOINTS, DAMAGED, DamagedError, checkpoint_meta, sealed, unreadable
 from cfg.runs.state import TrainState
@@ -54,6 +55,20 @@ def check_shapes(folder: Path, meta: dict[str, Any], like: Any) -> None:
             f'The checkpoint {folder} is of another architecture than config.model: {names[0]} has shape '
             f'{saved.get(names[0], "(absent)")} there and {expected.get(names[0], "(absent)")} here, and '
             f'{len(names) - 1} more differ; use the config that it was trained with, or another --workdir.'
+        )
+
+
+def _check_types(folder: Path, found: Any, like: Any) -> None:
+    """Checks that the arrays of a sound checkpoint have the types of a tree; None for parameters, which are float32."""
+    leaves = jax.tree_util.tree_leaves_with_path(found)
+    expected = [np.float32] * len(leaves) if like is None else [x.dtype for x in jax.tree.leaves(like)]
+    pairs = [(path, x.dtype, np.dtype(ours)) for (path, x), ours in zip(leaves, expected, strict=True)]
+    if others := [pair for pair in pairs if pair[1] != pair[2]]:
+        path, theirs, ours = others[0]
+        raise UserError(
+            f'The checkpoint {folder} is whole but of other types: {jax.tree_util.keystr(path)} is {theirs} there and '
+            f'{ours} here, and {len(others) - 1} more differ; most likely JAX_ENABLE_X64 was set when it was written, '
+            'which is ignored now: train in another --workdir.'
         )
 
 
@@ -191,37 +206,53 @@ class Checkpoints:
         """Reads the whole state at `step`, of the structure, shapes and types of `like`.
 
         Raises:
-          UserError: when the checkpoint is of another architecture or cannot be read.
+          UserError: when the checkpoint is of another architecture or other types, or cannot be read.
         """
         meta = meta or self.meta(step)
         check_shapes(self.folder / str(step), meta, like.params)
-        targets = {
-            name: ocp.args.StandardRestore(jax.tree.map(lambda x: np.empty(x.shape, x.dtype), getattr(like, name)))
-            for name in STATE_ITEMS
-        }
-        found = self._read(step, meta, **targets)
-        return TrainState(step=np.asarray(step, np.int32), **{name: found[name] for name in STATE_ITEMS})
+        found = self._read(step, meta, {name: getattr(like, name) for name in STATE_ITEMS})
+        return TrainState(step=np.asarray(step, np.int32), **found)
 
     def restore_params(self, step: int, *, ema: bool) -> Any:
-        """Reads the parameters at `step`, or their average, as they were saved: numpy arrays."""
+        """Reads the parameters at `step`, or their average, as they were saved: float32 numpy arrays."""
         name = 'ema_params' if ema else 'params'
-        return self._read(step, self.meta(step), **{name: ocp.args.StandardRestore()})[name]
+        return self._read(step, self.meta(step), {name: None})[name]
 
     def meta(self, step: int) -> dict[str, Any]:
         """Returns what was saved beside the parameters; see `checkpoint_meta`."""
         return checkpoint_meta(self.folder.parent, step)
 
-    def _read(self, step: int, meta: dict[str, Any], **items: Any) -> dict[str, Any]:
-        """Reads items of a checkpoint, which must be those that were saved."""
+    def _read(self, step: int, meta: dict[str, Any], items: dict[str, Any]) -> dict[str, Any]:
+        """Reads items of a checkpoint, which must be those that were saved, of the structure of trees or of their own.
+
+        They are read in the types in which they were saved: in others their digests would be others.
+        """
+        folder = self.folder / str(step)
         try:
-            found = dict(self._manager.restore(step, args=ocp.args.Composite(**items)).items())
-        except MemoryError:
+            targets = {name: _target(folder / name, like) for name, like in items.items()}
+            found = dict(self._manager.restore(step, args=ocp.args.Composite(**targets)).items())
+        except (UserError, MemoryError):
             raise
         except Exception as error:  # orbax, tensorstore and json each raise their own kinds on a damaged file
-            raise unreadable(self.folder / str(step), error) from error
+            raise unreadable(folder, error) from error
         for name, digest in digests({name: found[name] for name in items}).items():
             if digest != meta['sha256'][name]:
-                raise DamagedError(
-                    f'The checkpoint {self.folder / str(step)} is damaged: its {name} are not those that were saved.'
-                )
+                raise DamagedError(f'The checkpoint {folder} is damaged: its {name} are not those that were saved.')
+        for name, like in items.items():
+            _check_types(folder, found[name], like)
         return found
+
+
+def _target(folder: Path, like: Any) -> ocp.args.StandardRestore:
+    """Says how to read an item: into numpy arrays, in the structure of a tree and in the types that are on disk."""
+    if like is None:
+        return ocp.args.StandardRestore()
+    saved = ocp.tree.to_flat_dict(ocp.StandardCheckpointHandler().metadata(epath.Path(folder)).tree)
+    ours = ocp.tree.to_flat_dict(like)
+    if folder.name == 'opt_state' and (others := saved.keys() ^ ours.keys()):  # the names of parameters are in the meta
+        raise UserError(
+            f'{folder} has other parts than the optimizer here ({".".join(min(others))} and {len(others) - 1} more): '
+            'go on with the version of optax that wrote it, or give another --workdir.'
+        )
+    flat = {path: np.empty(x.shape, saved[path].dtype) for path, x in ours.items()}
+    return ocp.args.StandardRestore(ocp.tree.from_flat_dict(flat, target=like))

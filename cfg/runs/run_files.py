@@ -1,18 +1,22 @@
 """Reads what a workdir's files tell of its run. It needs neither JAX nor orbax nor TensorFlow."""
 
 import contextlib
+import errno
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from cfg.runtime.errors import UserError, first_line
+from cfg.runtime.errors import UserError, first_line, os_error
 
 CONFIG_FILE = 'config.json'
 METRICS_FILE = 'metrics.jsonl'
 CHECKPOINTS = 'checkpoints'
 DAMAGED = 'damaged_checkpoints'
 SEAL = 'meta_sha256'  # checkpoints from before there was one have none
+# What the system says of files that are not as they were written; all else that it says may pass.
+OF_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
 
 
 class DamagedError(UserError):
@@ -69,7 +73,13 @@ def sealed(meta: dict[str, Any]) -> dict[str, Any]:
 
 
 def unreadable(folder: Path, error: Exception) -> UserError:
-    """Says why a checkpoint cannot be read."""
+    """Says why a checkpoint cannot be read: it is gone or damaged, or the file system fails, which may pass."""
+    number = os_error(error)
+    if number is not None and number not in OF_DAMAGE:
+        return UserError(
+            f'The checkpoint {folder} cannot be read now ({os.strerror(number)}): see to that disk, or its rights, and '
+            'give the same command again; the checkpoint was left where it is.'
+        )
     if not folder.exists():
         return UserError(f'The checkpoint {folder} is gone (training keeps only the last few): try again.')
     return DamagedError(

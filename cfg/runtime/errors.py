@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 
 # Of a write that a full disk, a quota or a limit refuses.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -19,6 +20,17 @@ def first_line(error: Exception, length: int = 300) -> str:
     """Returns what an exception of a library says, in short; its kind if it says nothing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:length] if lines else type(error).__name__
+
+
+def os_error(error: BaseException | None) -> int | None:
+    """Returns the number of the system's error behind an exception, or behind tensorstore's words; None for none."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            return error.errno
+        if found := re.search(r"os_error_code='(\d+)'|\[OS error (\d+)", str(error)):
+            return int(found[1] or found[2])
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def reason_of_write(error: Exception) -> str:
