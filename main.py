@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from absl import flags
 
-from cfg.runtime import command_line
+from cfg.runtime import command_line, progress
 from cfg.runtime.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -77,6 +77,6 @@ def _dispatch() -> None:
 if __name__ == '__main__':
     log = logging.getLogger('cfg')
     log.setLevel(logging.INFO)
-    log.addHandler(logging.StreamHandler())
+    log.addHandler(progress.Handler())
     log.propagate = False
     command_line.run(_dispatch, memory=lambda: MODES[FLAGS.mode].memory, stopped=command_line.STOPPED)

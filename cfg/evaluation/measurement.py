@@ -4,14 +4,13 @@ import logging
 import os
 import shutil
 import time
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from cfg.features.network import FeatureNetwork
 from cfg.metrics.moments import Moments, Splits
-from cfg.runtime.files import make_folder, replacing
+from cfg.runtime.files import BROKEN_NPZ, make_folder, replacing
 
 log = logging.getLogger('cfg')
 
@@ -49,7 +48,7 @@ class Measurement:
         if (self._folder / _STATE).exists():
             try:
                 self._load()
-            except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            except BROKEN_NPZ as error:
                 log.warning('%s is damaged (%s) and is measured again.', self._folder, error)
                 self._clear()
         self._saved, self._dirty = time.monotonic(), False

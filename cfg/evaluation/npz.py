@@ -7,10 +7,8 @@ A sample file holds `arr_0`, uint8 [N, H, W, C], and maybe `arr_1`, labels [N]. 
 
 import contextlib
 import functools
-import lzma
 import math
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
@@ -19,14 +17,12 @@ import numpy as np
 
 from cfg.metrics.moments import Moments
 from cfg.runtime.errors import UserError
-from cfg.runtime.files import replacing, sha256_of_file
+from cfg.runtime.files import BROKEN_NPZ, replacing, sha256_of_file
 
 Array = np.ndarray
 
 MOMENTS = (('mu', 'sigma'), ('mu_s', 'sigma_s'))
 _NEGATIVE = 1e-6  # of the largest eigenvalue of a covariance: what rounding may leave below 0
-# Of a turned bit zipfile says also that a method or a version is not supported, that a password or a member is missing.
-_BROKEN = (zipfile.BadZipFile, EOFError, ValueError, OSError, KeyError, RuntimeError, zlib.error, lzma.LZMAError)
 
 
 class File:
@@ -77,7 +73,7 @@ class File:
     def _reading(self) -> Iterator[None]:
         try:
             yield
-        except _BROKEN as error:
+        except BROKEN_NPZ as error:
             raise UserError(
                 f'{self._named} cannot be read as an npz ({type(error).__name__}: {error}): make or download it again.'
             ) from error

@@ -5,7 +5,6 @@ import logging
 import pickle
 import urllib.error
 import urllib.request
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from cfg.features.inception_weights import params_from_graph, params_from_torch
 from cfg.models.torch_file import read_state_dict
 from cfg.runtime.digest import sha256
 from cfg.runtime.errors import UserError, first_line
-from cfg.runtime.files import check_writable, lock, replacing, sha256_of_file
+from cfg.runtime.files import BROKEN_NPZ, check_writable, lock, replacing, sha256_of_file
 from cfg.runtime.progress import Progress
 
 log = logging.getLogger('cfg')
@@ -86,7 +85,7 @@ def _read(path: Path, digest: str) -> Any | None:
             return traverse_util.unflatten_dict(flat, sep='/')
     except FileNotFoundError:
         return None
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except BROKEN_NPZ as error:
         log.warning('%s is damaged (%s) and is made again.', path, type(error).__name__)
     return None
 

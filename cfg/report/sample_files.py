@@ -1,12 +1,11 @@
 """Writes sample files in ADM's layout, and reads them for a report."""
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from cfg.runtime.files import replacing
+from cfg.runtime.files import BROKEN_NPZ, replacing
 
 FOLDER = 'samples'
 
@@ -36,7 +35,7 @@ def load_samples(path: Path) -> Samples | None:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return Samples(images=archive['arr_0'], labels=archive['arr_1'])
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+    except BROKEN_NPZ:
         return None
 
 

@@ -12,6 +12,7 @@ from cfg.runtime import xla_flags
 from cfg.runtime.errors import UserError, out_of_disk, out_of_memory
 from cfg.runtime.files import remove_empty_folders
 from cfg.runtime.paths import user_path
+from cfg.runtime.progress import end_line
 
 FLAGS = flags.FLAGS
 STOPPED = 'Stopped; the same command goes on where it stopped.'
@@ -112,6 +113,7 @@ def complain(error: Exception | str) -> int:
     message = str(error)
     if 'Traceback (most recent call last)' in message:  # of a config file that refuses its argument
         message = message.strip().splitlines()[-1].partition(': ')[2]
+    end_line()
     print(f'error: {" ".join(message.split())}', file=sys.stderr)
     return 2
 

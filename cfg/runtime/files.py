@@ -5,9 +5,12 @@ import fcntl
 import glob
 import hashlib
 import logging
+import lzma
 import os
 import tempfile
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
@@ -35,6 +38,10 @@ def reaching(path: epath.PathLike) -> Iterator[None]:
             'machine may read it.'
         ) from error
 
+
+# What a damaged npz raises. Of a turned bit zipfile says also that a method or a version is not supported, that a
+# password or a member is missing.
+BROKEN_NPZ = (zipfile.BadZipFile, EOFError, ValueError, OSError, KeyError, RuntimeError, zlib.error, lzma.LZMAError)
 
 # In a row, of a lock that is free: more than are ever needed where a file keeps its number, as in most file systems.
 MOST_TRIES = 100

@@ -1,6 +1,7 @@
 """Progress of long work: a line that rewrites itself on a terminal, plain lines in a log, and whoever listens."""
 
 import contextlib
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ class Standing(NamedTuple):
 
 _listeners: list[Callable[[Standing], None]] = []
 _silenced = False
+_unended: TextIO | None = None  # where progress stands in a line without an end
 
 
 @contextlib.contextmanager
@@ -44,8 +46,27 @@ def format_seconds(seconds: float) -> str:
     return f'{hours}:{minutes:02d}:{seconds:02d}' if hours else f'{minutes}:{seconds:02d}'
 
 
+def end_line(*, always: bool = False) -> None:
+    """Ends the line in which progress stands, if any (or `always`), so that what is said next has one of its own."""
+    global _unended
+    if _unended or always:
+        (_unended or sys.stderr).write('\n')
+        _unended = None
+
+
+class Handler(logging.StreamHandler):
+    """Logs to stderr, in lines of their own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes a record."""
+        end_line()
+        super().emit(record)
+
+
 def _write(stream: TextIO, text: str, *, last: bool) -> None:
     """Writes a line, on a terminal over the one before it; what is not the last is written over."""
+    global _unended
+    _unended = None if last or not text else stream
     stream.write(('\r\x1b[K' if stream.isatty() else '') + text + ('\n' if last else ''))
     stream.flush()
 

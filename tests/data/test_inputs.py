@@ -1,5 +1,6 @@
 import os
 import shutil
+import tarfile
 
 import numpy as np
 import pytest
@@ -8,14 +9,16 @@ from etils import epath
 
 from cfg.data.crop import from_png
 from cfg.data.manifest import default_dir
+from cfg.data.prepare import tfds_sets
 from cfg.data.prepare.folders import folder_path, scan_folder
+from cfg.data.prepare.imagenet import ARCHIVES, check_archives
 from cfg.data.prepare.job import Job, make_parts
 from cfg.data.prepare.parts import Options, read_part
 from cfg.data.prepare.run import Folders, open_input
 from cfg.data.prepare.tfds_sets import read_tfds
 from cfg.features.network import default_cache
 from cfg.runtime.errors import UserError
-from tests.miniature import encoded, picture
+from tests.miniature import encoded, picture, write_tars
 
 
 def fill(root, *names):
@@ -364,6 +367,93 @@ def test_a_data_set_without_classes_is_refused(tmp_path):
 def test_an_unknown_data_set_of_tfds(tmp_path):
     with pytest.raises(UserError, match="TFDS has no data set 'imagenet2021'"):
         open_input('tfds:imagenet2021', Folders(epath.Path(tmp_path), epath.Path(tmp_path)))
+
+
+def without_end(content):
+    return content.rstrip(b'\0') + bytes(-len(content.rstrip(b'\0')) % 512)
+
+
+@pytest.mark.parametrize('name', list(ARCHIVES))
+@pytest.mark.parametrize(
+    ('damage', 'problem'),
+    [
+        (lambda content: b'', 'is empty'),
+        (lambda content: content[: len(content) * 3 // 4], 'is cut short or damaged after'),
+        (without_end, 'is cut short or damaged after'),  # between two entries
+        (lambda content: content[:512], 'is cut short or damaged after 1 entries'),
+        (lambda content: without_end(content) + bytes(2**21), 'is cut short or damaged after'),  # full of holes
+        (lambda content: b'<html><body>Please log in</body></html>' * 100, 'is no tar file'),
+    ],
+)
+def test_a_damaged_archive_is_named_with_what_it_should_be(tmp_path, name, damage, problem):
+    manual = tmp_path / 'downloads' / 'manual'
+    write_tars(manual)
+    (manual / name).write_bytes(damage((manual / name).read_bytes()))
+    folders = Folders(epath.Path(tmp_path), epath.Path(tmp_path))
+    with pytest.raises(UserError) as error:
+        open_input('tfds:imagenet2012', folders)
+    size, md5, _ = ARCHIVES[name]
+    message = str(error.value)
+    assert message.startswith(f'{manual / name} {problem}')
+    assert (
+        f'it has {(manual / name).stat().st_size} bytes, and the published file {size} bytes and MD5 {md5}' in message
+    )
+    assert 'download it again' in message
+    assert not (tmp_path / 'imagenet2012').exists()
+
+
+@pytest.mark.parametrize(
+    ('number', 'entry', 'problem'),
+    [
+        (3, './ILSVRC2012_val_00000003.JPEG', "as its entry 3 is './ILSVRC2012_val_00000003.JPEG'"),
+        (3, 'ILSVRC2012_val_00000030.JPEG', 'as its 5 entries are not numbered from 1 to 5'),
+    ],
+)
+def test_validation_images_that_would_get_the_labels_of_others(tmp_path, number, entry, problem):
+    manual = tmp_path / 'downloads' / 'manual'
+    write_tars(manual)
+    with tarfile.open(manual / 'ILSVRC2012_img_val.tar', 'w') as tar:
+        for i in (2, 1, 3, 4, 5):  # in any order, as the published ones are
+            tar.addfile(tarfile.TarInfo(entry if i == number else f'ILSVRC2012_val_{i:08d}.JPEG'))
+    with pytest.raises(UserError, match=problem):
+        check_archives(epath.Path(manual))
+
+
+def test_whole_archives_pass(tmp_path):
+    write_tars(tmp_path)
+    check_archives(epath.Path(tmp_path))
+
+
+def test_what_tfds_cannot_read_of_the_archives_tells_what_they_should_be(tmp_path, capsys):
+    """A class in the middle of the archive is damaged, which only TFDS notices."""
+    manual = tmp_path / 'downloads' / 'manual'
+    write_tars(manual)
+    path = manual / 'ILSVRC2012_img_train.tar'
+    content = bytearray(path.read_bytes())
+    with tarfile.open(path) as tar:
+        place = tar.getmembers()[1].offset_data
+    content[place : place + 512] = b'x' * 512
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r'could not prepare .*147897477120 bytes and MD5 1d675b47'):
+        open_input('tfds:imagenet2012', Folders(epath.Path(tmp_path), epath.Path(tmp_path)))
+    assert capsys.readouterr().err.endswith('\n')
+
+
+@pytest.mark.parametrize('file_format', ['array_record', 'tfrecord'])
+def test_damaged_files_of_tfds_are_named(tmp_path, file_format):
+    builder = Shapes(data_dir=tmp_path, file_format=file_format)
+    builder.download_and_prepare()
+    source = read_tfds(builder.data_dir)
+    (path,) = builder.data_path.glob('*-train.*')
+    content = path.read_bytes()
+    for damaged in (content[: len(content) // 2], b'x' * len(content), b''):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=f'{builder.data_dir} cannot be read .* among images 0 to 22 of the train'):
+            list(source.section('train', 0, 23)())
+    (builder.data_path / 'dataset_info.json').write_text('{"name"')
+    tfds_sets._builder.cache_clear()
+    with pytest.raises(UserError, match=f'{builder.data_dir} cannot be read .*: copy it again'):
+        read_tfds(builder.data_dir)
 
 
 def test_missing_archives_are_named(tmp_path):

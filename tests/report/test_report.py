@@ -16,7 +16,7 @@ from cfg.data.grids import mosaic
 from cfg.report import page, plots, sweep_report
 from cfg.report.curves import group_curves
 from cfg.report.rows import Row
-from cfg.report.sample_files import load_samples, mixed_order
+from cfg.report.sample_files import load_samples, mixed_order, write_samples
 from cfg.runtime.errors import UserError
 from tests.report.rows import row_of, write_rows
 
@@ -227,6 +227,16 @@ def test_larger_colour_images(tmp_path):
         _cells(data['sprites'][data['curves'][0]['points'][1]['sprite']]), samples.images[:100]
     )
     assert not list((tmp_path / 'report').glob('*_step*'))
+
+
+def test_a_sample_file_with_a_turned_byte_is_as_good_as_deleted(tmp_path):
+    path = tmp_path / write_samples(tmp_path, 'x.npz', np.zeros((40, 8, 8, 1), np.uint8), np.zeros(40, np.int32))
+    content = path.read_bytes()
+    for place in range(0, len(content), 3):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
+        load_samples(path)  # None, or what it can be read as where nothing depends on the byte
+    path.write_bytes(content[: len(content) // 2])
+    assert load_samples(path) is None
 
 
 def test_deleted_samples_are_told(tmp_path):

@@ -1,8 +1,10 @@
 import io
+import logging
+import re
 
 import pytest
 
-from cfg.runtime import progress
+from cfg.runtime import command_line, progress
 from cfg.runtime.progress import Progress, format_seconds
 
 
@@ -42,6 +44,24 @@ def test_a_terminal_line_rewrites_itself(clock):
     assert text.count('\r') == 2
     assert text.endswith('eval: 3/3 samples, 1/s, took 0:02\n')
     assert text.count('\n') == 1
+
+
+@pytest.mark.parametrize('speak', [command_line.complain, lambda text: logging.getLogger('words').warning(text)])
+def test_what_is_said_beside_progress_has_a_line_of_its_own(monkeypatch, clock, speak):
+    stream = Terminal()
+    monkeypatch.setattr(progress.sys, 'stderr', stream)
+    monkeypatch.setattr(logging.getLogger('words'), 'handlers', [progress.Handler()])
+    monkeypatch.setattr(logging.getLogger('words'), 'propagate', False)
+    bar = Progress('train', 3, unit='step')
+    clock[0] += 1
+    bar.update(1)
+    speak('first')
+    speak('second')
+    clock[0] += 1
+    bar.update(3)
+    speak('third')
+    text = re.sub('(?m)^error: |\r\x1b\\[K', '', stream.getvalue())
+    assert text == 'train: 1/3 steps\nfirst\nsecond\ntrain: 3/3 steps, 2/s, took 0:02\nthird\n'
 
 
 def test_seconds():

@@ -1,5 +1,6 @@
 """Reads a data set of TFDS, in any of its file formats, as an input."""
 
+import contextlib
 import functools
 import os
 from collections.abc import Iterator
@@ -7,12 +8,12 @@ from typing import Any
 
 from etils import epath
 
+from cfg.data.prepare.imagenet import PUBLISHED, check_archives
 from cfg.data.prepare.inputs import Input, Record, Records, digest
 from cfg.runtime.errors import UserError, first_line
+from cfg.runtime.progress import end_line
 
 AT_ONCE = 100  # encoded images that a worker holds in memory; 11 MB of ImageNet
-# The archives of ILSVRC2012 that TFDS reads.
-IMAGENET_TARS = ('ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar')
 
 
 def open_tfds(name: str, *, tfds_dir: epath.Path, manual_dir: epath.Path) -> Input:
@@ -33,27 +34,17 @@ def open_tfds(name: str, *, tfds_dir: epath.Path, manual_dir: epath.Path) -> Inp
     if others and ':' not in name:  # a copy of another version is as good, and the manifest says which it was
         return read_tfds(others[-1].parent)
     if builder.name == 'imagenet2012':
-        check_imagenet_tars(manual_dir)
+        check_archives(manual_dir)
     try:
         builder = tfds.builder(name, data_dir=tfds_dir, file_format='array_record')
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual_dir))
     except MemoryError:
         raise
     except Exception as error:  # what can go wrong is as wide as the data sets
-        raise UserError(f'TFDS could not prepare {name!r} ({type(error).__name__}): {first_line(error)}') from error
+        end_line(always=True)  # after TFDS's progress
+        said = f'TFDS could not prepare {name!r} ({type(error).__name__}): {first_line(error)}'
+        raise UserError(f'{said}; {PUBLISHED}' if builder.name == 'imagenet2012' else said) from error
     return read_tfds(builder.data_dir)
-
-
-def check_imagenet_tars(manual_dir: epath.Path) -> None:
-    """Raises a UserError unless the user has put ILSVRC2012's archives where TFDS looks for them."""
-    missing = [name for name in IMAGENET_TARS if not (manual_dir / name).exists()]
-    if missing:
-        raise UserError(
-            f'{manual_dir} lacks {" and ".join(missing)}: register at https://image-net.org/download-images, download '
-            f'the ILSVRC2012 training and validation images (Task 1 & 2), and put both tar files there, or name '
-            'their folder with --config.prepare.manual_dir (or, with --config.prepare.tfds_dir, the folder that '
-            'contains an imagenet2012 of TFDS).'
-        )
 
 
 def read_tfds(folder: epath.PathLike) -> Input:
@@ -63,7 +54,8 @@ def read_tfds(folder: epath.PathLike) -> Input:
       UserError: when it has no train split, or not one image and one class an example.
     """
     folder = os.fspath(folder)
-    info = _builder(folder).info
+    with _reading(folder):
+        info = _builder(folder).info
     image, label = _image_and_label(info, folder)
     counts = {name: split.num_examples for name, split in info.splits.items()}
     # TFDS's test splits often have no labels; they serve where there is no validation split.
@@ -112,9 +104,30 @@ def _image_and_label(info: Any, folder: epath.PathLike) -> tuple[str, str]:
 
 
 def _read(folder: str, image: str, label: str, split: str, start: int, stop: int) -> Iterator[Record]:
-    for i, example in enumerate(_examples(folder, image, split, start, stop), start=start):
+    examples = enumerate(_examples(folder, image, split, start, stop), start=start)
+    while True:
+        with _reading(folder, f', among images {start} to {stop - 1} of the {split} split'):
+            i, example = next(examples, (stop, None))
+            if example is None:
+                return
+            if example[image] is None or example[label] is None:  # of a file that is cut short
+                raise ValueError('an empty record')
         name = example['file_name'].decode() if 'file_name' in example else f'{split}/{i}'
         yield Record(name, int(example[label]), example[image], '' if example[label] >= 0 else 'it has no class')
+
+
+@contextlib.contextmanager
+def _reading(folder: str, where: str = '') -> Iterator[None]:
+    """Turns what damaged files of TFDS raise into a sentence; `where` says which they are."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # array_record, TFRecords and protobuf each raise their own kinds
+        raise UserError(
+            f'{folder} cannot be read ({type(error).__name__}: {first_line(error)}){where}: copy it again, or delete '
+            'it so that TFDS prepares it anew.'
+        ) from error
 
 
 def _examples(folder: str, image: str, split: str, start: int, stop: int) -> Iterator[dict[str, Any]]:
