@@ -64,8 +64,17 @@ def get_config() -> ConfigDict:
 
     config.train = ConfigDict()
     # What is trained: 'model' (the diffusion network, config.model) or 'classifier' (of noisy images, config.classifier
-    # with the dtype and time of config.model; neither p_uncond nor diffusion.prediction concerns it).
+    # with the dtype and time of config.model; neither p_uncond nor diffusion.prediction concerns it). Two more models
+    # take w as an input, and sample with the guidance 'one_pass' (docs/students.md): 'student', to which the guidance
+    # of a teacher is distilled (Meng et al. 2022), and 'guidance_free', trained with it from the start (Chen et al.
+    # 2025).
     config.train.kind = 'model'
+    config.train.w = (0.0, 4.0)  # the range of w that the latter two learn (Meng et al.)
+    config.train.teacher_workdir = ''  # of a student's teacher, a model of the same network
+    config.train.teacher_step = -1  # its checkpoint; -1 = the newest
+    config.train.teacher_guidance = 'cfg'  # the rule that guides it
+    # Of a student's errors: 'truncated' = the larger of those of x and eps (Salimans & Ho 2022), 'eps', 'x' or 'v'.
+    config.train.weighting = 'truncated'
     config.train.num_steps = 400_000
     config.train.batch_size = 2048  # over all devices
     config.train.grad_accum = 1  # pieces of a device's share, one after the other; saves memory

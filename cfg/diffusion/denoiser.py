@@ -25,7 +25,7 @@ class Denoiser:
 
     Attributes:
       fn: (z [N, ..., C], logsnr [] or [N], labels [N]) -> [N, ..., at least C]. Channels past the first C are learned
-        variances (ADM), which this method does not use.
+        variances (ADM), which this method does not use. A network that takes the strength has w [N] as a fourth input.
       num_classes: labels are 0 to num_classes - 1, and `null_label` after them.
       prediction: what the network predicts: eps, x or v.
       both_fn: (z, logsnr, labels, other_labels) -> two of what `fn` returns, where that is cheaper than a batch of 2N.
@@ -44,6 +44,10 @@ class Denoiser:
     def __call__(self, z: Array, logsnr: Array, labels: Array) -> Array:
         """Returns what the network predicts, [N, ..., C]."""
         return self._of(self.fn(z, logsnr, labels), z)
+
+    def at_strength(self, z: Array, logsnr: Array, labels: Array, w: Array) -> Array:
+        """Returns what a network predicts that takes the guidance strength, [N, ..., C]."""
+        return self._of(self.fn(z, logsnr, labels, w), z)
 
     def both(self, z: Array, logsnr: Array, labels: Array, other_labels: Array) -> tuple[Array, Array]:
         """Returns the outputs for `labels` and for `other_labels`, by `both_fn` or from one batch of 2N."""

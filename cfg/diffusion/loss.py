@@ -17,6 +17,8 @@ class Draws(NamedTuple):
     u_label: Array  # decides whether the label is dropped, [N]
     u_time: Array  # the time u of the noise level, [N]
     eps: Array  # the noise, [N, ...]
+    u_strength: Array  # decides the guidance strength of networks that take one, [N]
+    key: Array  # for what the rule of a teacher draws, typed keys [N]
 
 
 def draw(keys: Array, shape: tuple[int, ...]) -> Draws:
@@ -28,6 +30,8 @@ def draw(keys: Array, shape: tuple[int, ...]) -> Draws:
             u_label=jax.random.uniform(label_key),
             u_time=jax.random.uniform(time_key),
             eps=jax.random.normal(noise_key, shape),
+            u_strength=jax.random.uniform(jax.random.fold_in(key, 3)),
+            key=jax.random.fold_in(key, 4),
         )
 
     return jax.vmap(one)(keys)
@@ -70,6 +74,97 @@ def denoising_loss(
     output = network(z, logsnr, dropped).astype(jnp.float32)
     error = output - process.target(x, draws.eps, logsnr, prediction=prediction)
     return jnp.mean(jnp.square(error), axis=tuple(range(1, x.ndim)))
+
+
+WEIGHTINGS = ('truncated', 'eps', 'x', 'v')
+
+
+def log_weight(logsnr: Array, *, prediction: str, weighting: str) -> Array:
+    """Returns the log of the factor that turns a squared error of a prediction into that of a weighting.
+
+    At one z errors of x, eps and v are multiples of each other: |eps|^2 = e^logsnr |x|^2, |v|^2 = (1 + e^logsnr) |x|^2.
+    'truncated' is max(|x|^2, |eps|^2) (Salimans & Ho 2022, arXiv 2202.00512, "truncated SNR").
+    """
+    over_x = {
+        'x': jnp.zeros_like(logsnr),
+        'eps': logsnr,
+        'v': jax.nn.softplus(logsnr),
+        'truncated': jnp.maximum(logsnr, 0.0),
+    }
+    return over_x[weighting] - over_x[prediction]
+
+
+def distillation_loss(
+    network: Callable[[Array, Array, Array, Array], Array],
+    teacher: Callable[[Array, Array, Array, Array], process.Prediction],
+    x: Array,
+    labels: Array,
+    draws: Draws,
+    *,
+    w_range: tuple[float, float],
+    logsnr_min: float,
+    logsnr_max: float,
+    prediction: str = 'eps',
+    weighting: str = 'truncated',
+) -> Array:
+    """Returns the weighted squared distance of a student from its guided teacher, averaged over components: [N].
+
+    This is stage one of guided distillation (Meng et al. 2022, arXiv 2210.03142, Section 3.1): z, logsnr and c as in
+    Alg. 1 without dropped labels, w uniform in a range, the teacher's prediction by Eq. 6. Their w is the paper's.
+
+    Args:
+      network: the student, (z [N, ...], logsnr [N], labels [N], w [N]) -> [N, ...].
+      teacher: the same inputs -> the guided prediction of x and eps.
+      x: clean data in [-1, 1], [N, ...].
+      labels: int32 [N].
+      w_range: the least and the largest w.
+      prediction: what the student predicts: eps, x or v.
+      weighting: see `log_weight`.
+    """
+    logsnr = schedule.logsnr_from_u(draws.u_time, logsnr_min=logsnr_min, logsnr_max=logsnr_max)
+    z, w = process.diffuse(x, draws.eps, logsnr), strengths(draws, w_range)
+    wanted = jax.lax.stop_gradient(teacher(z, logsnr, labels, w))
+    output = network(z, logsnr, labels, w).astype(jnp.float32)
+    error = output - process.target(wanted.x, wanted.eps, logsnr, prediction=prediction)
+    squared = jnp.mean(jnp.square(error), axis=tuple(range(1, x.ndim)))
+    return jnp.exp(log_weight(logsnr, prediction=prediction, weighting=weighting)) * squared
+
+
+def guidance_free_loss(
+    network: Callable[[Array, Array, Array, Array], Array],
+    x: Array,
+    labels: Array,
+    draws: Draws,
+    *,
+    p_uncond: float,
+    null_label: int,
+    w_range: tuple[float, float],
+    logsnr_min: float,
+    logsnr_max: float,
+    prediction: str = 'eps',
+) -> Array:
+    """Returns the loss of guidance-free training (Chen et al. 2025, arXiv 2501.15420), [N].
+
+    With b = 1 / (1 + w) it is ||b network(z, logsnr, c, w) + (1 - b) network(z, logsnr, null, 0) - target||^2 as in
+    Eq. 5, the second prediction without a gradient. Its optimum at (c, w) is Eq. 6. Where the label is dropped, w = 0.
+
+    Args: those of `denoising_loss` and `distillation_loss`.
+    """
+    logsnr = schedule.logsnr_from_u(draws.u_time, logsnr_min=logsnr_min, logsnr_max=logsnr_max)
+    z = process.diffuse(x, draws.eps, logsnr)
+    dropped = drop_labels(draws.u_label, labels, p_uncond=p_uncond, null_label=null_label)
+    w = jnp.where(dropped == null_label, 0.0, strengths(draws, w_range))
+    null = network(z, logsnr, jnp.full_like(labels, null_label), jnp.zeros_like(w))
+    share = process.expand(1.0 / (1.0 + w), z)
+    output = share * network(z, logsnr, dropped, w) + (1.0 - share) * jax.lax.stop_gradient(null)
+    error = output.astype(jnp.float32) - process.target(x, draws.eps, logsnr, prediction=prediction)
+    return jnp.mean(jnp.square(error), axis=tuple(range(1, x.ndim)))
+
+
+def strengths(draws: Draws, w_range: tuple[float, float]) -> Array:
+    """Returns w uniform in a range, [N]."""
+    low, high = w_range
+    return low + (high - low) * draws.u_strength
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:

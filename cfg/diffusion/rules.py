@@ -97,12 +97,14 @@ class Rule(options.Described):
       renoises: whether the eps of a prediction is not the one of its x. A solver then steps from alpha x + sigma eps
         in the place of z.
       scales_noise: whether it acts through `noise_factor` alone, and so needs a solver that adds noise.
+      divides: whether it takes 1 / (1 + w), so that w must be above -1.
       companion: the field of `Models` that it needs beside the model; None for none.
       w: the strengths that a text names for this rule, in the place of those of the config; None for none.
     """
 
     renoises: ClassVar[bool] = False
     scales_noise: ClassVar[bool] = False
+    divides: ClassVar[bool] = False
     companion: ClassVar[str | None] = None
     # Options that a subclass may declare; one without them acts as these say.
     against, interval, schedule, threshold = None, None, 'constant', None
@@ -412,6 +414,7 @@ class Temperature(Rule):
 
     name: ClassVar[str] = 'temperature'
     scales_noise: ClassVar[bool] = True
+    divides: ClassVar[bool] = True
 
     def predict(self, models, z, logsnr, labels, w, state):
         at = Point(z, logsnr, w, models.model.prediction)
@@ -421,4 +424,20 @@ class Temperature(Rule):
         return 1.0 / (1.0 + w)
 
 
-RULES = (Cfg, CfgPlusPlus, Rescale, Apg, Autoguidance, Classifier, ScaledScore, Temperature)
+@dataclass(frozen=True, kw_only=True)
+class OnePass(Rule):
+    """The network takes w as an input, and its one prediction is the guided one.
+
+    Such networks are students, to which guidance was distilled (Meng et al. 2022, arXiv 2210.03142), and those that
+    were trained with guidance from the start (Chen et al. 2025, arXiv 2501.15420).
+    """
+
+    name: ClassVar[str] = 'one_pass'
+    divides: ClassVar[bool] = True
+
+    def predict(self, models, z, logsnr, labels, w, state):
+        at = Point(z, logsnr, w, models.model.prediction)
+        return at.read(models.model.at_strength(z, logsnr, labels, w)), state
+
+
+RULES = (Cfg, CfgPlusPlus, Rescale, Apg, Autoguidance, Classifier, ScaledScore, Temperature, OnePass)

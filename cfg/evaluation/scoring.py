@@ -70,10 +70,10 @@ class Scoring:
             reference_sha256=self.reference.sha256,
         )
 
-    def origin(self) -> Origin:
-        """Returns what a row that is finished now says of how it came about."""
+    def origin(self, warning: str | None = None) -> Origin:
+        """Returns what a row that is finished now says of how it came about; `warning` is of this row alone."""
         return Origin(
-            warnings=tuple(self.warnings),
+            warnings=(*self.warnings, *([warning] if warning else [])),
             features_file_sha256=self.network.file_sha256,
             device=jax.devices()[0].device_kind,
             versions={name: importlib.metadata.version(name) for name in LIBRARIES},

@@ -111,7 +111,7 @@ class _Sweep:
             key = dataclasses.replace(rule, w=None), model.ema
             if key not in self._companions:
                 self._companions[key] = open_companions(config, model, rule)
-            check_guidable(rule.w or options.w, model.p_uncond, rule, self._companions[key])
+            check_guidable(rule.w or options.w, model, rule, self._companions[key])
         if source is not None:
             model.check_data(config)
         else:
@@ -248,7 +248,7 @@ class _Sweep:
             method=self._scoring.method,
             scores=scores,
             beside=self._beside,
-            origin=self._scoring.origin(),
+            origin=self._scoring.origin(self._models[point.step, point.ema].strength_warning(point.w)),
             p_uncond=self._models[point.step, point.ema].p_uncond,
             label_in=self._config.model.label_in,
             **self._cost(point),

@@ -26,6 +26,15 @@ def logsnr_to_time(logsnr: Array) -> Array:
     return jnp.arctan(jnp.exp(-0.5 * logsnr)) * (2000.0 / math.pi)
 
 
+def strength_to_time(w: Array) -> Array:
+    """Returns how a network is told of a guidance strength above -1: 1000 / (1 + w), 1000 for w = 0.
+
+    1 / (1 + w) is what guidance-free training gives the network (Chen et al. 2025, arXiv 2501.15420); it is on the
+    scale of the time.
+    """
+    return 1000.0 / (1.0 + w)
+
+
 def adm_logsnrs(kind: str) -> np.ndarray:
     """Returns logsnr after each of ADM's 1000 steps, float64 [1000], decreasing.
 

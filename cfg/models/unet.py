@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from cfg.models.blocks import Encoder
-from cfg.models.layers import Conv
+from cfg.models.layers import Conv, Dense
+from cfg.models.time import sinusoidal_embedding, strength_to_time
 
 Array = jax.Array
 
@@ -28,11 +29,14 @@ class UNet(Encoder, kw_only=True):
       num_classes: the embedding has one more row, for the null label.
       label_in: which blocks are told the label, 'everywhere' (ADM) or 'decoder': then predictions for several labels
         share one pass of the encoder, see `both`. The parameters are the same in number, names and shapes.
+      takes_w: whether the guidance strength is an input too. What tells it starts at zero, so that a network with the
+        parameters of one without it begins as that one.
     """
 
     out_channels: int
     num_classes: int
     label_in: str = 'everywhere'
+    takes_w: bool = False
 
     def setup(self) -> None:
         """Makes the layers of the encoder, the class embedding and the last convolution, which is float32."""
@@ -40,21 +44,30 @@ class UNet(Encoder, kw_only=True):
             raise ValueError(f'label_in is one of {", ".join(LABEL_IN)}, not {self.label_in!r}')
         super().setup()
         self.classes = nn.Embed(self.num_classes + 1, 4 * self.channels, embedding_init=nn.initializers.normal(1.0))
+        if self.takes_w:
+            self.w_0 = Dense(4 * self.channels, jnp.float32)
+            self.w_1 = Dense(4 * self.channels, jnp.float32, zero=True)
         self.conv_out = Conv(self.out_channels, 3, jnp.float32, zero=True)
 
-    def __call__(self, z: Array, logsnr: Array, labels: Array, dropout_keys: Array | None = None) -> Array:
+    def __call__(
+        self, z: Array, logsnr: Array, labels: Array, w: Array | None = None, *, dropout_keys: Array | None = None
+    ) -> Array:
         """Predicts from noisy images.
 
         Args:
           z: [N, H, W, C]; H and W divisible by 2^(levels - 1).
           logsnr: [] or [N].
           labels: int32 [N] in [0, num_classes]; num_classes is the null label.
+          w: the guidance strength, above -1, [] or [N], of a network that takes one; None for 0.
           dropout_keys: [N] typed PRNG keys, one an example, or None for no dropout.
 
         Returns:
           [N, H, W, out_channels] float32.
         """
         level = self.embed_level(jnp.broadcast_to(logsnr, labels.shape))
+        if self.takes_w:
+            told = strength_to_time(jnp.broadcast_to(0.0 if w is None else w, labels.shape))
+            level += self.w_1(nn.silu(self.w_0(sinusoidal_embedding(told, self.channels))))
         emb = level + self.classes(labels)
         h, skips = self.encode(z, emb if self.label_in == 'everywhere' else level, dropout_keys)
         return self.decode(h, skips, emb, dropout_keys)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from cfg.runtime.progress import Progress
 from cfg.settings.sampler import read_sampler
 from cfg.settings.values import config_dict
 
+log = logging.getLogger('cfg')
+
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """Draws samples of one checkpoint at each w of `config.sampling.w`: an npz for each, and one PNG of all."""
@@ -28,7 +31,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     labels = np.resize(np.array(classes, np.int32), options.num_samples)
     companions = open_companions(config, model, sampler.rule)
     ws = sampler.rule.w or options.w
-    check_guidable(ws, model.p_uncond, sampler.rule, companions)
+    check_guidable(ws, model, sampler.rule, companions)
     networks = {'model': model} | companions
     generator = make_generator(config, networks, sampler)
     params = on_devices(networks)
@@ -36,6 +39,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     progress = Progress('sample', len(ws) * len(labels), unit='sample')
     panels = []
     for number, w in enumerate(ws):
+        if warning := model.strength_warning(w):
+            log.warning('%s', warning)
         images = []
         for batch in generator(params, labels, w, seed=options.seed):
             images.append(batch.images)

@@ -69,12 +69,18 @@ def open_companions(config: ConfigDict, model: TrainedRun, rule: Rule) -> Networ
     return found
 
 
-def check_guidable(ws: Sequence[float], p_uncond: float, rule: Rule, companions: Networks) -> None:
+def check_guidable(ws: Sequence[float], model: TrainedRun, rule: Rule, companions: Networks) -> None:
     """Checks that the predictions that a rule compares at these w were all trained.
 
-    Args:
-      p_uncond: with which the model was trained: 0 leaves its null label without meaning, and 1 its classes.
+    p_uncond = 0 leaves the null label of a model without meaning, and 1 its classes. A network that takes w as an input
+    is guided by that alone.
     """
+    p_uncond, one_pass = model.p_uncond, rule.name == 'one_pass'
+    if one_pass is not model.network.takes_w:
+        takes = 'takes w as an input, so its guidance is' if model.network.takes_w else 'takes no w, so it cannot be'
+        raise UserError(f"{model.name} {takes} 'one_pass' (config.sampling.guidance, config.eval.guidance).")
+    if one_pass:
+        return
     conditional, unconditional = (any(asked) for asked in zip(*map(rule.asks_for, ws), strict=True))
     if p_uncond == 1 and conditional:
         raise UserError(

@@ -27,6 +27,7 @@ from cfg.settings.values import config_dict
 MEANING = (
     *(('model', name) for name in ('num_heads', 'head_channels', 'attention_resolutions', 'norm_groups')),
     *(('model', name) for name in ('time', 'label_in')),
+    ('train', 'kind'),
     ('diffusion', 'prediction'),
     ('data', 'name'),
 )
@@ -113,6 +114,13 @@ class TrainedRun:
     def p_uncond(self) -> float:
         """Returns the share of null labels in the training of a model."""
         return self.config['train']['p_uncond']
+
+    def strength_warning(self, w: float) -> str | None:
+        """Returns a sentence where w is outside the range that a network learned that takes it; else None."""
+        low, high = self.config['train'].get('w', (w, w))
+        if not getattr(self.network, 'takes_w', False) or low <= w <= high:
+            return None
+        return f'w = {w:g} is outside the range {low:g} to {high:g} that the network learned.'
 
     @property
     def logsnr_max(self) -> float:

@@ -29,6 +29,7 @@ def build_network(config: ConfigDict, source: DataSpec | Source) -> UNet:
         out_channels=2 * channels if model.learned_variance else channels,
         num_heads=model.num_heads,
         label_in=model.label_in,
+        takes_w=config.train.kind in TAKE_W,
     )
 
 
@@ -37,13 +38,20 @@ def build_classifier(config: ConfigDict, source: DataSpec | Source) -> EncoderUN
     return EncoderUNet(**_common(config, 'classifier', source))
 
 
-# By config.train.kind.
+# By what a checkpoint holds.
 BUILDERS = {'model': build_network, 'classifier': build_classifier}
+# Kinds of training whose model has the guidance strength as an input.
+TAKE_W = ('student', 'guidance_free')
+
+
+def held(kind: str) -> str:
+    """Returns what the checkpoints of a kind of training hold: 'model' or 'classifier'."""
+    return 'classifier' if kind == 'classifier' else 'model'
 
 
 def build_trained(config: ConfigDict, source: DataSpec | Source) -> UNet | EncoderUNet:
     """Returns what `config.train.kind` trains."""
-    return BUILDERS[config.train.kind](config, source)
+    return BUILDERS[held(config.train.kind)](config, source)
 
 
 def _common(config: ConfigDict, part: str, source: DataSpec | Source) -> dict[str, Any]:

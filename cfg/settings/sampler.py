@@ -65,5 +65,5 @@ def check_w(rule: Rule, field: str, ws: Sequence[float]) -> None:
     Raises:
       UserError: when the rule cannot have one of them.
     """
-    right = not rule.scales_noise or min(rule.w or ws) > -1
-    require(right, field, rule.w or ws, f'above -1 for the guidance {rule.name!r}, which is 1 / (1 + w)')
+    right = not rule.divides or min(rule.w or ws) > -1
+    require(right, field, rule.w or ws, f'above -1 for the guidance {rule.name!r}, which takes 1 / (1 + w)')

@@ -8,6 +8,7 @@ from cfg.data.built_in import BUILT_IN
 from cfg.data.crop import CROPS
 from cfg.data.images import ROUNDINGS
 from cfg.data.manifest import is_preparable
+from cfg.diffusion.loss import WEIGHTINGS
 from cfg.diffusion.options import is_finite
 from cfg.diffusion.process import PREDICTIONS
 from cfg.models.attention import KERNELS
@@ -155,7 +156,12 @@ TABLE: dict[str, dict[str, Check]] = {
     | dict.fromkeys(('beta1', 'beta2', 'ema_decay'), _SHARE)
     | dict.fromkeys(('weight_decay', 'grad_clip'), _number(0))
     | {
-        'kind': _either('model', 'classifier'),
+        'kind': _one_of('model', 'classifier', 'student', 'guidance_free'),
+        'teacher_workdir': _TEXT,
+        'teacher_step': _whole(-1, words='a step, or -1 for the newest'),
+        'teacher_guidance': _TEXT,
+        'weighting': _one_of(*WEIGHTINGS),
+        'w': _several(_number(-1, above=True), 'the least and the largest w, above -1', least=2, most=2),
         'p_uncond': _number(0, 1, 'a probability in [0, 1]'),
         'learning_rate': _POSITIVE,
     },

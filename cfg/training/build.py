@@ -7,25 +7,50 @@ import flax.linen as nn
 import optax
 from ml_collections import ConfigDict
 
+from cfg.diffusion.sampler import parse_rule
 from cfg.runtime import parallel
 from cfg.runtime.errors import UserError
+from cfg.settings.networks import TAKE_W
 from cfg.settings.values import require
 from cfg.training.bands import band_names
 from cfg.training.optimizer import optimizer
-from cfg.training.step import Classification, Denoising, Objective, compiled, train_step
+from cfg.training.step import (
+    Classification,
+    Denoising,
+    Distillation,
+    GuidanceFree,
+    Objective,
+    compiled,
+    train_step,
+)
+from cfg.training.teacher import Teacher
 
 
 def check_trainable(config: ConfigDict) -> None:
     """Checks that what `config.train.kind` names can be trained on these devices."""
     check_batch(config)
-    if config.train.kind != 'model':
+    if config.train.kind == 'classifier':
         return
+    _check_strength(config)
     if config.model.learned_variance:
         raise UserError(
             'config.model.learned_variance=True is for imported networks: the loss trains no variances; '
             'set it to False.'
         )
     parallel.per_device(config.sampling.batch_size, 'config.sampling.batch_size')
+
+
+def _check_strength(config: ConfigDict) -> None:
+    """Checks how a network is told of w, and that what is drawn of it on the way is guided so."""
+    train, rule = config.train, parse_rule(config.sampling.guidance)
+    takes = train.kind in TAKE_W
+    words = f"'one_pass' with train.kind={train.kind!r}" if takes else "another than 'one_pass'"
+    require(takes is (rule.name == 'one_pass'), 'sampling.guidance', rule.text, words)
+    low, high = train.w
+    require(low < high, 'train.w', tuple(train.w), 'two numbers, the smaller first')
+    eps = train.kind == 'student' and config.diffusion.prediction == 'eps'
+    words = "'eps' where the network predicts eps, whose errors weigh e^20 times as much as those of x at logsnr -20"
+    require(not eps or train.weighting == 'eps', 'train.weighting', train.weighting, words)
 
 
 def check_batch(config: ConfigDict) -> int:
@@ -36,13 +61,20 @@ def check_batch(config: ConfigDict) -> int:
     return share
 
 
-def objective_of(config: ConfigDict, network: nn.Module) -> Objective:
-    """Returns what `config.train.kind` minimises."""
+def objective_of(config: ConfigDict, network: nn.Module, teacher: Teacher | None = None) -> Objective:
+    """Returns what `config.train.kind` minimises; `teacher` is that of a student."""
     limits = {'logsnr_min': config.diffusion.logsnr_min, 'logsnr_max': config.diffusion.logsnr_max}
     common = {'network': network, 'strata': config.train.batch_size if config.train.stratified else 0, **limits}
     if config.train.kind == 'classifier':
         return Classification(**common, bands=tuple(band_names(**limits)))
-    return Denoising(**common, p_uncond=config.train.p_uncond, prediction=config.diffusion.prediction)
+    common['prediction'] = config.diffusion.prediction
+    if config.train.kind == 'student':
+        w_range, weighting = tuple(config.train.w), config.train.weighting
+        return Distillation(**common, sampler=teacher.sampler, bind=teacher.bind, w_range=w_range, weighting=weighting)
+    common['p_uncond'] = config.train.p_uncond
+    if config.train.kind == 'guidance_free':
+        return GuidanceFree(**common, w_range=tuple(config.train.w))
+    return Denoising(**common)
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
@@ -52,12 +84,16 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def step_of(
-    config: ConfigDict, network: nn.Module, tx: optax.GradientTransformation, devices: parallel.Devices = None
+    config: ConfigDict,
+    network: nn.Module,
+    tx: optax.GradientTransformation,
+    devices: parallel.Devices = None,
+    teacher: Teacher | None = None,
 ) -> Callable:
-    """Compiles the training step of a config; see `cfg.training.step.compiled`."""
+    """Compiles the training step of a config; see `cfg.training.step.compiled`. `teacher` is that of a student."""
     one_step = functools.partial(
         train_step,
-        loss_fn=objective_of(config, network),
+        loss_fn=objective_of(config, network, teacher),
         tx=tx,
         seed=config.seed,
         ema_decay=config.train.ema_decay,
@@ -65,4 +101,4 @@ def step_of(
         skip_nonfinite=config.train.max_skipped > 0,
         mean_over_devices=parallel.mean_over_devices,
     )
-    return compiled(one_step, devices)
+    return compiled(one_step, devices, (teacher.params,) if teacher else ())

@@ -27,12 +27,13 @@ from cfg.runtime.files import lock, write_whole
 from cfg.runtime.progress import Progress
 from cfg.runtime.stopping import StopSignal
 from cfg.settings.data import open_source
-from cfg.settings.networks import abstract_params, build_trained, init_params
+from cfg.settings.networks import abstract_params, build_trained, held, init_params
 from cfg.settings.values import config_dict
 from cfg.training.build import check_trainable, make_optimizer, step_of
 from cfg.training.logs import Logs
 from cfg.training.meter import NO_SKIPS, Meter
 from cfg.training.resume import restore
+from cfg.training.teacher import Teacher, open_teacher, taught
 from cfg.training.views import View, open_view
 
 log = logging.getLogger('cfg')
@@ -61,12 +62,13 @@ def _train(config: ConfigDict, workdir: Path) -> None:
     # Pictures and accuracies of held-out images are the first process's alone.
     view = processes.on_first(lambda: open_view(config, source, network))
     tx = make_optimizer(config)
+    teacher = processes.on_each(lambda: open_teacher(config, source)) if config.train.kind == 'student' else None
     params = abstract_params(network, source)
     like = jax.eval_shape(lambda p: states.create(p, tx), params)
 
     # So is the reading and writing of checkpoints and logs.
     with processes.held_by_first(lambda: _open_checkpoints(config, workdir, like)) as checkpoints:
-        found = processes.on_first(lambda: restore(config, source, checkpoints, like))
+        found = processes.on_first(lambda: restore(config, source, checkpoints, like, teacher))
         start, skips = processes.from_first((int(found[0].step), found[1]) if found else (0, NO_SKIPS))
         if start >= config.train.num_steps:
             log.info('Nothing to train: the newest checkpoint is of step %d.', start)
@@ -74,7 +76,8 @@ def _train(config: ConfigDict, workdir: Path) -> None:
         if found:
             state = found[0]
         elif processes.is_first():
-            state = states.create(init_params(network, source, seed=config.seed), tx)
+            params = init_params(network, source, seed=config.seed)
+            state = states.create(taught(params, teacher) if teacher else params, tx)
         else:
             state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
         with StopSignal() as stop, processes.held_by_first(lambda: _open_logs(config, workdir, start)) as logs:
@@ -88,8 +91,8 @@ def _train(config: ConfigDict, workdir: Path) -> None:
                 workers=config.data.workers,
             )
             with contextlib.closing(batches):
-                step_fn, meter = step_of(config, network, tx), Meter(config, skips)
-                run = _Run(config, source, step_fn, meter, checkpoints, logs, view, stop, start)
+                step_fn, meter = step_of(config, network, tx, teacher=teacher), Meter(config, skips)
+                run = _Run(config, source, step_fn, meter, checkpoints, logs, view, stop, start, teacher)
                 run.steps(state, parallel.Prefetched(batches, parallel.everywhere(), ahead=AHEAD))
 
 
@@ -132,6 +135,7 @@ class _Run:
     view: Callable[[TrainState], View] | None  # what is logged of the network itself; None for nothing
     stop: StopSignal
     start: int  # the step that was done last
+    teacher: Teacher | None = None  # of a student
     pending: deque = field(default_factory=deque)  # steps under way, with their metrics
 
     def steps(self, state: TrainState, batches: parallel.Prefetched) -> None:
@@ -189,11 +193,13 @@ class _Run:
 
     def _save(self, step: int, state: TrainState) -> None:
         meta = {
-            'kind': self.config.train.kind,
+            'kind': held(self.config.train.kind),
             'config': config_dict(self.config),
             'data': _position(self.source, step, self.config.train.batch_size),
             'skipped': self.meter.skips,
         }
+        if self.teacher:
+            meta['teacher'] = self.teacher.sha256
         begin = time.monotonic()
         self.checkpoints.save(parallel.unreplicate(state), meta=meta)
         self.meter.spent('checkpoint_share', time.monotonic() - begin)

@@ -12,7 +12,9 @@ from cfg.runs.checkpoints import Checkpoints
 from cfg.runs.run_files import DamagedError
 from cfg.runs.state import TrainState
 from cfg.runtime.errors import UserError
+from cfg.settings.networks import held
 from cfg.settings.values import config_dict
+from cfg.training.teacher import Teacher
 
 log = logging.getLogger('cfg')
 
@@ -23,6 +25,7 @@ FREE = {
     'train': (
         *('num_steps', 'log_every', 'sample_every', 'checkpoint_every', 'keep_last', 'keep_every'),
         *('max_skipped', 'grad_accum', 'remat'),
+        'teacher_workdir',  # the digests of its parameters tell whether it is the same
     ),
     'data': ('dir', 'workers'),
     'model': ('attention',),
@@ -34,14 +37,14 @@ PARTS['classifier'] = (*PARTS['model'], 'classifier')
 
 
 def restore(
-    config: ConfigDict, source: Source, checkpoints: Checkpoints, like: TrainState
+    config: ConfigDict, source: Source, checkpoints: Checkpoints, like: TrainState, teacher: Teacher | None = None
 ) -> tuple[TrainState, dict[str, int]] | None:
     """Returns the state to go on from, and what is known of its skipped steps; None where there is no checkpoint.
 
     Raises:
       UserError: when the checkpoints are of another run; it names the first field of the config that differs.
     """
-    kind = config.train.kind
+    kind = held(config.train.kind)
     for step in reversed(checkpoints.steps()):  # one that tells its config will do: the workdir is of one run
         try:
             meta = checkpoints.meta(step)
@@ -49,8 +52,8 @@ def restore(
             continue
         if meta['kind'] != kind:
             raise UserError(
-                f'{checkpoints.folder} holds a {meta["kind"]}, and config.train.kind={kind!r} trains a {kind}: give '
-                'another --workdir.'
+                f'{checkpoints.folder} holds a {meta["kind"]}, and config.train.kind={config.train.kind!r} trains a '
+                f'{kind}: give another --workdir.'
             )
         if meta.get('imported'):
             raise UserError(
@@ -59,6 +62,11 @@ def restore(
             )
         _check_same_run(config, meta['config'], checkpoints.folder)
         _check_same_data(source, meta, checkpoints.folder)
+        if teacher and meta['teacher'] != teacher.sha256:
+            raise UserError(
+                f'The student in {checkpoints.folder} learned from another teacher than the one in '
+                f'{config.train.teacher_workdir}: give that one, or another --workdir.'
+            )
         break
     found = checkpoints.restore_newest(like)
     if found is None:
@@ -71,7 +79,7 @@ def restore(
 def _check_same_run(config: ConfigDict, old: dict[str, Any], folder: Path) -> None:
     """Checks that a workdir belongs to one run: what changes its numbers by accident must stay."""
     new = config_dict(config)
-    for part in PARTS[config.train.kind]:
+    for part in PARTS[held(config.train.kind)]:
         before, now = old[part], new[part]
         if not isinstance(now, dict):
             before, now, part = {part: before}, {part: now}, ''

@@ -1,6 +1,6 @@
 """Takes one training step: what it minimises, its gradient, the mean over devices, clipping, Adam, the average."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ import optax
 
 from cfg.data.images import to_float
 from cfg.diffusion import loss, schedule
+from cfg.diffusion.denoiser import Models
+from cfg.diffusion.sampler import Sampler
 from cfg.runs.state import TrainState
 from cfg.runtime import parallel
 from cfg.training.bands import accuracies
@@ -28,7 +30,7 @@ class Objective:
     strata: int = 0  # into how many equal parts the times of a global batch are stratified; 0 for none
 
     def __call__(
-        self, params: Any, images: Array, labels: Array, keys: Array, index: Array
+        self, params: Any, images: Array, labels: Array, keys: Array, index: Array, *fixed: Any
     ) -> tuple[Array, dict[str, Any]]:
         """Returns the losses [n], and what is logged beside them.
 
@@ -37,6 +39,7 @@ class Objective:
           labels: int32 [n].
           keys: [n] typed PRNG keys.
           index: places in the global batch, int32 [n].
+          fixed: the parameters of other networks, where there are any.
         """
         draw_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         draws = loss.draw(draw_keys, images.shape[1:])
@@ -44,12 +47,12 @@ class Objective:
             draws = draws._replace(u_time=schedule.stratify(draws.u_time, index, self.strata))
 
         def network(*inputs: Array) -> Array:
-            return self.network.apply({'params': params}, *inputs, dropout_keys)
+            return self.network.apply({'params': params}, *inputs, dropout_keys=dropout_keys)
 
-        return self.losses(network, images, labels, draws)
+        return self.losses(network, images, labels, draws, *fixed)
 
     def losses(
-        self, network: Callable[..., Array], images: Array, labels: Array, draws: loss.Draws
+        self, network: Callable[..., Array], images: Array, labels: Array, draws: loss.Draws, *fixed: Any
     ) -> tuple[Array, dict[str, Any]]:
         """Returns the losses [n] with these draws, and what is logged beside them."""
         raise NotImplementedError
@@ -75,6 +78,41 @@ class Denoising(Objective):
             prediction=self.prediction,
         )
         return losses, {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceFree(Denoising):
+    """The objective is that of guidance-free training, see `loss.guidance_free_loss`."""
+
+    w_range: tuple[float, float]
+
+    def losses(self, network, images, labels, draws):
+        options = {name: getattr(self, name) for name in ('p_uncond', 'w_range', 'logsnr_min', 'logsnr_max')}
+        null_label, prediction = self.network.num_classes, self.prediction
+        losses = loss.guidance_free_loss(
+            network, images, labels, draws, null_label=null_label, prediction=prediction, **options
+        )
+        return losses, {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation(Objective):
+    """The objective is a guided teacher's prediction, see `loss.distillation_loss`; its parameters are fixed."""
+
+    sampler: Sampler  # its rule guides the teacher
+    bind: Callable[[Any], Models]  # parameters -> the teacher, and what its rule needs beside it
+    w_range: tuple[float, float]
+    prediction: str
+    weighting: str
+
+    def losses(self, network, images, labels, draws, params):
+        def teacher(z, logsnr, labels, w):
+            guided = self.sampler.guided(self.bind(params), labels, w)
+            return guided.predict(z, logsnr, guided.init(draws.key, z))[0]  # what a rule remembers begins anew
+
+        options = {name: getattr(self, name) for name in ('w_range', 'prediction', 'weighting')}
+        limits = {'logsnr_min': self.logsnr_min, 'logsnr_max': self.logsnr_max}
+        return loss.distillation_loss(network, teacher, images, labels, draws, **options, **limits), {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +168,7 @@ def mean_gradient(loss_fn: Callable, params: Any, batch: Any, keys: Array, *, gr
 def train_step(
     state: TrainState,
     batch: dict[str, Array],
-    *,
+    *fixed: Any,
     loss_fn: Callable,
     tx: optax.GradientTransformation,
     ema_decay: float,
@@ -143,8 +181,9 @@ def train_step(
 
     Args:
       batch: this device's share: 'image' uint8 [n, H, W, C], 'label' int32 [n], 'index' int32 [n].
-      loss_fn: (params, images [n, H, W, C] in [-1, 1], labels [n], keys [n], index [n]) -> (losses [n], {name: array
-        [n], or tuple of such}); what is beside the losses is averaged and reported like them.
+      fixed: what else the loss takes, of which it has no gradient.
+      loss_fn: (params, images [n, H, W, C] in [-1, 1], labels [n], keys [n], index [n], *fixed) -> (losses [n], {name:
+        array [n], or tuple of such}); what is beside the losses is averaged and reported like them.
       ema_decay: ema <- ema_decay * ema + (1 - ema_decay) * params, after the step.
       grad_accum: how many pieces the share is cut into to save memory.
       skip_nonfinite: where the loss or the gradient is not finite, nothing but the number of the step changes.
@@ -156,7 +195,7 @@ def train_step(
     keys = example_keys(seed, state.step, batch['index'])
 
     def losses(params, piece, keys):
-        return loss_fn(params, to_float(piece['image']), piece['label'], keys, piece['index'])
+        return loss_fn(params, to_float(piece['image']), piece['label'], keys, piece['index'], *fixed)
 
     (loss, others), grads = mean_over_devices(mean_gradient(losses, state.params, batch, keys, grad_accum=grad_accum))
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -171,17 +210,20 @@ def train_step(
     return TrainState(state.step + 1, *after), metrics | others
 
 
-def compiled(one_step: Callable, devices: parallel.Devices = None) -> Callable:
+def compiled(one_step: Callable, devices: parallel.Devices = None, fixed: Sequence[Any] = ()) -> Callable:
     """Compiles `train_step`, of which all but state and batch is bound: (state, batch, int32 [D]) -> (state, metrics).
+
+    `fixed`, replicated over the devices, are the step's further arguments.
 
     The state is replicated and the batch sharded over the devices, by default those of all processes. The last argument
     is a wish of each device to stop, 0 for none; metrics['stop'] is the largest over all devices, so that every process
     learns of it at the same step.
     """
 
-    def step(state, batch, stop):
-        state, metrics = one_step(state, batch)
+    def step(state, batch, stop, *fixed):
+        state, metrics = one_step(state, batch, *fixed)
         return state, metrics | {'stop': parallel.max_over_devices(stop)}
 
     devices = parallel.everywhere() if devices is None else devices
-    return parallel.pmap(step, num_args=3, donate=(0,), devices=devices)
+    mapped = parallel.pmap(step, num_args=3 + len(fixed), donate=(0,), devices=devices)
+    return (lambda *args: mapped(*args, *fixed)) if fixed else mapped

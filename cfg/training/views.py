@@ -21,6 +21,7 @@ from cfg.runs.generate import Generator, binder
 from cfg.runs.state import TrainState
 from cfg.runtime import parallel
 from cfg.settings.data import open_held_out
+from cfg.settings.networks import held
 from cfg.settings.sampler import read_sampler
 from cfg.training.bands import accuracies, band_names
 from cfg.training.meter import average
@@ -47,7 +48,7 @@ def open_view(config: ConfigDict, source: Source, network: nn.Module) -> Callabl
     """
     if not config.train.sample_every:
         return None
-    return {'model': _sample_grid, 'classifier': _held_out}[config.train.kind](config, source, network)
+    return {'model': _sample_grid, 'classifier': _held_out}[held(config.train.kind)](config, source, network)
 
 
 def _sample_grid(config: ConfigDict, source: Source, network: nn.Module) -> Callable[[TrainState], View]:

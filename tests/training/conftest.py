@@ -12,7 +12,7 @@ from tests.kept import keep
 CADENCE = ('num_steps', 'log_every', 'sample_every', 'checkpoint_every', 'keep_every', 'keep_last')
 
 
-def of_step(config, network, _):
+def of_step(config, network, _, teacher):
     """Returns all that a config says of a step, and the network."""
     said = config_dict(config)
     train = {name: value for name, value in said['train'].items() if name not in CADENCE}

@@ -1,0 +1,161 @@
+"""Guidance inside the network: the losses of students and of guidance-free training, against exact scores."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.special
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cfg.diffusion import loss, mixture, process
+from cfg.diffusion.denoiser import Denoiser, Models
+from cfg.diffusion.rules import Cfg, OnePass, classifier_free
+from cfg.diffusion.sampler import Sampler
+
+MEANS = np.float32([[0.0, 0.8], [-0.693, -0.4], [0.693, -0.4]])
+MIXTURE = mixture.gaussian_mixture(MEANS, 0.25 * np.tile(np.eye(2, dtype=np.float32), (3, 1, 1)), np.ones(3) / 3)
+EPS = mixture.eps_fn(MIXTURE)
+NULL = 3
+LIMITS = {'logsnr_min': -20.0, 'logsnr_max': 20.0}
+
+
+def batch(count=256, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, NULL, count).astype(np.int32)
+    x = (MEANS[labels] + 0.5 * rng.normal(size=(count, 2))).astype(np.float32)
+    return x, labels, loss.draw(jax.random.split(jax.random.key(seed), count), (2,))
+
+
+def exact(z, logsnr, labels, w):
+    """Eq. 6 with exact scores."""
+    return classifier_free(EPS(z, logsnr, labels), EPS(z, logsnr, jnp.full_like(labels, NULL)), w)
+
+
+def teacher(z, logsnr, labels, w):
+    guided = Sampler(rule=Cfg(), clip_x=False, **LIMITS).guided(Models(Denoiser(EPS, NULL)), labels, w)
+    return guided.predict(z, logsnr, guided.init(jax.random.split(jax.random.key(0), len(z)), z))[0]
+
+
+def as_prediction(eps_fn, prediction):
+    def network(z, logsnr, labels, w):
+        read = process.from_output(eps_fn(z, logsnr, labels, w), z, logsnr, prediction='eps')
+        return process.target(read.x, read.eps, logsnr, prediction=prediction)
+
+    return network
+
+
+@given(st.floats(-20, 20))
+def test_weights_turn_the_error_of_one_prediction_into_that_of_another(logsnr):
+    # x = (z - sigma eps) / alpha and v = alpha eps - sigma x, in float64, of an error 1 of eps at the same z.
+    alpha, sigma = np.sqrt(scipy.special.expit([logsnr, -logsnr]))
+    squared = {'eps': 1.0, 'x': (sigma / alpha) ** 2, 'v': (alpha + sigma**2 / alpha) ** 2}
+    squared['truncated'] = max(squared['x'], squared['eps'])
+    for weighting in loss.WEIGHTINGS:
+        for prediction in process.PREDICTIONS:
+            got = loss.log_weight(jnp.float32(logsnr), prediction=prediction, weighting=weighting)
+            assert np.exp(float(got)) == pytest.approx(squared[weighting] / squared[prediction], rel=2e-5)
+
+
+@pytest.mark.parametrize('prediction', process.PREDICTIONS)
+def test_the_optimum_of_a_student_is_eq_6(prediction):
+    x, labels, draws = batch()
+    # Within (-8, 8): beyond, float32 has no digits left for the x of an eps, or the eps of an x, in this detour.
+    options = {'w_range': (0.0, 4.0), 'logsnr_min': -8.0, 'logsnr_max': 8.0}
+    distance = functools.partial(
+        loss.distillation_loss, x=x, labels=labels, draws=draws, prediction=prediction, **options
+    )
+    best = distance(as_prediction(exact, prediction), teacher)
+    off = distance(as_prediction(lambda z, logsnr, labels, w: exact(z, logsnr, labels, 0.9 * w), prediction), teacher)
+    assert best.shape == (256,)
+    assert float(best.mean()) < 1e-4 * float(off.mean())
+
+
+def test_a_small_network_learns_the_guided_scores():
+    """It is told of w at random; after 1500 steps it is within 0.1 of Eq. 6, whose distance to w = 0 is 0.6."""
+    sizes = (2 + 8 + NULL + 2, 96, 96, 2)
+    rng = np.random.default_rng(0)
+    params = [(jnp.float32(rng.normal(size=(n, m)) / np.sqrt(n)), jnp.zeros(m)) for n, m in itertools.pairwise(sizes)]
+
+    def network(params, z, logsnr, labels, w):
+        waves = logsnr[:, None] * 2.0 ** -jnp.arange(1, 5)
+        told = [z, jnp.sin(waves), jnp.cos(waves), jax.nn.one_hot(labels, NULL), w[:, None] / 4, 1 / (1 + w)[:, None]]
+        h = jnp.concatenate(told, axis=1)
+        for weights, bias in params[:-1]:
+            h = jax.nn.silu(h @ weights + bias)
+        weights, bias = params[-1]
+        return h @ weights + bias
+
+    tx = optax.adam(optax.cosine_decay_schedule(5e-3, 1500))
+    options = {'w_range': (0.0, 4.0), **LIMITS, 'weighting': 'eps'}
+
+    @jax.jit
+    def train(params, state):
+        def step(carry, seed):
+            params, state = carry
+            keys = jax.random.split(jax.random.fold_in(jax.random.key(1), seed), 256)
+            labels = jax.random.randint(keys[0], (256,), 0, NULL)
+            x = jnp.asarray(MEANS)[labels] + 0.5 * jax.random.normal(keys[1], (256, 2))
+            draws = loss.draw(keys, (2,))
+
+            def mean(params):
+                student = functools.partial(network, params)
+                return loss.distillation_loss(student, teacher, x, labels, draws, **options).mean()
+
+            updates, state = tx.update(jax.grad(mean)(params), state)
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(step, (params, state), jnp.arange(1500))[0][0]
+
+    learned = train(params, tx.init(params))
+    x, labels, draws = batch(2000, seed=5)
+    logsnr = jnp.linspace(-6.0, 6.0, 2000)
+    z = process.diffuse(x, draws.eps, logsnr)
+    w = loss.strengths(draws, (0.0, 4.0))
+    wanted = exact(z, logsnr, labels, w)
+    error = jnp.sqrt(jnp.mean((network(learned, z, logsnr, labels, w) - wanted) ** 2))
+    unguided = jnp.sqrt(jnp.mean((exact(z, logsnr, labels, 0.0 * w) - wanted) ** 2))
+    assert float(error) < 0.1
+    assert float(unguided) > 0.5
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 2**31), st.sampled_from(process.PREDICTIONS))
+def test_guidance_free_training_has_its_optimum_at_eq_6(seed, prediction):
+    """There its loss is that of Eq. 5, example by example, of which the exact conditional scores are the optimum."""
+    x, labels, draws = batch(64, seed)
+    options = {'p_uncond': 0.3, 'null_label': NULL, 'logsnr_min': -8.0, 'logsnr_max': 8.0, 'prediction': prediction}
+    got = loss.guidance_free_loss(as_prediction(exact, prediction), x, labels, draws, w_range=(0.0, 4.0), **options)
+    plain = as_prediction(lambda z, logsnr, labels, _: EPS(z, logsnr, labels), prediction)
+    expected = loss.denoising_loss(lambda *inputs: plain(*inputs, None), x, labels, draws, **options)
+    np.testing.assert_allclose(got, expected, rtol=2e-2, atol=2e-3)
+
+
+def test_the_null_prediction_of_guidance_free_training_has_no_gradient():
+    x, labels, draws = batch(8)
+    options = {'p_uncond': 0.0, 'null_label': NULL, 'w_range': (1.0, 4.0), **LIMITS}
+
+    def mean(of_class, of_null):
+        def network(z, logsnr, labels, w):
+            return jnp.where(labels[:, None] == NULL, of_null, of_class) * jnp.ones_like(z)
+
+        return loss.guidance_free_loss(network, x, labels, draws, **options).mean()
+
+    of_class, of_null = jax.grad(mean, argnums=(0, 1))(0.3, 0.2)
+    assert float(of_null) == 0.0
+    assert abs(float(of_class)) > 1e-3
+
+
+def test_one_pass_is_the_networks_own_guidance():
+    labels, w = np.int32([0, 1, 2]), np.float32([0.0, 1.5, 4.0])
+    z = np.float32(np.random.default_rng(0).normal(size=(3, 2)))
+    sampler = Sampler(rule=OnePass(), num_steps=16, clip_x=False)
+    guided = sampler.guided(Models(Denoiser(exact, NULL)), labels, w)
+    prediction, _ = guided.predict(z, jnp.float32(0.5), guided.init(None, z))
+    np.testing.assert_allclose(prediction.eps, exact(z, 0.5, labels, w), atol=1e-6)
+    assert sampler.passes(2.0).total == 16
+    assert Sampler(rule=Cfg(), num_steps=16).passes(2.0).total == 32
