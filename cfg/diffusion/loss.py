@@ -95,7 +95,7 @@ def log_weight(logsnr: Array, *, prediction: str, weighting: str) -> Array:
 
 
 def distillation_loss(
-    network: Callable[[Array, Array, Array, Array], Array],
+    network: Callable[..., Array],
     teacher: Callable[[Array, Array, Array, Array], process.Prediction],
     x: Array,
     labels: Array,
@@ -113,8 +113,8 @@ def distillation_loss(
     Alg. 1 without dropped labels, w uniform in a range, the teacher's prediction by Eq. 6. Their w is the paper's.
 
     Args:
-      network: the student, (z [N, ...], logsnr [N], labels [N], w [N]) -> [N, ...].
-      teacher: the same inputs -> the guided prediction of x and eps.
+      network: the student, (z [N, ...], logsnr [N], labels [N], w=[N]) -> [N, ...].
+      teacher: (z, logsnr, labels, w) -> the guided prediction of x and eps.
       x: clean data in [-1, 1], [N, ...].
       labels: int32 [N].
       w_range: the least and the largest w.
@@ -124,14 +124,14 @@ def distillation_loss(
     logsnr = schedule.logsnr_from_u(draws.u_time, logsnr_min=logsnr_min, logsnr_max=logsnr_max)
     z, w = process.diffuse(x, draws.eps, logsnr), strengths(draws, w_range)
     wanted = jax.lax.stop_gradient(teacher(z, logsnr, labels, w))
-    output = network(z, logsnr, labels, w).astype(jnp.float32)
+    output = network(z, logsnr, labels, w=w).astype(jnp.float32)
     error = output - process.target(wanted.x, wanted.eps, logsnr, prediction=prediction)
     squared = jnp.mean(jnp.square(error), axis=tuple(range(1, x.ndim)))
     return jnp.exp(log_weight(logsnr, prediction=prediction, weighting=weighting)) * squared
 
 
 def guidance_free_loss(
-    network: Callable[[Array, Array, Array, Array], Array],
+    network: Callable[..., Array],
     x: Array,
     labels: Array,
     draws: Draws,
@@ -154,9 +154,9 @@ def guidance_free_loss(
     z = process.diffuse(x, draws.eps, logsnr)
     dropped = drop_labels(draws.u_label, labels, p_uncond=p_uncond, null_label=null_label)
     w = jnp.where(dropped == null_label, 0.0, strengths(draws, w_range))
-    null = network(z, logsnr, jnp.full_like(labels, null_label), jnp.zeros_like(w))
+    null = network(z, logsnr, jnp.full_like(labels, null_label), w=jnp.zeros_like(w))
     share = process.expand(1.0 / (1.0 + w), z)
-    output = share * network(z, logsnr, dropped, w) + (1.0 - share) * jax.lax.stop_gradient(null)
+    output = share * network(z, logsnr, dropped, w=w) + (1.0 - share) * jax.lax.stop_gradient(null)
     error = output.astype(jnp.float32) - process.target(x, draws.eps, logsnr, prediction=prediction)
     return jnp.mean(jnp.square(error), axis=tuple(range(1, x.ndim)))
 

@@ -50,7 +50,7 @@ class UNet(Encoder, kw_only=True):
         self.conv_out = Conv(self.out_channels, 3, jnp.float32, zero=True)
 
     def __call__(
-        self, z: Array, logsnr: Array, labels: Array, w: Array | None = None, *, dropout_keys: Array | None = None
+        self, z: Array, logsnr: Array, labels: Array, dropout_keys: Array | None = None, w: Array | None = None
     ) -> Array:
         """Predicts from noisy images.
 
@@ -58,8 +58,8 @@ class UNet(Encoder, kw_only=True):
           z: [N, H, W, C]; H and W divisible by 2^(levels - 1).
           logsnr: [] or [N].
           labels: int32 [N] in [0, num_classes]; num_classes is the null label.
-          w: the guidance strength, above -1, [] or [N], of a network that takes one; None for 0.
           dropout_keys: [N] typed PRNG keys, one an example, or None for no dropout.
+          w: the guidance strength, above -1, [] or [N], for a network that takes one; None for 0.
 
         Returns:
           [N, H, W, out_channels] float32.

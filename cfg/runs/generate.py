@@ -35,6 +35,8 @@ def binder(network: UNet, prediction: str) -> Callable[[Any], Denoiser]:
 
     def bind(params):
         apply = functools.partial(network.apply, {'params': params})
+        if network.takes_w:
+            return Denoiser(lambda *inputs: apply(*inputs[:3], w=inputs[3]), network.num_classes, prediction)
         both = functools.partial(apply, method='both') if network.label_in == 'decoder' else None
         return Denoiser(apply, network.num_classes, prediction, both)
 

@@ -157,7 +157,7 @@ TABLE: dict[str, dict[str, Check]] = {
     | dict.fromkeys(('weight_decay', 'grad_clip'), _number(0))
     | {
         'kind': _one_of('model', 'classifier', 'student', 'guidance_free'),
-        'teacher_workdir': _TEXT,
+        'teacher_workdir': _PATH,
         'teacher_step': _whole(-1, words='a step, or -1 for the newest'),
         'teacher_guidance': _TEXT,
         'weighting': _one_of(*WEIGHTINGS),

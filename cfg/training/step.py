@@ -46,8 +46,8 @@ class Objective:
         if self.strata:
             draws = draws._replace(u_time=schedule.stratify(draws.u_time, index, self.strata))
 
-        def network(*inputs: Array) -> Array:
-            return self.network.apply({'params': params}, *inputs, dropout_keys=dropout_keys)
+        def network(*inputs: Array, **told: Array) -> Array:
+            return self.network.apply({'params': params}, *inputs, dropout_keys, **told)
 
         return self.losses(network, images, labels, draws, *fixed)
 
