@@ -88,7 +88,8 @@ def _check_study(config: ConfigDict) -> None:
         different = len({it.text for it in found}) == len(found)
         require(different, f'mixture.{name}', tuple(mixture[name]), 'different from each other')
     for rule in rules:
-        require(rule.name != 'one_pass', 'mixture.guidance', rule.text, 'a rule that needs no network that takes w')
+        exact = rule.name != 'one_pass'
+        require(exact, 'mixture.guidance', tuple(mixture.guidance), 'rules that need no network that takes w')
         for option in ('workdir', 'step'):
             kept = getattr(rule, option, None) in (None, '', -1)
             require(kept, 'mixture.guidance', rule.text, f'without {option}: here all models are exact')
