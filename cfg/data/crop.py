@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import os
+import re
 from typing import Any
 
 import numpy as np
@@ -26,20 +27,39 @@ def decode(content: bytes, channels: int) -> tuple[Image.Image, str]:
     """
     try:
         image = Image.open(io.BytesIO(content))
+        deep = _is_deep(image, content)
         image.load()
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders each raise their own kinds on a damaged file
-        reason = 'not an image' if isinstance(error, Image.UnidentifiedImageError) else first_line(error)
+        reason = (
+            'not an image, or of a kind that Pillow does not read'
+            if isinstance(error, Image.UnidentifiedImageError)
+            else first_line(error)
+        )
         raise ValueError(reason) from error
-    if image.mode[0] in 'IF':
-        raise ValueError(f'mode {image.mode}: more than 8 bits a channel')
+    if deep:
+        raise ValueError(f'{image.format} {image.mode} with more than 8 bits a channel')
     kind = f'{image.format} {image.mode}'
     with contextlib.suppress(Exception):  # odd metadata are no reason to lose an image
         # Not applied, as in no data loader of the published models; but to be seen in the manifest.
         if image.getexif().get(ORIENTATION, 1) != 1:
             kind += ' with EXIF rotation'
+        kind += ' with transparency' * ('transparency' in image.info and 'A' not in image.mode)  # of a palette, say
+        kind += ' with more frames' * getattr(image, 'is_animated', False)
     return image.convert('RGB' if channels == 3 else 'L'), kind
+
+
+def _is_deep(image: Image.Image, content: bytes) -> bool:
+    """Tells whether an image that is not loaded yet has more than 8 bits a channel, which Pillow may cut off."""
+    codecs = [
+        (tile[0], *(tile[3] if isinstance(tile[3], tuple) else (tile[3],))) for tile in getattr(image, 'tile', ())
+    ]
+    raw = any(
+        re.fullmatch('.*;16[BLN]', str(mode)) or (codec == 'ppm' and more[0] > 255) for codec, mode, *more in codecs
+    )
+    box = content.find(b'av1C') + 4 if image.format == 'AVIF' else 0
+    return image.mode[0] in 'IF' or raw or bool(box and content[box + 2] & 0x40)  # AV1's bit high_bitdepth
 
 
 def square(image: Image.Image, size: int, crop: str) -> np.ndarray:

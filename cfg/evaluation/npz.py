@@ -22,6 +22,14 @@ from cfg.runtime.files import BROKEN_NPZ, replacing, sha256_of_file
 Array = np.ndarray
 
 MOMENTS = (('mu', 'sigma'), ('mu_s', 'sigma_s'))
+_LOOKED_AT = 1 << 22  # values of an array of another type, at most
+# What values in [low, high] most likely are, some beyond these limits included, and how they become uint8.
+_RECIPES = (
+    ('[0, 1]', -0.1, 1.1, 'np.clip(np.round(x * 255), 0, 255)'),
+    ('[-1, 1]', -2.0, 2.0, 'np.clip(np.round((x + 1) * 127.5), 0, 255)'),
+    ('[0, 255]', -25.0, 280.0, 'np.clip(np.round(x), 0, 255)'),
+    ('[0, 65535]', 0.0, 65535.0, 'np.round(x / 257)'),
+)
 _NEGATIVE = 1e-6  # of the largest eigenvalue of a covariance: what rounding may leave below 0
 
 
@@ -110,10 +118,11 @@ class ImageFile(File):
         if dtype.hasobject:
             raise UserError(f'{named} holds pickled objects, which are not opened: write uint8 images [N, H, W, C].')
         if dtype != np.uint8:
-            raise UserError(
-                f'{named} holds {dtype}, not uint8 images: convert them before writing, from [-1, 1] as '
-                'np.clip(np.round((x + 1) * 127.5), 0, 255).astype(np.uint8).'
-            )
+            with self._member('arr_0') as file:
+                _read_header(file)
+                content = file.read(_LOOKED_AT * dtype.itemsize)
+            values = np.frombuffer(content[: len(content) // dtype.itemsize * dtype.itemsize], dtype)
+            raise UserError(f'{named} holds {dtype}, not uint8 images: convert them before writing{_recipe(values)}.')
         if len(shape) == 4 and shape[1] in (1, 3) and shape[3] not in (1, 3):
             raise UserError(
                 f'{named} holds images {shape}, with the channels first: write x.transpose(0, 2, 3, 1), [N, H, W, C].'
@@ -205,6 +214,20 @@ def _check_moments(moments: dict[str, Array], mean_name: str, cov_name: str, nam
             f'{named}: {cov_name} is no covariance, as its smallest eigenvalue is {eigenvalues[0]:.3g} and the largest '
             f'{eigenvalues[-1]:.3g}: make the file again, as --mode=stats does.'
         )
+
+
+def _recipe(values: Array) -> str:
+    """Returns how values of another type become uint8, by the range that they are in; '' where nothing fits."""
+    if values.dtype.kind not in 'biuf' or not values.size or not np.isfinite(values).all():
+        return ''
+    low, high = float(values.min()), float(values.max())
+    if values.dtype.kind in 'iu' and low >= 0 and high <= 255:
+        return f', whose values here are {low:g} to {high:g}, as x.astype(np.uint8)'
+    fits = next(((name, how) for name, least, most, how in _RECIPES if least <= low and high <= most), None)
+    if fits is None:
+        return f', whose values here are {low:g} to {high:g}, to grey levels 0 to 255'
+    name, how = fits
+    return f', whose values here are {low:g} to {high:g}, from {name} as {how}.astype(np.uint8)'
 
 
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:

@@ -14,6 +14,7 @@ import numpy as np
 from flax import traverse_util
 
 from cfg.features.inception import NUM_CLASSES, WIDTH, inception_shapes
+from cfg.models.torch_file import unwrapped
 from cfg.runtime.errors import UserError
 
 Array = np.ndarray
@@ -43,9 +44,10 @@ def params_from_torch(state: Mapping[str, Array]) -> Params:
     """
     parts = ('conv.weight', 'bn.weight', 'bn.bias', 'bn.running_mean', 'bn.running_var')
     keys = {name: [f'{name}.{part}' for part in parts] for name in _shapes()}
+    known = {'fc.weight', 'fc.bias', *itertools.chain(*keys.values())}
+    state = unwrapped(state, known)
     tensors = {name: value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T for name, value in state.items()}
     params = _params(tensors, keys, 'fc.weight')
-    known = {'fc.weight', 'fc.bias', *itertools.chain(*keys.values())}
     surplus = sorted(name for name in state.keys() - known if not name.endswith('.num_batches_tracked'))
     if surplus:
         raise UserError(

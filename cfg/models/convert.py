@@ -5,7 +5,7 @@ differ. The names follow from walking our network as guided-diffusion numbers it
 converts and not only a list of released files (docs/adm.md).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -73,12 +73,8 @@ def adm_params(
     Raises:
       UserError: when names or shapes are not those of the architecture.
     """
-    z = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    labels = [jnp.zeros(1, jnp.int32)] if isinstance(network, UNet) else []
-    variables = jax.eval_shape(lambda z: network.init(jax.random.key(0), z, jnp.zeros(1), *labels), z)
-    shapes = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(variables['params']).items()}
-    modules = _module_names(network, {path[0] for path in shapes})
-    names = {path: _file_name(path, modules) for path in shapes}
+    shapes = _shapes(network, image_shape)
+    names = _names(network, shapes)
     params, misshapen, missing = {}, [], []
     for path, shape in shapes.items():
         name, expected = names[path], _file_shape(path, shape)
@@ -96,11 +92,29 @@ def adm_params(
     problems += [f'it lacks {_first(missing)}'] if missing else []
     problems += [f'left over are {_first(left_over)}'] if left_over else []
     if problems:
-        built = 'config.model must be' if labels else 'the classifier must be built with'
+        built = 'config.model must be' if isinstance(network, UNet) else 'the classifier must be built with'
         raise UserError(
             f"The state dict does not fit the network ({'; '.join(problems)}): {built} the checkpoint's architecture."
         )
     return traverse_util.unflatten_dict(params)
+
+
+def adm_names(network: UNet | EncoderUNet, image_shape: tuple[int, int, int]) -> list[str]:
+    """Returns the names that a state dict of the same architecture as `network` has."""
+    return list(_names(network, _shapes(network, image_shape)).values())
+
+
+def _shapes(network: UNet | EncoderUNet, image_shape: tuple[int, int, int]) -> dict[Path, tuple[int, ...]]:
+    z = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    labels = [jnp.zeros(1, jnp.int32)] if isinstance(network, UNet) else []
+    variables = jax.eval_shape(lambda z: network.init(jax.random.key(0), z, jnp.zeros(1), *labels), z)
+    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(variables['params']).items()}
+
+
+def _names(network: UNet | EncoderUNet, paths: Collection[Path]) -> dict[Path, str]:
+    """Maps our parameters to theirs."""
+    modules = _module_names(network, {path[0] for path in paths})
+    return {path: _file_name(path, modules) for path in paths}
 
 
 def _module_names(network: UNet | EncoderUNet, modules: set[str]) -> dict[str, str]:

@@ -8,16 +8,21 @@ Layouts, from torch/serialization.py: since PyTorch 1.6 a zip archive with `data
 a storage; before that, four pickles, a list of keys, and the storages one after the other.
 """
 
+import logging
 import math
 import pickle
 import struct
 import zipfile
+from collections import Counter
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from cfg.runtime.errors import UserError
+
+log = logging.getLogger('cfg')
 
 _ZIP_MAGIC = b'PK\x03\x04'
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -164,6 +169,41 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
                 f'{path} is damaged, cut short, or not a .pt file of PyTorch ({type(error).__name__}): download it '
                 'again, or give the path of a state dict that torch.save wrote.'
             ) from error
+
+
+def unwrapped(state: Mapping[str, np.ndarray], names: Collection[str]) -> Mapping[str, np.ndarray]:
+    """Returns the tensors of a network by its own names, without what a wrapper put before all of them.
+
+    DistributedDataParallel puts 'module.' there, torch.compile '_orig_mod.', and others the name of their attribute.
+    What lies beside the wrapped network is left out. A line of the log says so.
+
+    Args:
+      state: what `read_state_dict` returned.
+      names: of the network's tensors; some may be missing.
+
+    Raises:
+      UserError: when it holds several such networks.
+    """
+    names, found = frozenset(names), Counter()
+    for name in state:
+        dots = [place + 1 for place, letter in enumerate(name) if letter == '.']
+        found.update(name[:place] for place in (0, *dots) if name[place:] in names)
+    if '' in found or max(found.values(), default=0) < len(names) / 2:
+        return state
+    best = [prefix for prefix, count in found.items() if count == max(found.values())]
+    if len(best) > 1:
+        raise UserError(
+            f'The state dict holds {len(best)} networks, whose names begin with {" and ".join(map(repr, best))}: load '
+            'it in PyTorch and save one of them, for samples the averaged one.'
+        )
+    (prefix,) = best
+    log.info(
+        'The names in the state dict begin with %r, which a wrapper such as DistributedDataParallel put there: it is '
+        'left out, and so are %d tensors without it.',
+        prefix,
+        sum(not name.startswith(prefix) for name in state),
+    )
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def _read_zip(file: IO[bytes]) -> tuple[dict[str, _Tensor], dict[_Storage, bytes]]:

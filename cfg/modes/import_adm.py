@@ -7,8 +7,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cfg.data.spec import DataSpec
-from cfg.models.convert import adm_params
-from cfg.models.torch_file import read_state_dict
+from cfg.models.convert import adm_names, adm_params
+from cfg.models.torch_file import read_state_dict, unwrapped
 from cfg.runs.checkpoints import Checkpoints
 from cfg.runs.run_files import CHECKPOINTS, checkpoint_steps
 from cfg.runtime.errors import UserError
@@ -40,9 +40,9 @@ def run(config: ConfigDict, workdir: Path) -> Path:
     with lock(workdir, 'train'):
         if checkpoint_steps(workdir):
             raise UserError(f'{folder} holds a run already: give another --workdir.')
-        state = read_state_dict(config.adm.checkpoint)
-        meta: dict[str, Any] = {'kind': config.adm.kind, 'config': config_dict(config)}
         network = BUILDERS[config.adm.kind](config, spec)
+        state = unwrapped(read_state_dict(config.adm.checkpoint), adm_names(network, spec.image_shape))
+        meta: dict[str, Any] = {'kind': config.adm.kind, 'config': config_dict(config)}
         order = of_model and config.adm.new_attention_order
         params = adm_params(state, network, spec.image_shape, new_attention_order=order)
         if of_model:

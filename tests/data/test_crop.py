@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from cfg.data import crop
 from cfg.data.crop import adm, area, decode, from_png, square, to_png
 from tests.command_line import ROOT
+from tests.data import kinds
 
 
 def box_average(image, size):
@@ -70,6 +72,9 @@ def content_of(image, kind, **options):
     return buffer.getvalue()
 
 
+TIFFS = ((1, 1, 'L'), (2, 1, 'LA'), (3, 2, 'RGB'), (4, 2, 'RGBA'), (4, 5, 'CMYK'))  # channels, photometric, mode
+
+
 @pytest.mark.parametrize(
     ('mode', 'kind', 'expected'),
     [('RGB', 'JPEG', 'JPEG RGB'), ('L', 'JPEG', 'JPEG L'), ('CMYK', 'JPEG', 'JPEG CMYK'), ('P', 'PNG', 'PNG P')],
@@ -84,8 +89,8 @@ def test_every_kind_becomes_rgb(mode, kind, expected):
 
 def test_one_channel():
     image, _ = decode(content_of(Image.new('RGB', (9, 8), (255, 255, 255)), 'PNG'), 1)
-    for crop in ('area', 'adm'):
-        pixels = square(image, 8, crop)
+    for how in ('area', 'adm'):
+        pixels = square(image, 8, how)
         assert pixels.shape == (8, 8, 1)
         assert np.array_equal(from_png(to_png(pixels)), pixels)
 
@@ -103,6 +108,62 @@ def test_one_channel():
 def test_what_cannot_be_read_is_named(content, message):
     with pytest.raises(ValueError, match=message):
         decode(content, 3)
+
+
+def image_of(kind, **options):
+    first, second = (Image.effect_noise((16, 12), 90).convert('RGB') for _ in range(2))
+    return content_of(first, kind, **({'save_all': True, 'append_images': [second]} if options else {}))
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        *(kinds.png(colour, 16) for colour in ('grey', 'grey alpha', 'rgb', 'rgba')),
+        *(kinds.tiff(kinds.zeros(n, np.uint16), photometric=p) for n, p in ((1, 1), (3, 2), (4, 2), (4, 5))),
+        *(kinds.tiff(kinds.zeros(1, dtype), photometric=1) for dtype in (np.float32, np.int16, np.uint32)),
+        b'P6 2 1 65535\n' + bytes(12),
+        b'P5 2 1 65535\n' + bytes(4),
+        content_of(Image.new('I;16', (4, 4)), 'JPEG2000'),
+    ],
+)
+@pytest.mark.parametrize('channels', [1, 3])
+def test_more_than_8_bits_are_never_cut_to_8(content, channels):
+    with pytest.raises(ValueError, match='more than 8 bits a channel'):
+        decode(content, channels)
+
+
+def test_an_avif_says_itself_how_many_bits_it_has():
+    """Pillow writes none of more than 8, so the header of one is changed."""
+    content = bytearray(image_of('AVIF'))
+    image = Image.open(io.BytesIO(bytes(content)))
+    assert not crop._is_deep(image, bytes(content))
+    content[content.index(b'av1C') + 6] |= 0x40
+    assert crop._is_deep(image, bytes(content))
+
+
+@pytest.mark.parametrize(
+    ('content', 'expected'),
+    [
+        (kinds.png('grey', 1), 'PNG 1'),
+        *((kinds.png('grey', depth), 'PNG L') for depth in (2, 4, 8)),
+        (kinds.png('grey alpha', 8), 'PNG LA'),
+        (kinds.png('rgba', 8), 'PNG RGBA'),
+        (kinds.png('palette', 8), 'PNG P'),
+        (kinds.png('palette', 8, transparency=b'\0'), 'PNG P with transparency'),
+        (kinds.png('rgb', 8, transparency=bytes(6)), 'PNG RGB with transparency'),
+        (kinds.png('grey', 8, transparency=bytes(2)), 'PNG L with transparency'),
+        *((kinds.tiff(kinds.zeros(n, np.uint8), photometric=p), f'TIFF {m}') for n, p, m in TIFFS),
+        (image_of('GIF', several=True), 'GIF P with more frames'),
+        (image_of('PNG', several=True), 'PNG RGB with more frames'),
+        (image_of('WEBP', several=True), 'WEBP RGB with more frames'),
+        (image_of('TIFF', several=True), 'TIFF RGB with more frames'),
+        (image_of('AVIF'), 'AVIF RGB'),
+        (image_of('GIF'), 'GIF P'),
+    ],
+)
+def test_images_are_counted_as_what_they_are(content, expected):
+    image, found = decode(content, 3)
+    assert (found, image.mode) == (expected, 'RGB')
 
 
 def test_png_loses_nothing():

@@ -42,6 +42,9 @@ def test_a_plain_npy_and_a_file_without_labels(tmp_path):
     ('array', 'expected'),
     [
         (np.zeros((3, 4, 4, 3), np.float32), 'holds float32, not uint8 images: convert'),
+        (np.full((3, 4, 4, 3), np.nan), 'holds float64, not uint8 images: convert them before writing\\.'),
+        (np.full((3, 4, 4, 3), 1e9), 'holds float64, .* here are 1e\\+09 to 1e\\+09, to grey levels 0 to 255\\.'),
+        (np.array([['a']]), 'holds <U1, not uint8 images: convert them before writing\\.'),
         (np.zeros((3, 3, 8, 8), np.uint8), 'channels first'),
         (np.zeros((3, 8, 8), np.uint8), r'shape \(3, 8, 8\), not images'),
         (np.zeros((0, 8, 8, 3), np.uint8), r'shape \(0, 8, 8, 3\)'),
@@ -53,6 +56,39 @@ def test_what_is_no_images_is_named(tmp_path, array, expected):
     np.savez(path, array)
     with pytest.raises(UserError, match=rf'config\.eval\.samples=.*x\.npz.* {expected}'):
         ImageFile(path, WHAT)
+
+
+GREY = np.arange(256, dtype=np.uint8).reshape(4, 8, 8, 1)
+
+
+@pytest.mark.parametrize(
+    'array',
+    [
+        *(
+            GREY.astype(dtype)
+            for dtype in (np.int16, np.int32, np.int64, np.uint16, np.float16, np.float32, np.float64)
+        ),
+        GREY.astype('>i4'),
+        GREY + 0.2,
+        GREY / 255,
+        (GREY / 255).astype(np.float16),
+        GREY / 255 * 1.001 - 5e-4,  # beyond the range, as a network's outputs are
+        GREY / 127.5 - 1,
+        (GREY / 127.5 - 1).astype(np.float32) * 1.001,
+        GREY.astype(np.uint16) * 257,
+        GREY.astype(np.int64) * 257,
+    ],
+    ids=lambda array: f'{array.dtype} {array.min():g} {array.max():g}',
+)
+@pytest.mark.parametrize('save', [np.savez, np.savez_compressed, np.save])
+def test_the_remedy_for_images_of_another_type_gives_the_images(tmp_path, save, array):
+    path = tmp_path / ('x.npy' if save is np.save else 'x.npz')
+    save(path, array)
+    with pytest.raises(UserError, match=f'holds {array.dtype}, not uint8') as error:
+        ImageFile(path, WHAT)
+    remedy = str(error.value).rpartition(' as ')[2].removesuffix('.')
+    assert np.array_equal(eval(remedy, {'np': np, 'x': array}), GREY)
+    assert f'{array.min():g} to {array.max():g}' in str(error.value)
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):

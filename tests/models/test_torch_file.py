@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfg.models import torch_file
-from cfg.models.torch_file import read_state_dict
+from cfg.models.torch_file import read_state_dict, unwrapped
 from cfg.runtime.errors import UserError
 
 FORMATS = pytest.mark.parametrize('is_zip', [True, False], ids=['zip', 'legacy'])
@@ -253,6 +253,39 @@ def test_what_is_not_a_flat_dict_of_tensors_is_told(is_zip, tmp_path):
     assert "'3' is not a tensor" in refusal(save({3: 'x'}, path, is_zip))
     assert 'holds no state dict' in refusal(save([torch.ones(1)], path, is_zip))
     assert 'holds no state dict' in refusal(save(torch.ones(1), path, is_zip))
+
+
+NAMES = ('in.weight', 'in.bias', 'out.0.weight')
+
+
+@pytest.mark.parametrize('prefix', ['module.', '_orig_mod.', 'module._orig_mod.', 'model.', 'ema_model.module.'])
+def test_what_a_wrapper_puts_before_the_names_is_left_out_and_told(prefix, caplog):
+    caplog.set_level('INFO', logger='cfg')
+    state = {f'{prefix}{name}': np.array(i) for i, name in enumerate(NAMES)} | {'n_averaged': np.array(7)}
+    assert unwrapped(state, [*NAMES, 'missing.weight']) == {name: np.array(i) for i, name in enumerate(NAMES)}
+    (record,) = caplog.records
+    assert f'begin with {prefix!r}' in record.getMessage()
+    assert 'so are 1 tensors' in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    'state',
+    [
+        dict.fromkeys(NAMES),
+        dict.fromkeys([*NAMES, *(f'ema.{name}' for name in NAMES)]),  # the second is left over, which is an error
+        {'other.out.0.weight': None, 'x': None},  # another network
+        {},
+    ],
+)
+def test_names_without_a_wrapper_stay(state, caplog):
+    assert unwrapped(state, NAMES) == state
+    assert not caplog.records
+
+
+def test_several_networks_in_a_file_are_named():
+    state = {f'{prefix}{name}': None for prefix in ('model.', 'ema.') for name in NAMES}
+    with pytest.raises(UserError, match=r"2 networks, whose names begin with 'model\.' and 'ema\.': load it"):
+        unwrapped(state, NAMES)
 
 
 def test_big_endian_files_are_refused(tmp_path):

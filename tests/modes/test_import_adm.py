@@ -90,6 +90,17 @@ def images_of(config, workdir):
         return file['arr_0']
 
 
+def test_a_file_that_a_wrapper_wrote_is_the_same_network(cond, tmp_path, caplog):
+    caplog.set_level('INFO', logger='cfg')
+    wrapped = {f'module.{name}': value for name, value in random_state(SMALL).items()}
+    torch.save(wrapped, tmp_path / 'wrapped.pt')
+    imported(adm_config(tmp_path / 'wrapped.pt'), tmp_path / 'run')
+    runs = [TrainedRun.of_config(cond[0], workdir) for workdir in (cond[1], tmp_path / 'run')]
+    assert runs[0].sha256 == runs[1].sha256
+    assert runs[0].p_uncond == runs[1].p_uncond == 0  # it has classes, and no null label
+    assert "begin with 'module.'" in caplog.text
+
+
 def test_an_imported_network_is_sampled_and_evaluated(cond):
     config, workdir = cond
     images = images_of(config, workdir)
