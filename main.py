@@ -25,22 +25,23 @@ class Mode(NamedTuple):
     workdir: str  # 'none', 'optional', 'existing', 'made' if it is missing, or 'own' where the mode looks itself
     memory: str = LESS_SAMPLING  # what to change when memory runs out
     several: bool = False  # whether it may run as several processes
+    devices: bool = True  # whether it computes on JAX's devices
     config: bool = True  # whether it needs one; else it is run(workdir) alone
 
 
 MODES = {
-    'prepare_data': Mode('prepare_data', 'none', 'set a smaller config.prepare.workers'),
+    'prepare_data': Mode('prepare_data', 'none', 'set a smaller config.prepare.workers', devices=False),
     'train': Mode('train', 'made', LESS_TRAINING, several=True),
     'sample': Mode('sample', 'existing', several=True),
     'eval': Mode('evaluate', 'existing', several=True),
-    'report': Mode('report', 'existing'),
+    'report': Mode('report', 'existing', devices=False),
     'compare': Mode('compare', 'existing', several=True),
     'status': Mode('status', 'own', config=False),
     'describe': Mode('describe', 'none'),
     'import_adm': Mode('import_adm', 'made'),
     'stats': Mode('stats', 'none', LESS_FEATURES),
     'evaluate_npz': Mode('evaluate_npz', 'optional', LESS_FEATURES),
-    'fetch_weights': Mode('fetch_weights', 'none'),
+    'fetch_weights': Mode('fetch_weights', 'none', devices=False),
 }
 
 command_line.define_config('--config.train.num_steps=100')
@@ -67,7 +68,7 @@ def _dispatch() -> None:
         return
     from cfg.modes import start
 
-    needs = {'workdir': mode.workdir, 'several': mode.several, 'memory': mode.memory}
+    needs = {name: getattr(mode, name) for name in ('workdir', 'several', 'devices', 'memory')}
     with start.prepared(FLAGS.mode, **needs) as (config, workdir):
         found = importlib.import_module(module).run(config, workdir)
     if found is not None:

@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
     # 'splash' (TPU). 'auto' = what this platform has; where a kernel does not take a layer's size, XLA does it.
     config.model.attention = 'auto'
     # Of computation, 'float32' or 'bfloat16'; parameters, norms, softmax and output are float32. Accelerators may
-    # multiply float32 matrices in fewer bits (JAX_DEFAULT_MATMUL_PRECISION).
+    # multiply float32 matrices in fewer bits (JAX_DEFAULT_MATMUL_PRECISION, which is recorded).
     config.model.dtype = 'float32'
 
     config.diffusion = ConfigDict()

@@ -4,11 +4,14 @@ import json
 import re
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+from cfg.runs.checkpoints import Checkpoints
+from cfg.runs.run_files import checkpoint_meta, read_metrics
 from tests import forked, in_process
-from tests.command_line import main
+from tests.command_line import main, refused
 
 # Several times what the longest needs on a machine that does nothing else.
 pytestmark = pytest.mark.timeout(1500)
@@ -30,15 +33,45 @@ def rows(workdir):
     return [json.loads(line) for line in (workdir / 'results.jsonl').read_text().splitlines()]
 
 
-@pytest.fixture(scope='module', name='trained')
-def trained_fixture(tmp_path_factory):
+# Of the environment of a user: what would change the meaning of a run, and what only changes its rounding.
+IGNORED = {'JAX_ENABLE_X64': '1', 'JAX_DEFAULT_PRNG_IMPL': 'rbg', 'JAX_NUMPY_RANK_PROMOTION': 'raise'}
+PRECISION = {'JAX_DEFAULT_MATMUL_PRECISION': 'highest'}
+
+
+@pytest.fixture(scope='module', name='training')
+def training_fixture(tmp_path_factory):
+    """Trains as a user does, from the very start: the workdir, and what was printed."""
     workdir = tmp_path_factory.mktemp('main') / 'run'
-    ok(f'--workdir={workdir}', '--mode=train', run=main)  # as a user does, from the very start
-    return workdir
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (IGNORED | PRECISION).items():
+            patch.setenv(name, value)
+        done = main(f'--workdir={workdir}', '--mode=train')
+    assert done.returncode == 0, done.stderr
+    return workdir, done.stderr
+
+
+@pytest.fixture(scope='module', name='trained')
+def trained_fixture(training):
+    return training[0]
+
+
+def test_the_environment_changes_no_type_and_no_seed(training, tmp_path):
+    workdir, said = training
+    for name, value in IGNORED.items():
+        assert said.count(f'{name}={value} is ignored') == 1
+    meta = checkpoint_meta(workdir, 24)
+    assert meta['environment'].items() >= PRECISION.items()
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        params = checkpoints.restore_params(24, ema=False)
+    assert {str(x.dtype) for x in jax.tree.leaves(params)} == {'float32'}
+    ok(f'--workdir={tmp_path}', '--mode=train', '--config.train.num_steps=6')
+    first, same = (read_metrics(folder / 'metrics.jsonl')[0] for folder in (workdir, tmp_path))
+    assert first['loss'] == pytest.approx(same['loss'], rel=1e-4)
 
 
 def test_what_training_leaves(trained, monkeypatch):
     monkeypatch.setenv('JAX_PLATFORMS', 'tpu')  # which is not there, or is in use
+    assert 'JAX_PLATFORMS=tpu' in refused(f'--workdir={trained}', '--mode=train')
     lines = status(trained, run=main)
     assert lines['step'] == '24'
     assert len(lines['params_sha256']) == len(lines['ema_params_sha256']) == 64

@@ -14,6 +14,7 @@ from cfg.features.network import FeatureNetwork
 from cfg.metrics import distances
 from cfg.metrics.neighbours import precision_recall
 from cfg.report.rows import Method, Origin, Scores
+from cfg.runtime import environment
 
 NEAREST = 3  # k of precision and recall
 LEAST_SUBSET = 2  # of KID
@@ -76,7 +77,7 @@ class Scoring:
             warnings=(*self.warnings, *([warning] if warning else [])),
             features_file_sha256=self.network.file_sha256,
             device=jax.devices()[0].device_kind,
-            versions={name: importlib.metadata.version(name) for name in LIBRARIES},
+            versions={name: importlib.metadata.version(name) for name in LIBRARIES} | environment.recorded(),
             finished=datetime.datetime.now(datetime.UTC).isoformat(timespec='milliseconds'),
         )
 

@@ -9,6 +9,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from cfg.runtime import command_line, processes
+from cfg.runtime.devices import check_devices
 from cfg.runtime.errors import UserError
 from cfg.runtime.files import check_workdir
 from cfg.runtime.watch import Limits, Watch
@@ -18,12 +19,15 @@ FLAGS = flags.FLAGS  # of main.py
 
 
 @contextlib.contextmanager
-def prepared(mode: str, *, workdir: str, several: bool, memory: str) -> Iterator[tuple[ConfigDict, Path | None]]:
+def prepared(
+    mode: str, *, workdir: str, several: bool, devices: bool, memory: str
+) -> Iterator[tuple[ConfigDict, Path | None]]:
     """Gives a mode its checked config and its workdir; its processes are joined and watched while it runs.
 
     Args:
       workdir: 'none', 'optional', 'existing', or 'made' if it is missing.
       several: whether it may run as several processes.
+      devices: whether it computes on JAX's devices.
       memory: what takes less memory, in words.
     """
     processes.check_flags(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
@@ -36,6 +40,8 @@ def prepared(mode: str, *, workdir: str, several: bool, memory: str) -> Iterator
         made = workdir in ('made', 'optional') or (config.data.name == 'mixture' and mode == 'report')
         folder = check_workdir(FLAGS.workdir, create=made, write=True)
     if not several:
+        if devices:
+            check_devices()
         yield config, folder
         return
     job = '' if mode not in ('eval', 'compare') else '.job{}of{}'.format(*parse_job(config.eval.job))

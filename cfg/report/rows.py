@@ -125,7 +125,7 @@ class Origin(_Checked):
     warnings: tuple[str, ...]  # sentences that a reader of the scores must know
     features_file_sha256: str | None  # None if the features' network has no file
     device: str  # its kind
-    versions: dict[str, str]  # of the libraries that a number may depend on
+    versions: dict[str, str]  # of the libraries, and settings of the environment, that a number may depend on
     finished: str  # when, in UTC (ISO 8601)
 
 

@@ -8,7 +8,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
-from cfg.runtime import xla_flags
+from cfg.runtime import environment, xla_flags
 from cfg.runtime.errors import UserError, out_of_disk, out_of_memory
 from cfg.runtime.files import remove_empty_folders
 from cfg.runtime.paths import user_path
@@ -85,6 +85,7 @@ def run(main: Callable[[], None], *, memory: Callable[[], str], stopped: str = '
 
     # Our own lines are for the user; libraries speak up from warnings on.
     absl_logging.set_verbosity(absl_logging.WARNING)
+    environment.pin()
     xla_flags.choose()
     app.run(guarded, flags_parser=_parse)
 
@@ -104,6 +105,8 @@ def exit_status(error: BaseException, *, memory: str, stopped: str = 'Stopped.')
     if isinstance(error, MemoryError | RuntimeError) and (remedy := out_of_memory(error, memory)):
         return complain(remedy)
     if isinstance(error, OSError) and (remedy := out_of_disk(error)):
+        return complain(remedy)
+    if isinstance(error, ValueError) and (remedy := environment.unreadable(error)):
         return complain(remedy)
     return None
 

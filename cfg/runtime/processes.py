@@ -19,6 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from cfg.runtime import progress
+from cfg.runtime.devices import check_devices
 from cfg.runtime.errors import UserError
 
 log = logging.getLogger('cfg')
@@ -65,7 +66,7 @@ def check_flags(coordinator: str | None, num_processes: int | None, process_id: 
 
 
 def start(coordinator: str | None, num_processes: int | None, process_id: int | None, *, timeout: float) -> str:
-    """Joins the processes of a run, before JAX does anything else.
+    """Joins the processes of a run, before JAX does anything else, and starts the devices of this one.
 
     With no flags JAX asks Slurm, Open MPI, Cloud TPU and GKE whether there are several; `num_processes` = 1 is one
     process whatever they say.
@@ -77,7 +78,8 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
       A name of this run of the processes, the same on all.
 
     Raises:
-      UserError: when the launcher that JAX found cannot be used, or JAX does not find the one there is.
+      UserError: when the launcher that JAX found cannot be used, or JAX does not find the one there is, or cannot use
+        the devices.
     """
     if num_processes != 1 and (num_processes is not None or _may_be_several()):
         try:
@@ -90,6 +92,7 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
                     f'JAX cannot join the processes of this run ({reason}): give --coordinator, --num_processes and '
                     '--process_id, or --num_processes=1 to run alone.'
                 ) from error
+    check_devices()
     size = os.environ.get('OMPI_COMM_WORLD_SIZE', '1')
     if num_processes is None and size != '1' and count() == 1:  # from version 5 on it does not say what JAX looks for
         raise UserError(

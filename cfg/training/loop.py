@@ -21,7 +21,7 @@ from cfg.runs import state as states
 from cfg.runs.checkpoints import Checkpoints
 from cfg.runs.run_files import CONFIG_FILE
 from cfg.runs.state import TrainState
-from cfg.runtime import parallel, processes
+from cfg.runtime import environment, parallel, processes
 from cfg.runtime.errors import UserError
 from cfg.runtime.files import lock, write_whole
 from cfg.runtime.progress import Progress
@@ -197,6 +197,7 @@ class _Run:
             'config': config_dict(self.config),
             'data': _position(self.source, step, self.config.train.batch_size),
             'skipped': self.meter.skips,
+            'environment': environment.recorded(),
         }
         if self.teacher:
             meta['teacher'] = self.teacher.sha256

@@ -11,6 +11,7 @@ from cfg.data.source import Source
 from cfg.runs.checkpoints import Checkpoints
 from cfg.runs.run_files import DamagedError
 from cfg.runs.state import TrainState
+from cfg.runtime.environment import recorded
 from cfg.runtime.errors import UserError
 from cfg.settings.networks import held
 from cfg.settings.values import config_dict
@@ -67,6 +68,7 @@ def restore(
                 f'The student in {checkpoints.folder} learned from another teacher than the one in '
                 f'{config.train.teacher_workdir}: give that one, or another --workdir.'
             )
+        _tell_environment(meta.get('environment', recorded()))
         break
     found = checkpoints.restore_newest(like)
     if found is None:
@@ -108,3 +110,11 @@ def _check_same_data(source: Source, meta: dict[str, Any], folder: Path) -> None
             f'The checkpoints in {folder} were trained on other images than those of {source.name} (fingerprint '
             f'{before[:12]}, not {source.fingerprint[:12]}): set config.data.dir to those, or give another --workdir.'
         )
+
+
+def _tell_environment(before: dict[str, str]) -> None:
+    """Logs what the environment says otherwise than at the last checkpoint: it changes the rounding of numbers."""
+    now = recorded()
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            log.info('%s is now %s; it was %s.', name, now.get(name, 'not set'), before.get(name, 'not set'))

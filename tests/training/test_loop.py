@@ -296,6 +296,18 @@ def test_the_learning_rate_may_change_in_the_middle(run, tmp_path, small_config,
     assert 'step: 7' in describe(tmp_path / 'run')
 
 
+def test_another_rounding_in_the_middle_is_told(run, tmp_path, small_config, caplog, monkeypatch):
+    """The environment may change how numbers are rounded, and the checkpoint says what it was."""
+    shutil.copytree(run, tmp_path / 'run')
+    assert 'JAX_DEBUG_NANS' not in checkpoint_meta(run, 6)['environment']
+    monkeypatch.setenv('JAX_DEBUG_NANS', '1')  # JAX has started
+    small_config.train.num_steps = 7
+    with caplog.at_level('INFO', logger='cfg'):
+        loop.train(small_config, tmp_path / 'run')
+    assert 'JAX_DEBUG_NANS is now 1; it was not set.' in caplog.text
+    assert checkpoint_meta(tmp_path / 'run', 7)['environment']['JAX_DEBUG_NANS'] == '1'
+
+
 def test_two_processes_cannot_train_in_one_workdir(run, small_config):
     with lock(run, 'train'), pytest.raises(UserError, match='Another process runs --mode=train'):
         loop.train(small_config, run)
