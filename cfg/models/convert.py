@@ -92,11 +92,19 @@ def adm_params(
     problems += [f'it lacks {_first(missing)}'] if missing else []
     problems += [f'left over are {_first(left_over)}'] if left_over else []
     if problems:
-        built = 'config.model must be' if isinstance(network, UNet) else 'the classifier must be built with'
-        raise UserError(
-            f"The state dict does not fit the network ({'; '.join(problems)}): {built} the checkpoint's architecture."
-        )
+        raise UserError(f'The state dict does not fit the network ({"; ".join(problems)}): {_remedy(state, network)}.')
     return traverse_util.unflatten_dict(params)
+
+
+def _remedy(state: Collection[str], network: UNet | EncoderUNet) -> str:
+    """Tells what to change where a state dict does not fit."""
+    of_model = isinstance(network, UNet)
+    if of_model and 'out.2.positional_embedding' in state:
+        return "it is that of a classifier, config.adm.kind='classifier'"
+    if not of_model and any(name.startswith('output_blocks.') for name in state):
+        return "it is that of a diffusion network, config.adm.kind='model'"
+    built = 'config.model must be' if of_model else 'the classifier must be built with'
+    return f"{built} the checkpoint's architecture"
 
 
 def adm_names(network: UNet | EncoderUNet, image_shape: tuple[int, int, int]) -> list[str]:

@@ -42,7 +42,10 @@ def run(workdir: str | None) -> str:
     lines = [f'workdir: {workdir}']
     config = workdir / CONFIG_FILE
     if config.exists():
-        lines.append(f'num_steps: {json.loads(config.read_text())["train"]["num_steps"]}')
+        try:
+            lines.append(f'num_steps: {json.loads(config.read_bytes())["train"]["num_steps"]}')
+        except (ValueError, KeyError, TypeError):
+            lines.append(f'damaged: {config} (the next start writes it anew)')
     if (workdir / CHECKPOINTS).is_dir():
         lines += _checkpoints(workdir)
     metrics = read_metrics(workdir / METRICS_FILE)

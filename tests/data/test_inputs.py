@@ -114,6 +114,7 @@ def test_other_files_are_counted(tmp_path):
 MACHINE_MADE = (
     *('@eaDir', '@Recycle', '@tmp', '#recycle', '#snapshot', '$RECYCLE.BIN', 'RECYCLER', '__MACOSX', 'lost+found'),
     *('System Volume Information', '.Trashes', '.Trash-1000', '.Spotlight-V100', '.snapshot', '.zfs', '.git'),
+    *('prepared_images',),
     *('.ipynb_checkpoints', '__pycache__', '.AppleDouble', '.thumbnails', '.fseventsd', 'Network Trash Folder'),
 )
 
@@ -251,6 +252,10 @@ def test_the_folder_of_a_name_is_a_path_as_the_user_means_it(monkeypatch, path):
     monkeypatch.setenv('HOME', '/data')
     monkeypatch.setenv('IMAGES', '/data')
     assert folder_path(f'folder:{path}') == epath.Path('/data/cats')
+
+
+def test_a_folder_may_be_called_none():
+    assert folder_path('folder:None') == epath.Path('None')
 
 
 @pytest.mark.parametrize('variable', ['TFDS_DATA_DIR', 'XDG_CACHE_HOME'])

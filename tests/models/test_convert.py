@@ -1,5 +1,6 @@
 """Converted networks against the PyTorch reference of adm_reference.py, through a file as guided-diffusion has it."""
 
+import dataclasses
 import functools
 
 import jax
@@ -218,5 +219,11 @@ def test_missing_and_left_over_names_are_told():
 
 
 def test_a_unet_is_no_classifier():
-    with pytest.raises(UserError, match=r'lacks .*left over are .*the classifier must be built'):
+    with pytest.raises(UserError, match=r"lacks .*left over .*of a diffusion network, config\.adm\.kind='model'"):
         adm_params(arrays(random_state(CASES['new order, by channels'])), encoder(CLASSIFIER), SHAPE)
+    classifier = arrays(random_state(CLASSIFIER, encoder=True))
+    with pytest.raises(UserError, match=r"it is that of a classifier, config\.adm\.kind='classifier'"):
+        adm_params(classifier, unet(CASES['new order, by channels']), SHAPE)
+    other = dataclasses.replace(CLASSIFIER, blocks=3)
+    with pytest.raises(UserError, match=r'the classifier must be built'):
+        adm_params(arrays(random_state(other, encoder=True)), encoder(CLASSIFIER), SHAPE)

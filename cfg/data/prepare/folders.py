@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 
 from etils import epath
 
+from cfg.data.manifest import BUILDER
 from cfg.data.prepare.classes import by_class, lookalike, shown, spelled_alike
 from cfg.data.prepare.inputs import Input, Record, Records, digest
 from cfg.runtime.errors import UserError
@@ -16,11 +17,12 @@ from cfg.runtime.files import reaching
 from cfg.runtime.paths import is_remote, user_path
 
 EXTENSIONS = ('.jpg', '.jpeg', '.jfif', '.png', '.gif', '.webp', '.bmp', '.tif', '.tiff', '.avif')
-# Files and folders that file systems, desktops, NAS boxes and editors put among images. A thumbnail among them would be
-# one more image, and its folder one more class.
+# Files and folders that file systems, desktops, NAS boxes, editors and this program put among images. A thumbnail among
+# them would be one more image, and its folder one more class.
 MACHINE_MADE = re.compile(
     r'@(eaDir|Recycle|Recently-Snapshot|sharebin|tmp)|#(recycle|snapshot)|\$RECYCLE\.BIN|RECYCLER|__MACOSX|__pycache__'
     r'|lost\+found|System Volume Information|Network Trash Folder|Temporary Items|(eh)?Thumbs\.db|desktop\.ini|Icon\r'
+    rf'|{BUILDER}'
     r'|\.(DS_Store|AppleDouble|Trashes|Trash(-\d+)?|Spotlight-V100|fseventsd|TemporaryItems|DocumentRevisions-V100)'
     r'|\.(snapshot|zfs|thumbnails|git|ipynb_checkpoints)',
     re.IGNORECASE,
@@ -38,7 +40,7 @@ SPLIT_FOLDERS = {
 def folder_path(name: str) -> epath.Path | None:
     """Returns the path in a `config.data.name` of the form 'folder:PATH'; None for other names."""
     kind, _, rest = name.partition(':')
-    return epath.Path(user_path(rest, 'config.data.name=folder')) if kind == 'folder' and rest else None
+    return epath.Path(user_path(rest, 'config.data.name=folder') or rest) if kind == 'folder' and rest else None
 
 
 def scan_folder(root: epath.Path, classes_from: str = 'auto') -> Input:
