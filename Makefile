@@ -1,7 +1,8 @@
 # Two commands set everything up on a machine that has Python 3.11 or later and make:
 #   make digits   trains, evaluates and reports on real data, into runs/digits
 #   make test     runs the tests
-# Beyond them: `make chaos` (runs that are killed at random), `make mixture` and `make compare` (docs/mixture.md, docs/digits.md), `make accelerator`
+# Beyond them: `make chaos` (runs that are killed at random), `make mixture`, `make compare` and
+# `make students` (docs/mixture.md, docs/digits.md, docs/students.md), `make accelerator`
 # (benchmarks/README.md), `make lint`, `make format`.
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ COMPARE := $(PY) main.py $(FLAGS) --config=configs/digits_compare.py
 
 PEER :=
 
-.PHONY: install install-dev digits compare mixture accelerator test chaos lint format clean
+.PHONY: install install-dev digits compare students mixture accelerator test chaos lint format clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev .compilers/.installed
@@ -60,6 +61,17 @@ compare: install
 	done
 	$(COMPARE) --workdir=runs/compare0 --config.seed=0 --mode=compare --config.report.workdirs="('runs/compare1', 'runs/compare2')"
 	@echo "Open runs/compare0/compare/index.html"
+
+# A guided model becomes a student of one pass a step, and then of fewer and fewer steps; each is swept.
+students: install
+	set -e; for part in teacher guided 32 16 8 4 2 1; do \
+	  for mode in train eval; do \
+	    $(PY) main.py --config=configs/digits_student.py:$$part --workdir=runs/students/$$part $(FLAGS) --mode=$$mode; \
+	  done; \
+	done
+	$(PY) main.py --config=configs/digits_student.py:teacher --workdir=runs/students/teacher $(FLAGS) --mode=report \
+	  --config.report.workdirs="('runs/students/guided', 'runs/students/32', 'runs/students/16', 'runs/students/8', 'runs/students/4', 'runs/students/2', 'runs/students/1')"
+	@echo "Open runs/students/teacher/report/index.html"
 
 mixture: install
 	$(PY) main.py --config=configs/mixture.py --workdir=$(MIXTURE) --mode=report

@@ -73,6 +73,9 @@ def get_config() -> ConfigDict:
     config.train.teacher_workdir = ''  # of a student's teacher, a model of the same network
     config.train.teacher_step = -1  # its checkpoint; -1 = the newest
     config.train.teacher_guidance = 'cfg'  # the rule that guides it
+    # Steps of a student whose one DDIM step is two of its teacher's, on the grid 'nested'; 0 = it learns the teacher's
+    # predictions at all levels.
+    config.train.student_steps = 0
     # Of a student's errors: 'truncated' = the larger of those of x and eps (Salimans & Ho 2022), 'eps', 'x' or 'v'.
     config.train.weighting = 'truncated'
     config.train.num_steps = 400_000

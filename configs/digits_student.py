@@ -1,19 +1,44 @@
-"""Distils the guidance of a digits run into one network that takes w as an input (docs/students.md)."""
+"""Distils a guided model of the digits into one pass a step, and then into fewer and fewer steps (docs/students.md).
 
+--config=configs/digits_student.py:PART, where PART is 'teacher', 'guided' (its student, at all levels), or the number
+of steps of a student of the one with twice as many: '32', '16', '8', '4', '2', '1'. `make students` runs all.
+"""
+
+from cfg.runtime.errors import UserError
 from configs import digits
 
+FOLDER = 'runs/students'
+STEPS = 64  # of the teacher
+PARTS = ('teacher', 'guided', '32', '16', '8', '4', '2', '1')
 
-def get_config():
-    """Returns the config of the student of `runs/digits`. The values are ours, chosen for a 2-core CPU."""
+
+def get_config(part: str = 'guided'):
+    """Returns the config of one part. The values are ours, chosen for a 2-core CPU.
+
+    Raises:
+      UserError: when the part is none of `PARTS`.
+    """
+    if part not in PARTS:
+        raise UserError(f'configs/digits_student.py:{part} is no part: give one of {", ".join(PARTS)} after the colon.')
     config = digits.get_config()
 
+    # In a few steps too little of x is left in eps (Salimans & Ho 2022).
+    config.diffusion.prediction = 'v'
+    config.train.num_steps = 300  # where guidance has something to mend
+    config.train.sample_every = 300
+    config.sampling.sampler = 'ddim'
+    config.sampling.grid = 'nested'
+    config.sampling.num_steps = STEPS
+    config.eval.steps = ()
+    if part == 'teacher':
+        return config
+
+    config.model.dropout = 0.0
     config.train.kind = 'student'
-    config.train.teacher_workdir = 'runs/digits'
-    config.train.weighting = 'eps'  # as the network predicts eps
-    config.train.num_steps = 600
     config.train.learning_rate = 5e-4
-
+    config.train.teacher_workdir = f'{FOLDER}/{PARTS[PARTS.index(part) - 1]}'
     config.sampling.guidance = 'one_pass'
-    config.eval.steps = (600,)
-
+    if part != 'guided':
+        config.train.teacher_guidance = 'one_pass'
+        config.train.student_steps = config.sampling.num_steps = int(part)
     return config

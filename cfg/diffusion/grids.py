@@ -19,6 +19,7 @@ def _limit() -> Any:
 class Grid(options.Described):
     """A grid is an increasing sequence of logsnr, between its own ends or those of the model."""
 
+    least_steps: ClassVar[int] = 2
     logsnr_min: float | None = _limit()
     logsnr_max: float | None = _limit()
 
@@ -65,4 +66,13 @@ class Rho(Grid):
         return schedule.rho_grid(num_steps, rho=self.rho, **ends)
 
 
-GRIDS = (Paper, Uniform, Rho)
+@dataclass(frozen=True, kw_only=True)
+class Nested(Grid):
+    """This grid's levels are among those of twice as many steps: see `schedule.nested_grid`."""
+
+    name: ClassVar[str] = 'nested'
+    least_steps: ClassVar[int] = 1
+    between = staticmethod(schedule.nested_grid)
+
+
+GRIDS = (Paper, Uniform, Rho, Nested)

@@ -130,6 +130,66 @@ def distillation_loss(
     return jnp.exp(log_weight(logsnr, prediction=prediction, weighting=weighting)) * squared
 
 
+def halving_target(first: Array, second: Array, *, logsnr_t: Array, logsnr_m: Array, logsnr_s: Array) -> Array:
+    """Returns the x with which one DDIM step from t to s is two of them, by the estimates `first` at t, `second` at m.
+
+    Salimans & Ho (2022, arXiv 2202.00512, Appendix G) have it as a quotient of differences, which are small where steps
+    are. With r = alpha / sigma = e^(logsnr / 2) it is c first + (1 - c) second, c = (r_m - r_t) / (r_s - r_t), and c is
+
+      e^((logsnr_m - logsnr_s) / 2) (1 - e^((logsnr_t - logsnr_m) / 2)) / (1 - e^((logsnr_t - logsnr_s) / 2)).
+
+    Args:
+      first, second: [N, ...].
+      logsnr_t, logsnr_m, logsnr_s: levels from noisy to clean, [] or [N]; logsnr_s = inf is clean data, where c = 0.
+    """
+    part, whole = (-jnp.expm1(0.5 * (logsnr_t - level)) for level in (logsnr_m, logsnr_s))
+    share = process.expand(jnp.exp(0.5 * (logsnr_m - logsnr_s)) * part / whole, first)
+    return share * first + (1.0 - share) * second
+
+
+def halving_loss(
+    network: Callable[..., Array],
+    teacher: Callable[[Array, Array, Array, Array], process.Prediction],
+    x: Array,
+    labels: Array,
+    draws: Draws,
+    *,
+    num_steps: int,
+    w_range: tuple[float, float],
+    logsnr_min: float,
+    logsnr_max: float,
+    prediction: str,
+    weighting: str = 'truncated',
+) -> Array:
+    """Returns the weighted squared distance of one step of a student from two of its teacher, [N].
+
+    This is a round of progressive distillation with w as an input (Meng et al. 2022, arXiv 2210.03142, Algorithm 2).
+    The student has `num_steps` levels of `schedule.nested_grid`, the teacher twice as many, and steps are DDIM's.
+
+    Args:
+      num_steps: of the student.
+      prediction: what the student predicts.
+
+    The others are those of `distillation_loss`.
+    """
+    index = jnp.minimum(jnp.floor(num_steps * draws.u_time) + 1.0, num_steps)  # of the level, the cleanest is 1
+    logsnr_t, logsnr_m, logsnr_s = (
+        schedule.logsnr_from_u((index - back) / num_steps, logsnr_min=logsnr_min, logsnr_max=logsnr_max)
+        for back in (0.0, 0.5, 1.0)
+    )
+    logsnr_s = jnp.where(index == 1.0, jnp.inf, logsnr_s)
+    z, w = process.diffuse(x, draws.eps, logsnr_t), strengths(draws, w_range)
+    first = teacher(z, logsnr_t, labels, w)
+    second = teacher(process.diffuse(first.x, first.eps, logsnr_m), logsnr_m, labels, w)
+    levels = {'logsnr_t': logsnr_t, 'logsnr_m': logsnr_m, 'logsnr_s': logsnr_s}
+    wanted = jax.lax.stop_gradient(halving_target(first.x, second.x, **levels))
+    output = network(z, logsnr_t, labels, w=w).astype(jnp.float32)
+    eps = process.eps_from_x(z, wanted, logsnr_t)
+    error = output - process.target(wanted, eps, logsnr_t, prediction=prediction)
+    squared = jnp.mean(jnp.square(error), axis=tuple(range(1, x.ndim)))
+    return jnp.exp(log_weight(logsnr_t, prediction=prediction, weighting=weighting)) * squared
+
+
 def guidance_free_loss(
     network: Callable[..., Array],
     x: Array,

@@ -79,6 +79,17 @@ def sampling_grid(num_steps: int, *, logsnr_min: float, logsnr_max: float) -> Ar
     return logsnr_from_u(jnp.linspace(1.0, 0.0, num_steps), logsnr_min=logsnr_min, logsnr_max=logsnr_max)
 
 
+def nested_grid(num_steps: int, *, logsnr_min: float, logsnr_max: float) -> Array:
+    """Returns the increasing logsnr at u = i / T for i = T to 1: every other level of twice as many steps.
+
+    It is the grid of progressive distillation (Salimans & Ho 2022, arXiv 2202.00512). After the last level comes clean
+    data, u = 0, so that T may be 1.
+    """
+    _check(num_steps, logsnr_min, logsnr_max, least=1)
+    levels = jnp.arange(num_steps, 0, -1) / num_steps
+    return logsnr_from_u(levels, logsnr_min=logsnr_min, logsnr_max=logsnr_max)
+
+
 def uniform_grid(num_steps: int, *, logsnr_min: float, logsnr_max: float) -> Array:
     """Returns a grid as `sampling_grid` does, uniform in logsnr: DPM-Solver's (Lu et al. 2022, arXiv 2206.00927)."""
     _check(num_steps, logsnr_min, logsnr_max)
@@ -100,9 +111,10 @@ def rho_grid(num_steps: int, *, logsnr_min: float, logsnr_max: float, rho: float
     return jnp.asarray(grid, jnp.float32)
 
 
-def _check(num_steps: int, logsnr_min: float, logsnr_max: float) -> None:
-    if num_steps < 2:
-        raise ValueError(f'the sampling grid includes both ends, so num_steps must be at least 2, not {num_steps}')
+def _check(num_steps: int, logsnr_min: float, logsnr_max: float, *, least: int = 2) -> None:
+    if num_steps < least:
+        words = 'the sampling grid includes both ends, so num_steps' if least == 2 else 'num_steps'
+        raise ValueError(f'{words} must be at least {least}, not {num_steps}')
     if not logsnr_min < logsnr_max:
         raise ValueError(f'logsnr_min={logsnr_min} must be smaller than logsnr_max={logsnr_max}')
 

@@ -52,6 +52,10 @@ def check_texts(config: ConfigDict) -> None:
             samplers.check_fit(rule, solver)
             check_w(rule, f'{part}.w', config[part].w)
         for grid in chosen['grid']:
+            steps = config[part].num_steps
+            least = min(steps if isinstance(steps, tuple | list) else (steps,), default=grid.least_steps)
+            words = f'at least {grid.least_steps} with the grid {grid.text!r}'
+            require(least >= grid.least_steps, f'{part}.num_steps', steps, words)
             low, high = grid.ends(**ends).values()
             within = ends['logsnr_min'] <= low < high <= ends['logsnr_max']
             limits = f'both within {ends["logsnr_min"]:g} and {ends["logsnr_max"]:g} (config.diffusion)'

@@ -75,7 +75,7 @@ SEED = _whole(0, bits=32)
 _SHARE = _number(0, 1, 'in [0, 1)', below=True)
 _POSITIVE = _number(0, words='positive', above=True)
 _STRENGTHS = _several(_number(-math.inf), 'one or more finite numbers', least=1)
-_STEPS = _several(_whole(2), 'whole numbers of at least 2')
+_STEPS = _several(_whole(1), 'whole numbers of at least 1')
 _LOGSNR = _number(-20, 20, 'within -20 and 20 for float32')
 _NAME = Check(
     lambda name: _TEXT.holds(name) and (name in (*BUILT_IN, MIXTURE) or is_preparable(name)),
@@ -160,6 +160,7 @@ TABLE: dict[str, dict[str, Check]] = {
         'teacher_workdir': _PATH,
         'teacher_step': _whole(-1, words='a step, or -1 for the newest'),
         'teacher_guidance': _TEXT,
+        'student_steps': _whole(0),
         'weighting': _one_of(*WEIGHTINGS),
         'w': _several(_number(-1, above=True), 'the least and the largest w, above -1', least=2, most=2),
         'p_uncond': _number(0, 1, 'a probability in [0, 1]'),
@@ -169,7 +170,7 @@ TABLE: dict[str, dict[str, Check]] = {
         'guidance': _TEXT,
         'sampler': _TEXT,
         'grid': _TEXT,
-        'num_steps': _whole(2),
+        'num_steps': _whole(1),
         'logvar_interp': _number(0, 1, 'in [0, 1]'),
         'clip_x': _FLAG,
         'seed': SEED,
@@ -222,7 +223,7 @@ TABLE: dict[str, dict[str, Check]] = {
         'rule_samplers': _texts('ancestral', 'ddim'),
         'num_steps': _whole(2),
         'samplers': _texts('ancestral', 'ddim'),
-        'steps': _STEPS,
+        'steps': _several(_whole(2), 'whole numbers of at least 2'),
         'steps_w': _STRENGTHS,
         'grid': _TEXT,
         'seed_samples': _whole(1),

@@ -49,6 +49,8 @@ def _check_strength(config: ConfigDict) -> None:
     low, high = train.w
     require(low < high, 'train.w', tuple(train.w), 'two numbers, the smaller first')
     eps = train.kind == 'student' and config.diffusion.prediction == 'eps'
+    words = "'x' or 'v' with train.student_steps: in few steps too little of x is left in eps"
+    require(not (eps and train.student_steps), 'diffusion.prediction', 'eps', words)
     words = "'eps' where the network predicts eps, whose errors weigh e^20 times as much as those of x at logsnr -20"
     require(not eps or train.weighting == 'eps', 'train.weighting', train.weighting, words)
 
@@ -70,7 +72,8 @@ def objective_of(config: ConfigDict, network: nn.Module, teacher: Teacher | None
     common['prediction'] = config.diffusion.prediction
     if config.train.kind == 'student':
         w_range, weighting = tuple(config.train.w), config.train.weighting
-        return Distillation(**common, sampler=teacher.sampler, bind=teacher.bind, w_range=w_range, weighting=weighting)
+        of_teacher = {'sampler': teacher.sampler, 'bind': teacher.bind, 'num_steps': config.train.student_steps}
+        return Distillation(**common, **of_teacher, w_range=w_range, weighting=weighting)
     common['p_uncond'] = config.train.p_uncond
     if config.train.kind == 'guidance_free':
         return GuidanceFree(**common, w_range=tuple(config.train.w))

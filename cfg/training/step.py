@@ -97,13 +97,17 @@ class GuidanceFree(Denoising):
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation(Objective):
-    """The objective is a guided teacher's prediction, see `loss.distillation_loss`; its parameters are fixed."""
+    """The objective is a guided teacher's prediction, or two steps with it; the teacher's parameters are fixed.
+
+    See `loss.distillation_loss` and `loss.halving_loss`.
+    """
 
     sampler: Sampler  # its rule guides the teacher
     bind: Callable[[Any], Models]  # parameters -> the teacher, and what its rule needs beside it
     w_range: tuple[float, float]
     prediction: str
     weighting: str
+    num_steps: int = 0  # of a student whose step is two of the teacher's; 0 for the prediction
 
     def losses(self, network, images, labels, draws, params):
         def teacher(z, logsnr, labels, w):
@@ -112,7 +116,10 @@ class Distillation(Objective):
 
         options = {name: getattr(self, name) for name in ('w_range', 'prediction', 'weighting')}
         limits = {'logsnr_min': self.logsnr_min, 'logsnr_max': self.logsnr_max}
-        return loss.distillation_loss(network, teacher, images, labels, draws, **options, **limits), {}
+        if self.num_steps:
+            options['num_steps'] = self.num_steps
+        of_student = loss.halving_loss if self.num_steps else loss.distillation_loss
+        return of_student(network, teacher, images, labels, draws, **options, **limits), {}
 
 
 @dataclass(frozen=True, kw_only=True)

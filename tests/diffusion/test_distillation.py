@@ -9,10 +9,10 @@ import numpy as np
 import optax
 import pytest
 import scipy.special
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from cfg.diffusion import loss, mixture, process
+from cfg.diffusion import loss, mixture, process, schedule
 from cfg.diffusion.denoiser import Denoiser, Models
 from cfg.diffusion.rules import Cfg, OnePass, classifier_free
 from cfg.diffusion.sampler import Sampler
@@ -121,6 +121,56 @@ def test_a_small_network_learns_the_guided_scores():
     unguided = jnp.sqrt(jnp.mean((exact(z, logsnr, labels, 0.0 * w) - wanted) ** 2))
     assert float(error) < 0.1
     assert float(unguided) > 0.5
+
+
+def ddim(z, x, level, following):
+    """One step in float64; `following` may be inf."""
+    alpha, sigma = np.sqrt(scipy.special.expit([level, -level]))
+    alpha_s, sigma_s = np.sqrt(scipy.special.expit([following, -following]))
+    return alpha_s * x + sigma_s * (z - alpha * x) / sigma
+
+
+@given(
+    st.lists(st.floats(-20, 20), min_size=3, max_size=3, unique=True).map(sorted),
+    st.booleans(),
+    st.tuples(*[st.floats(-2, 2)] * 3),
+)
+def test_one_step_to_the_target_is_two_steps(levels, clean, values):
+    t, m, s = np.float32(levels)
+    assume(m - t > 1e-3 and s - m > 1e-3)
+    s = np.inf if clean else float(s)
+    z, first, second = values
+    target = loss.halving_target(
+        jnp.float32([[first]]), jnp.float32([[second]]), logsnr_t=t, logsnr_m=m, logsnr_s=jnp.float32(s)
+    )
+    two = ddim(ddim(z, first, float(t), float(m)), second, float(m), s)
+    assert ddim(z, float(target[0, 0]), float(t), s) == pytest.approx(two, abs=1e-5)
+
+
+@pytest.mark.parametrize('num_steps', [1, 2, 8])
+def test_the_optimum_of_a_round_is_two_steps_of_the_teacher(num_steps):
+    """The student that knows z at its levels steps as the teacher does in DDIM on the grid of twice as many levels."""
+    x, labels, draws = batch(64)
+    coarse = np.asarray(schedule.nested_grid(num_steps, **LIMITS), np.float64)
+    fine = np.asarray(schedule.nested_grid(2 * num_steps, **LIMITS), np.float64)
+    np.testing.assert_allclose(fine[::2], coarse, rtol=1e-5)
+
+    def best(z, logsnr, labels, w):
+        following = jnp.interp(logsnr, coarse, fine[1::2])
+        after = jnp.asarray([*coarse[1:], np.inf], jnp.float32)[jnp.argmin(abs(logsnr[:, None] - coarse), axis=1)]
+        first = teacher(z, logsnr, labels, w)
+        z_m = process.diffuse(first.x, first.eps, following)
+        second = teacher(z_m, following, labels, w)
+        alpha_s, sigma_s = (process.expand(of, z) for of in schedule.alpha_sigma(after))
+        z_s = alpha_s * second.x + sigma_s * second.eps
+        alpha, sigma = (process.expand(of, z) for of in schedule.alpha_sigma(logsnr))
+        wanted = (z_s - sigma_s / sigma * z) / (alpha_s - sigma_s / sigma * alpha)
+        return process.v_from_x_eps(wanted, process.eps_from_x(z, wanted, logsnr), logsnr)
+
+    options = {'num_steps': num_steps, 'w_range': (0.0, 4.0), **LIMITS, 'prediction': 'v'}
+    distance = functools.partial(loss.halving_loss, x=x, labels=labels, draws=draws, **options)
+    one_step = as_prediction(lambda z, logsnr, labels, w: teacher(z, logsnr, labels, w).eps, 'v')
+    assert float(distance(best, teacher).mean()) < 1e-4 * float(distance(one_step, teacher).mean())
 
 
 @settings(max_examples=10)
