@@ -17,7 +17,7 @@ from cfg.modes.describe_target import describe_target
 from cfg.runtime import parallel
 from cfg.runtime.errors import UserError
 from cfg.settings.data import spec_of
-from cfg.settings.networks import abstract_params, build_trained
+from cfg.settings.networks import TAKE_W, abstract_params, build_trained
 from cfg.training.build import objective_of
 
 GIB = 2.0**30
@@ -26,6 +26,10 @@ GIB = 2.0**30
 def run(config: ConfigDict, workdir: None) -> str:
     """Describes a config, of the devices of `--target` or as if on `--num_devices` of this machine's kind."""
     options = flags.FLAGS
+    if config.train.kind == 'student':  # the same network and as many passes, and no teacher to open
+        as_free = config.copy_and_resolve_references()
+        as_free.train.kind = 'guidance_free'
+        return f'{run(as_free, workdir)}\nA student holds the parameters of its teacher, float32, on each device too.'
     if options.target is None:
         return describe(config, num_devices=options.num_devices)
     if options.num_devices is not None:
@@ -57,6 +61,11 @@ def describe(config: ConfigDict, *, num_devices: int | None = None) -> str:
     ]
     if config.train.kind == 'model':
         lines += _sampling(config, network, spec, flops)
+    if config.train.kind in TAKE_W:
+        steps = config.sampling.num_steps
+        lines.append(
+            f'sampling: {flops * steps / 1e12:.4g} TFLOP an image at every w (T = {steps}, one prediction a step)'
+        )
     if config.train.kind == 'model' and config.model.learned_variance:
         return '\n'.join([*lines, 'training: none, as the loss trains no variances'])
     batch = config.train.batch_size

@@ -300,6 +300,21 @@ def test_other_grids_match_float64_and_include_both_ends(name, num_steps, logsnr
     np.testing.assert_allclose(grid, reference(num_steps, logsnr_min, logsnr_max), rtol=1e-5, atol=2e-5)
 
 
+@ranges
+@pytest.mark.parametrize('num_steps', [1, 2, 3, 64])
+def test_a_nested_grid_is_every_other_level_of_twice_as_many_steps(num_steps, logsnr_min, logsnr_max):
+    limits = {'logsnr_min': logsnr_min, 'logsnr_max': logsnr_max}
+    grid = np.asarray(schedule.nested_grid(num_steps, **limits))
+    assert grid.shape == (num_steps,)
+    np.testing.assert_allclose(schedule.nested_grid(2 * num_steps, **limits)[::2], grid, rtol=1e-6)
+    assert grid[0] == pytest.approx(logsnr_min)
+    # u = 0, clean data, comes after the last level.
+    expected = schedule.sampling_grid(num_steps + 1, **limits)[:-1]
+    np.testing.assert_allclose(grid, expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match='at least 1'):
+        schedule.nested_grid(0, **limits)
+
+
 def test_rho_1_is_uniform_in_sigma_and_a_large_rho_in_logsnr():
     limits = {'logsnr_min': -3.0, 'logsnr_max': 3.0}
     sigma = np.asarray(schedule.sigma_from_logsnr(schedule.rho_grid(9, **limits, rho=1.0)))

@@ -7,7 +7,8 @@ from cfg.runtime.errors import UserError
 from cfg.settings.checks import check_config
 from cfg.settings.data import spec_of
 from cfg.settings.networks import abstract_params, build_classifier, build_network
-from configs import adm, imagenet64
+from cfg.training import build
+from configs import adm, digits_student, imagenet64
 from tests.in_process import main, refused
 
 
@@ -58,6 +59,25 @@ def test_what_the_backward_pass_keeps_is_counted_by_hand(small_config):
         network = build_network(small_config, spec)
         sizes.append(describe.activation_bytes(small_config, network, spec, abstract_params(network, spec)))
     assert 0.45 < sizes[1] / sizes[0] < 0.75
+
+
+def test_a_student_is_described_without_its_teacher():
+    done = main('--mode=describe', '--num_devices=8', config='configs/imagenet64_student.py:4', small=False)
+    assert done.returncode == 0, done.stderr
+    flops = float(re.search(r'forward pass: (\S+) GFLOP', done.stdout)[1])
+    sampling = float(re.search(r'sampling: (\S+) TFLOP an image at every w \(T = 4, one prediction', done.stdout)[1])
+    assert sampling == pytest.approx(4 * flops / 1000, rel=1e-2)
+    assert re.search(r'w_1/kernel +\| \(768, 768\)', done.stdout)
+    assert done.stdout.endswith('A student holds the parameters of its teacher, float32, on each device too.\n')
+
+
+@pytest.mark.parametrize('part', ['teacher', 'guided', *map(str, (32, 16, 8, 4, 2, 1))])
+def test_every_part_of_the_ladder_has_a_config(part):
+    config = digits_student.get_config(part)
+    check_config(config)
+    build.check_trainable(config)
+    with pytest.raises(UserError, match=r'digits_student.py:64 is no part: give one of teacher, guided, 32'):
+        digits_student.get_config('64')
 
 
 def test_an_imported_network_has_no_training_to_describe():

@@ -160,6 +160,8 @@ def test_counts_that_an_integer_of_the_device_does_not_hold_are_refused(field):
         ('mixture.means', ((0.0,),), 'up to 6 points (x, y)'),
         ('mixture.steps', (), 'one or more whole numbers of at least 2'),
         ('mixture.rule_samplers', (), 'at least one sampler'),
+        ('sampling.num_steps', 1, "at least 2 with the grid 'paper'"),
+        ('eval.num_steps', (4, 1), "at least 2 with the grid 'paper'"),
         ('mixture.guidance', ('one_pass',), 'rules that need no network that takes w'),
         ('train.w', (-1.0, 4.0), 'the least and the largest w, above -1'),
     ],

@@ -77,6 +77,26 @@ def test_a_student_that_was_stopped_ends_as_one_that_was_not(teacher, student, t
     assert digests[0] == digests[1]
 
 
+def test_a_ladder_goes_down_to_one_step(tmp_path):
+    changes = {'diffusion': {'prediction': 'v'}, 'sampling': {'sampler': 'ddim', 'grid': 'nested'}}
+    config = small_config()
+    config.update(changes)
+    (tmp_path / 'teacher').mkdir()
+    loop.train(config, tmp_path / 'teacher')
+    before = 'teacher'
+    for steps, rule in ((0, 'cfg'), (2, 'one_pass'), (1, 'one_pass')):
+        config = student_of(tmp_path / before, weighting='truncated', student_steps=steps, teacher_guidance=rule)
+        config.update(changes)
+        config.sampling.num_steps = config.train.student_steps or 4
+        before = str(steps)
+        (tmp_path / before).mkdir()
+        loop.train(config, tmp_path / before)
+    config.eval.w, config.eval.num_samples = (1.0,), 20
+    sweep.evaluate(config, tmp_path / before)
+    (row,) = (row.settings for row in Results(tmp_path / before).read())
+    assert (row['evaluations'], row['num_steps'], row['grid']) == (1, 1, 'nested')
+
+
 def test_another_teacher_is_refused(student, tmp_path):
     config = small_config()
     config.seed = 1
@@ -92,6 +112,8 @@ def test_another_teacher_is_refused(student, tmp_path):
         ('train', {'teacher_workdir': ''}, 'teacher_workdir is not set'),
         ('train', {'teacher_workdir': 'runs/none'}, 'teacher_workdir=runs/none does not exist'),
         ('train', {'teacher_step': 5}, 'has no checkpoint of step 5|step 5'),
+        ('train', {'student_steps': 4}, "prediction='eps' must be 'x' or 'v' with train.student_steps"),
+        ('train', {'teacher_guidance': 'one_pass'}, "takes no w, so it cannot be 'one_pass'"),
         ('train', {'weighting': 'truncated'}, "weighting='truncated' must be 'eps' where the network predicts eps"),
         ('train', {'w': (2.0, 1.0)}, r'config.train.w=\(2.0, 1.0\) must be two numbers, the smaller first'),
         ('train', {'kind': 'model'}, "config.sampling.guidance='one_pass' must be another than 'one_pass'"),
