@@ -51,17 +51,17 @@ def check_devices() -> None:
             reason = _passed_over() if device.platform == 'cpu' and not asked else None
         except (RuntimeError, AssertionError) as error:
             reason = _words(error) or 'there is no such device here'
-            known = any(re.search(pattern, reason) for pattern, _ in CAUSES)
-            if jax.distributed.is_initialized() and not known:  # another process may have died
+            if jax.distributed.is_initialized() and not _remedy(reason):  # another process may have died
                 raise
         if reason is None:
             return
         told = [_words(record.exc_info[1]) for record in records if record.exc_info and record.exc_info[1]]
         records.clear()
-    reason = next((text for text in told if text), reason)
+    if _remedy(reason) is None:
+        reason = next((text for text in told if text), reason)
     names = [name for name in asked.split(',') if name]
     packages = [PACKAGES[name] for name in names if name in PACKAGES]
-    remedy = next((text for pattern, text in CAUSES if re.search(pattern, reason)), None)
+    remedy = _remedy(reason)
     if remedy is None and packages:
         remedy = f'install JAX for it (pip install -U "{packages[0]}") where there is one'
     if remedy is None:
@@ -83,6 +83,11 @@ def _passed_over() -> str | None:
             reason = _words(error)
             return reason if re.search(r'already in use|lockfile|/dev/(accel|vfio)', reason) else None
     return None
+
+
+def _remedy(reason: str) -> str | None:
+    """Tells what helps against one of the causes; None for any other."""
+    return next((text for pattern, text in CAUSES if re.search(pattern, reason)), None)
 
 
 def _words(error: BaseException) -> str:

@@ -82,7 +82,7 @@ def falling_back(monkeypatch, packages=(), libtpu=None):
 
 
 def test_a_tpu_that_is_held_is_not_passed_over(monkeypatch):
-    falling_back(monkeypatch, libtpu=HELD)
+    falling_back(monkeypatch, packages=['xla_cuda13'], libtpu=HELD)  # which has no GPU to look for
     assert re.search('already in use by process with pid 176028.*another process holds', sentence())
 
 
