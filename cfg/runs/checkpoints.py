@@ -10,8 +10,8 @@ Every process that opens them does so for itself: one process writes, and any ma
 import itertools
 import logging
 import shutil
-import time
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging as absl_logging
 from etils import epath
 
 from cfg.runs.run_files import CHECKPOINTS, DAMAGED, DamagedError, checkpoint_meta, sealed, unreadable
@@ -30,7 +31,6 @@ from cfg.runtime.files import make_folder
 
 log = logging.getLogger('cfg')
 
-SETTLING = 2.0  # seconds
 STATE_ITEMS = ('params', 'ema_params', 'opt_state')
 Shapes = dict[str, list[int]]
 
@@ -88,6 +88,7 @@ class Checkpoints:
             raise UserError(f'{workdir} holds no checkpoints: run --mode=train with this --workdir first.')
         if not read_only:
             make_folder(self.folder)
+        _leave_the_last_word()
         process = jax.process_index()
         # orbax's own read_only option differs from this only in a warning at every start.
         options = ocp.CheckpointManagerOptions(
@@ -152,9 +153,6 @@ class Checkpoints:
         except (UserError, MemoryError):
             raise
         except Exception as error:  # of the file system, through orbax and tensorstore, each in its own kind
-            # Other arrays are still being written: their threads fail too, with tracebacks. Ours is the last word.
-            logging.getLogger('asyncio').setLevel(logging.CRITICAL)
-            time.sleep(SETTLING)
             finished = sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
             last = f'the last good one is of step {finished[-1]}' if finished else 'there is no earlier one'
             free = shutil.disk_usage(self.folder).free / 2**20
@@ -256,3 +254,30 @@ def _target(folder: Path, like: Any) -> ocp.args.StandardRestore:
         )
     flat = {path: np.empty(x.shape, saved[path].dtype) for path, x in ours.items()}
     return ocp.args.StandardRestore(ocp.tree.from_flat_dict(flat, target=like))
+
+
+def _leave_the_last_word() -> None:
+    """Keeps orbax and tensorstore from printing a traceback for each array of a checkpoint that fails.
+
+    The first error is raised, and becomes a sentence; the other arrays are still under way then, and their threads find
+    the event loop of the first closed.
+    """
+    logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+    absl_logging.get_absl_logger().addFilter(_is_not_of_orbax_threads)
+    if not isinstance(sys.unraisablehook, _Unraisable):
+        sys.unraisablehook = _Unraisable(sys.unraisablehook)
+
+
+def _is_not_of_orbax_threads(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and 'orbax' in record.pathname)
+
+
+class _Unraisable:
+    """A hook for exceptions that nobody can catch, which passes over those of a closed event loop."""
+
+    def __init__(self, before: Callable[[Any], Any]):
+        self._before = before
+
+    def __call__(self, unraisable: Any) -> None:
+        if str(unraisable.exc_value) != 'Event loop is closed':
+            self._before(unraisable)

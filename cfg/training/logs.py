@@ -13,6 +13,7 @@ import numpy as np
 from cfg.data.crop import to_png
 from cfg.report.sample_files import FOLDER
 from cfg.runs.run_files import METRICS_FILE, read_metrics
+from cfg.runtime.errors import UserError, reason_of_write
 from cfg.runtime.files import write_whole
 
 log = logging.getLogger('cfg')
@@ -37,9 +38,13 @@ class Logs:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, error: type[BaseException] | None, *_):
         with self._thread:
-            self.flush()
+            try:
+                self.flush()
+            except UserError:  # what ended the block says it better
+                if error is None:
+                    raise
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Writes numbers of a step to both places."""
@@ -57,7 +62,7 @@ class Logs:
         self._tensorboard('write_images', step, {name: image[None]})
 
     def flush(self) -> None:
-        """Returns when TensorBoard's files are written; raises what writing one of them raised."""
+        """Returns when TensorBoard's files are written; a UserError says what cannot be."""
         if self._written:
             self._tensorboard('flush')
         while self._written:
@@ -67,7 +72,16 @@ class Logs:
         """Has the thread call a method of clu's writer; raises what an earlier call raised."""
         while self._written and self._written[0].done():
             self._written.pop(0).result()
-        self._written.append(self._thread.submit(lambda: getattr(self._writer, method)(*args)))
+        self._written.append(self._thread.submit(self._write, method, *args))
+
+    def _write(self, method: str, *args: Any) -> None:
+        try:
+            getattr(self._writer, method)(*args)
+        except Exception as error:  # of TensorFlow, in its own kinds
+            raise UserError(
+                f'{self._folder} cannot be written ({reason_of_write(error)}): make room, or see to that disk; the '
+                'same command goes on from the last checkpoint.'
+            ) from error
 
     @functools.cached_property
     def _writer(self) -> Any:

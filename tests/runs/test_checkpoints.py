@@ -1,8 +1,13 @@
 """What a checkpoint that cannot be used is called: damaged, of other types, or on a disk that is away."""
 
+import contextlib
 import errno
+import gc
 import os
+import resource
 import shutil
+import time
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -129,3 +134,38 @@ def test_files_that_are_not_there_are_damage(write):
     shutil.rmtree(workdir / 'checkpoints' / '2' / 'params' / 'd')
     assert int(restore(workdir).step) == 1
     assert [path.name for path in (workdir / 'damaged_checkpoints').iterdir()] == ['2']
+
+
+@contextlib.contextmanager
+def full_disk(size=40_000):
+    """Refuses this process what a full disk would: files of more than so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_one_sentence_and_no_traceback(tmp_path, capfd, caplog):
+    rng = np.random.default_rng(0)
+    params = {f'{number}': rng.normal(size=(128, 128)).astype(np.float32) for number in range(40)}
+    with (
+        pytest.raises(UserError, match=r'could not be written .*File too large; .*there is no earlier one'),
+        full_disk(),
+        Checkpoints(tmp_path) as checkpoints,
+    ):
+        checkpoints.save(state_of(params, 1), meta={'config': {}})
+        checkpoints.wait()
+    gc.collect()  # asyncio tells then of what nobody asked for
+    time.sleep(0.5)
+    assert 'Traceback' not in ''.join(capfd.readouterr()) + caplog.text
+
+
+def test_what_else_nobody_can_catch_is_still_told(monkeypatch):
+    told = []
+    monkeypatch.setattr(module.sys, 'unraisablehook', told.append)
+    module._leave_the_last_word()
+    for text in ('Event loop is closed', 'something else'):
+        module.sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError(text)))
+    assert [str(each.exc_value) for each in told] == ['something else']

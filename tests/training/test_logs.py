@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from cfg.data.crop import from_png
+from cfg.runtime.errors import UserError
 from cfg.training.logs import Logs
 from tests.command_line import ROOT, command
 
@@ -52,3 +53,22 @@ def test_an_image_is_a_picture_in_the_folder_of_samples_too(tmp_path):
     with Logs(tmp_path, start_step=0) as logs:
         logs.image(300, 'samples', image)
     np.testing.assert_array_equal(from_png((tmp_path / 'samples' / 'train_step00000300.png').read_bytes()), image)
+
+
+class Full:
+    """A writer whose disk is full, in TensorFlow's words."""
+
+    def write_scalars(self, *_):
+        raise RuntimeError('{{function_node CreateSummaryFileWriter}} events.out; No space left on device\n\tFailed')
+
+    flush = write_scalars
+
+
+def test_a_disk_that_is_full_of_pictures_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(Logs, '_writer', Full())
+    said = r'tensorboard cannot be written \(No space left on device\)'
+    with pytest.raises(UserError, match=said), Logs(tmp_path, start_step=0) as logs:
+        logs.scalars(1, {'loss': 0.5})
+    with pytest.raises(UserError, match='the checkpoint'), Logs(tmp_path, start_step=0) as logs:
+        logs.scalars(2, {'loss': 0.5})
+        raise UserError('the checkpoint')  # which says it better
