@@ -56,7 +56,7 @@ sample.run(config, WORKDIR)
 
 def test_a_rule_a_solver_and_a_data_set_in_one_file_each(tmp_path):
     copy = tmp_path / 'copy'
-    for folder in ('cfg', 'configs', 'tests'):
+    for folder in ('benchmarks', 'cfg', 'configs', 'tests'):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns('__pycache__'))
     diffs = re.findall(r'```diff\n(.*?)```', (ROOT / 'docs' / 'extending.md').read_text(), re.DOTALL)
     assert [diff.count('\n+++ ') for diff in diffs] == [1, 1, 1]  # one file each
