@@ -133,6 +133,7 @@ class Watch:
         if trouble is not None:
             status, sentence = trouble
             self._end('failed', status, sentence, for_all=True)
+            progress.end_line()
             print(f'error: {sentence}', file=sys.stderr, flush=True)
             self._leave_last(status)
 

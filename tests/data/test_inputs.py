@@ -114,7 +114,7 @@ def test_other_files_are_counted(tmp_path):
 MACHINE_MADE = (
     *('@eaDir', '@Recycle', '@tmp', '#recycle', '#snapshot', '$RECYCLE.BIN', 'RECYCLER', '__MACOSX', 'lost+found'),
     *('System Volume Information', '.Trashes', '.Trash-1000', '.Spotlight-V100', '.snapshot', '.zfs', '.git'),
-    *('prepared_images',),
+    *('prepared_images', '~snapshot', '@Transcode', 'FOUND.000', 'TheVolumeSettingsFolder'),
     *('.ipynb_checkpoints', '__pycache__', '.AppleDouble', '.thumbnails', '.fseventsd', 'Network Trash Folder'),
 )
 

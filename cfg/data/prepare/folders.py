@@ -20,11 +20,13 @@ EXTENSIONS = ('.jpg', '.jpeg', '.jfif', '.png', '.gif', '.webp', '.bmp', '.tif',
 # Files and folders that file systems, desktops, NAS boxes, editors and this program put among images. A thumbnail among
 # them would be one more image, and its folder one more class.
 MACHINE_MADE = re.compile(
-    r'@(eaDir|Recycle|Recently-Snapshot|sharebin|tmp)|#(recycle|snapshot)|\$RECYCLE\.BIN|RECYCLER|__MACOSX|__pycache__'
-    r'|lost\+found|System Volume Information|Network Trash Folder|Temporary Items|(eh)?Thumbs\.db|desktop\.ini|Icon\r'
-    rf'|{BUILDER}'
-    r'|\.(DS_Store|AppleDouble|Trashes|Trash(-\d+)?|Spotlight-V100|fseventsd|TemporaryItems|DocumentRevisions-V100)'
-    r'|\.(snapshot|zfs|thumbnails|git|ipynb_checkpoints)',
+    r'@(eaDir|Recycle|Recently-Snapshot|sharebin|tmp|Transcode)|#recycle|TheVolumeSettingsFolder'  # NAS boxes
+    r'|[#~.]snapshot|\.zfs|lost\+found'  # file systems
+    r'|\$RECYCLE\.BIN|RECYCLER|FOUND\.\d{3}|System Volume Information|(eh)?Thumbs\.db|desktop\.ini'  # Windows
+    r'|__MACOSX|\.DS_Store|\.AppleDouble|\.Trashes|\.Spotlight-V100|\.fseventsd|\.TemporaryItems|\.DocumentRevisions-V100'
+    r'|Network Trash Folder|Temporary Items|Icon\r'  # macOS, with the line before
+    r'|\.Trash(-\d+)?|\.thumbnails|\.git|\.ipynb_checkpoints|__pycache__'  # desktops and editors
+    rf'|{BUILDER}',
     re.IGNORECASE,
 )
 SPLIT_FOLDERS = {
