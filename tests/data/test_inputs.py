@@ -175,6 +175,7 @@ def test_other_contradictions(tmp_path, names):
     'names',
     [
         ['n01440764/n01440764_10026.JPEG', 'n01440764/n01440764_2.JPEG', 'n01443537/n01443537_2.JPEG'],  # ImageNet
+        ['n01443537/art_0.jpg', 'n01443537/toy_1.jpg', 'n01484850/art_0.jpg', 'n01484850/toy_1.jpg'],  # ImageNet-R
         ['cat/flickr_cat_1.jpg', 'cat/pixabay_cat_2.jpg', 'dog/flickr_dog_1.jpg', 'dog/pixabay_dog_2.jpg'],  # AFHQ
         ['a b/web_a-b_1.jpg', 'a b/own_A_B_2.jpg', 'c/web_c_1.jpg', 'c/own_c_2.jpg'],
         ['cat/IMG_1.jpg', 'cat/DSC_2.jpg', 'dog/IMG_3.jpg', 'dog/DSC_4.jpg'],  # cameras

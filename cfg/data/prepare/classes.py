@@ -76,8 +76,9 @@ def _class_in(path: str) -> str:
 def _check_no_contradiction(folder: epath.Path, members: Mapping[str, Files]) -> None:
     """Refuses class folders among which classes that the names give are scattered, as in parts of ADM's layout.
 
-    What cameras and programs write into names contradicts nothing. In numbered folders ('part1', 'part2') one scattered
-    class is enough if classes have several images. Else it takes half of the images, and names without the folder's.
+    What cameras and programs write into names contradicts nothing, and WordNet's numbers are classes. In numbered
+    folders ('part1', 'part2') one scattered class is enough if classes have several images. Else it takes half of the
+    images, and names that do not hold the folder's.
     """
     named = {name: Counter(_class_in(path) for path, _ in files) for name, files in members.items()}
     counts = Counter()
@@ -86,6 +87,8 @@ def _check_no_contradiction(folder: epath.Path, members: Mapping[str, Files]) ->
     homes = Counter(start for starts in named.values() for start in starts)
     scattered = [start for start, count in homes.items() if count > 1 and not _SOURCES.fullmatch(start)]
     if '' in counts or not scattered or all(len(starts) < 2 for starts in named.values()):
+        return
+    if all(re.fullmatch('n[0-9]{8}', name) for name in members):  # of ImageNet and the sets that were made for it
         return
     numbered = len({re.sub('[0-9]+', '', name) for name in members}) == 1 and counts.total() >= 2 * len(counts)
     own = sum(_holds_word(path, name) for name, files in members.items() for path, _ in files)
