@@ -1,6 +1,7 @@
 """Does what every command does alike: flags, the config, and mistakes as one sentence. It imports no JAX."""
 
 import re
+import signal
 import sys
 from collections.abc import Callable
 
@@ -78,6 +79,8 @@ def run(main: Callable[[], None], *, memory: Callable[[], str], stopped: str = '
                 raise UserError(f'{argv[1]!r} is not a flag: fields of the config are set as --config.field=value.')
             main()
         except (Exception, KeyboardInterrupt) as error:
+            if isinstance(error, KeyboardInterrupt):
+                signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one would be a traceback of what ends meanwhile
             status = exit_status(error, memory=memory(), stopped=stopped)
             if status is None:
                 raise

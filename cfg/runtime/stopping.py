@@ -1,7 +1,9 @@
 """Takes SIGTERM and Ctrl-C as a wish to stop at the next good moment."""
 
 import logging
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -12,23 +14,42 @@ log = logging.getLogger('cfg')
 class StopSignal:
     """Remembers, while entered, the first SIGTERM or Ctrl-C as `received`; a second one ends the process.
 
-    Handlers are only set in the main thread, and put back at the end.
+    Both are answered at once, by a thread: Python's own handlers wait until a compiler, say, returns. Handlers are only
+    set in the main thread, and put back at the end.
+
+    Args:
+      saving: what is saved before the end.
+      lost: what a second signal loses, in words; the attribute `lost`, called by the thread, may tell more.
     """
 
     NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
-    def __init__(self):
+    def __init__(self, saving: str = 'what is done', lost: str = 'what came since the last saving'):
         self.received: signal.Signals | None = None
+        self.lost: Callable[[], str] = lambda: lost
+        self._saving = saving
         self._before: dict[int, Any] = {}
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
+            self._read, self._write = os.pipe()
+            os.set_blocking(self._write, False)
+            self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+            self._thread = threading.Thread(target=self._answer, name='signals', daemon=True)
+            self._thread.start()
             self._before = {number: signal.signal(number, self._handle) for number in self.NUMBERS}
         return self
 
     def __exit__(self, *_):
+        if not self._before:
+            return
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup)
+        os.write(self._write, b'\0')
+        self._thread.join()
+        os.close(self._read)
+        os.close(self._write)
 
     def leave(self, save: Callable[[], None], received: int | None = None) -> None:
         """Ends the process if a signal came, after `save`; otherwise does nothing.
@@ -48,6 +69,24 @@ class StopSignal:
             raise SystemExit(128 + number)
 
     def _handle(self, number: int, frame: Any) -> None:
-        self.received = signal.Signals(number)
-        for each in self.NUMBERS:
-            signal.signal(each, signal.SIG_DFL)
+        self.received = self.received or signal.Signals(number)
+        told = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        if told != self._write:  # an event loop of a library took the place
+            signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+            os.write(self._write, bytes([number]))
+
+    def _answer(self) -> None:
+        """Answers each signal as it comes; the system writes their numbers into the pipe."""
+        first = True
+        while number := os.read(self._read, 1)[0]:
+            if number not in self.NUMBERS:
+                continue
+            name = signal.Signals(number).name
+            if first:
+                first = False
+                self.received = self.received or signal.Signals(number)
+                log.info('%s: %s is being saved; a second one ends at once, without that.', name, self._saving)
+                continue
+            log.warning('Ended by a second signal (%s) without saving. Lost: %s.', name, self.lost())
+            sys.stdout.flush()
+            os._exit(128 + number)

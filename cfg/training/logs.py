@@ -77,7 +77,9 @@ class Logs:
     def _write(self, method: str, *args: Any) -> None:
         try:
             getattr(self._writer, method)(*args)
-        except Exception as error:  # of TensorFlow, in its own kinds
+        except Exception as error:
+            if not isinstance(error, OSError) and not type(error).__module__.startswith('tensorflow'):
+                raise
             raise UserError(
                 f'{self._folder} cannot be written ({reason_of_write(error)}): make room, or see to that disk; the '
                 'same command goes on from the last checkpoint.'

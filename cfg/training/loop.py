@@ -19,7 +19,7 @@ from cfg.data.pipeline import Share, train_batches
 from cfg.data.source import Source
 from cfg.runs import state as states
 from cfg.runs.checkpoints import Checkpoints
-from cfg.runs.run_files import CONFIG_FILE
+from cfg.runs.run_files import CONFIG_FILE, checkpoint_steps
 from cfg.runs.state import TrainState
 from cfg.runtime import environment, parallel, processes
 from cfg.runtime.errors import UserError
@@ -80,7 +80,8 @@ def _train(config: ConfigDict, workdir: Path) -> None:
             state = states.create(taught(params, teacher) if teacher else params, tx)
         else:
             state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
-        with StopSignal() as stop, processes.held_by_first(lambda: _open_logs(config, workdir, start)) as logs:
+        stop = StopSignal('the step in progress')
+        with stop, processes.held_by_first(lambda: _open_logs(config, workdir, start)) as logs:
             batches = train_batches(
                 source,
                 batch_size=config.train.batch_size,
@@ -93,6 +94,7 @@ def _train(config: ConfigDict, workdir: Path) -> None:
             with contextlib.closing(batches):
                 step_fn, meter = step_of(config, network, tx, teacher=teacher), Meter(config, skips)
                 run = _Run(config, source, step_fn, meter, checkpoints, logs, view, stop, start, teacher)
+                stop.lost = lambda: run.unsaved(checkpoint_steps(workdir))
                 run.steps(state, parallel.Prefetched(batches, parallel.everywhere(), ahead=AHEAD))
 
 
@@ -137,6 +139,7 @@ class _Run:
     start: int  # the step that was done last
     teacher: Teacher | None = None  # of a student
     pending: deque = field(default_factory=deque)  # steps under way, with their metrics
+    taken: int = 0  # the step that was begun last
 
     def steps(self, state: TrainState, batches: parallel.Prefetched) -> None:
         """Takes the steps from the one after `state` to `config.train.num_steps`, or to a stop.
@@ -152,6 +155,7 @@ class _Run:
         state = parallel.replicate_first(state, everywhere)
         stopping = 0
         for step in range(self.start + 1, options.num_steps + 1):
+            self.taken = step
             waited = batches.waited
             batch = next(batches)
             meter.spent('data_wait_share', batches.waited - waited)
@@ -180,6 +184,13 @@ class _Run:
             if self.view and (last or step % options.sample_every == 0):
                 self._show(step, state)
         processes.on_first(lambda: self.checkpoints.wait())
+
+    def unsaved(self, saved: list[int]) -> str:
+        """Tells in words what is lost if the process ends now, of the steps that have checkpoints."""
+        last = saved[-1] if saved else 0
+        since = f'the checkpoint of step {last}' if saved else 'the start, as there is no checkpoint yet'
+        lost = max(self.taken - last, 0)
+        return f'{lost} step{"s" * (lost != 1)} since {since}'
 
     def _look(self, most: int) -> int:
         """Waits for steps under way until at most so many are left; returns the others' largest wish to stop."""

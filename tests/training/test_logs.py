@@ -1,5 +1,6 @@
 """The logs of a run: nothing of them is waited for, and nothing of them is lost."""
 
+import errno
 import subprocess
 import sys
 
@@ -56,10 +57,10 @@ def test_an_image_is_a_picture_in_the_folder_of_samples_too(tmp_path):
 
 
 class Full:
-    """A writer whose disk is full, in TensorFlow's words."""
+    """A writer whose disk is full."""
 
     def write_scalars(self, *_):
-        raise RuntimeError('{{function_node CreateSummaryFileWriter}} events.out; No space left on device\n\tFailed')
+        raise OSError(errno.ENOSPC, 'events.out; No space left on device')
 
     flush = write_scalars
 

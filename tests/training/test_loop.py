@@ -14,6 +14,7 @@ from cfg.modes.status import run as describe
 from cfg.runs import state
 from cfg.runs.checkpoints import Checkpoints, check_shapes
 from cfg.runs.run_files import checkpoint_meta, find_step, read_metrics
+from cfg.runtime import stopping
 from cfg.runtime.errors import UserError
 from cfg.runtime.files import lock
 from cfg.settings.networks import abstract_params, build_network
@@ -332,3 +333,24 @@ def test_a_stop_signal_saves_the_step_in_progress(tmp_path, small_config, monkey
     assert stopped.value.code == 128 + signal.SIGTERM
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         assert checkpoints.steps() == [4]
+
+
+def test_a_second_signal_says_which_steps_are_lost(tmp_path, small_config, monkeypatch, caplog):
+    small_config.train.num_steps = 8
+    small_config.train.checkpoint_every = 2
+    ended = []
+
+    def update_and_stop(_, done, note=''):
+        if done == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(loop.Progress, 'update', update_and_stop)
+    monkeypatch.setattr(stopping.os, '_exit', ended.append)
+    with caplog.at_level('INFO', logger='cfg'), pytest.raises(SystemExit):
+        loop.train(small_config, tmp_path)
+    assert ended == [128 + signal.SIGTERM]
+    assert 'SIGINT: the step in progress is being saved; a second one ends at once' in caplog.text
+    # The checkpoint of step 4 may still be under way.
+    lost = re.search(r'Lost: (\d) steps since the checkpoint of step (\d)', caplog.text)
+    assert sum(map(int, lost.groups())) in (5, 6)

@@ -79,7 +79,7 @@ def make_parts(job: Job, *, workers: int) -> None:
     total = sum(job.source.splits.values())
     done = total - sum(place.stop - place.start for place in todo)
     progress = Progress('prepare', total, start=done, unit='image')
-    with StopSignal() as stop:
+    with StopSignal('each part in progress', 'the parts in progress') as stop:
         for place in _run(job, todo, workers=workers, stopped=lambda: stop.received is not None):
             done += place.stop - place.start
             progress.update(done)
