@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import logging
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,8 @@ from cfg.data.prepare.imagenet import PUBLISHED, check_archives
 from cfg.data.prepare.inputs import Input, Record, Records, digest
 from cfg.runtime.errors import UserError, first_line
 from cfg.runtime.progress import end_line
+
+log = logging.getLogger('cfg')
 
 AT_ONCE = 100  # encoded images that a worker holds in memory; 11 MB of ImageNet
 
@@ -58,9 +61,12 @@ def read_tfds(folder: epath.PathLike) -> Input:
         info = _builder(folder).info
     image, label = _image_and_label(info, folder)
     counts = {name: split.num_examples for name, split in info.splits.items()}
-    # TFDS's test splits often have no labels; they serve where there is no validation split.
+    # A test split serves where there is no validation split, and if it has labels, which many of TFDS keep secret.
     wanted = ('train', 'validation') if 'validation' in counts else ('train', 'test')
     splits = {name: counts[name] for name in wanted if counts.get(name)}
+    if 'test' in splits and next(_read(folder, image, label, 'test', 0, 1)).error:
+        log.info('The test split of %s has no classes and is left out.', info.full_name)
+        del splits['test']
     if 'train' not in splits:
         raise UserError(f'{info.full_name} has no train split, but {", ".join(counts) or "none"}.')
 
@@ -121,7 +127,7 @@ def _reading(folder: str, where: str = '') -> Iterator[None]:
     """Turns what damaged files of TFDS raise into a sentence; `where` says which they are."""
     try:
         yield
-    except MemoryError:
+    except (MemoryError, OSError):  # a file system that is away for a moment is no damage
         raise
     except Exception as error:  # array_record, TFRecords and protobuf each raise their own kinds
         raise UserError(
