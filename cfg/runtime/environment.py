@@ -37,6 +37,8 @@ RECORDED = (
     *('JAX_OPTIMIZATION_LEVEL', 'JAX_EXEC_TIME_OPTIMIZATION_EFFORT', 'JAX_COMPILER_ENABLE_REMAT_PASS'),
     *('JAX_SOFTMAX_CUSTOM_JVP', 'JAX_USE_HLO_LOGISTIC_LOWERING', 'JAX_RAGGED_DOT_USE_RAGGED_DOT_INSTRUCTION'),
 )
+# Of the flags of XLA: our own for speed, how many devices it makes of a CPU, and what it writes for people.
+_NO_ROUNDING = rf'\s*--({CPU_FLAG}|xla_force_host_platform_device_count|xla_dump_\w+)=\S+'
 _BOOLS = dict.fromkeys(('0', 'n', 'no', 'f', 'off'), 'false') | dict.fromkeys(('1', 'y', 'yes', 't', 'on'), 'true')
 
 
@@ -53,9 +55,9 @@ def pin(environ: MutableMapping[str, str] | None = None) -> None:
 
 
 def recorded(environ: MutableMapping[str, str] | None = None) -> dict[str, str]:
-    """Returns what the environment says that may change the rounding of numbers, but for our own flag of speed."""
+    """Returns what the environment says that may change the rounding of numbers."""
     environ = os.environ if environ is None else environ
-    said = {name: re.sub(rf'\s*--{CPU_FLAG}=\S+', '', environ.get(name, '')).strip() for name in RECORDED}
+    said = {name: re.sub(_NO_ROUNDING, '', environ.get(name, '')).strip() for name in RECORDED}
     return {name: value for name, value in said.items() if value}
 
 

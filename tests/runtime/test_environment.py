@@ -57,7 +57,8 @@ def test_the_rest_is_recorded_without_our_own_flag():
         'LIBTPU_INIT_ARGS': '',
     }
     assert recorded(environ) == {'JAX_DEFAULT_MATMUL_PRECISION': 'highest'}
-    environ['XLA_FLAGS'] = f'--xla_cpu_enable_fast_math=true --{CPU_FLAG}={CPU_VALUE}'
+    others = f'--{CPU_FLAG}={CPU_VALUE} --xla_force_host_platform_device_count=4 --xla_dump_to=/somewhere'
+    environ['XLA_FLAGS'] = f'--xla_cpu_enable_fast_math=true {others}'
     assert recorded(environ)['XLA_FLAGS'] == '--xla_cpu_enable_fast_math=true'
 
 
