@@ -25,7 +25,7 @@ from cfg.report.curves import group_curves
 from cfg.report.results import Results
 from cfg.runs.companions import make_generator
 from cfg.runs.trained import TrainedRun
-from cfg.runtime import progress
+from cfg.runtime import environment, progress
 from cfg.runtime.errors import UserError
 from cfg.runtime.files import lock
 from cfg.settings.checks import check_config
@@ -198,7 +198,8 @@ def test_a_row_says_how_it_was_measured(workdir):
     assert row['features_file_sha256'] is None
     assert row['reference_file_sha256'] is None
     assert row['sfid'] is None
-    assert {'jax', 'jaxlib', 'flax', 'numpy'} == set(row['versions'])
+    assert {'jax', 'jaxlib', 'flax', 'numpy'} | environment.recorded().keys() == set(row['versions'])
+    assert 'XLA_FLAGS' in row['versions']  # which the tests set
     assert (row['num_samples'], row['labels'], row['seed'], row['is_split_size']) == (100, 'balanced', 1, 50)
     numbers = ('fid', 'inception_score', 'precision', 'recall', 'kid', 'kid_standard_error', 'finite_sample_fid')
     assert np.isfinite([row[name] for name in numbers]).all()
