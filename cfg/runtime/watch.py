@@ -85,7 +85,7 @@ class Watch:
             self._end('stopped', status, f'exit status {status}')
         elif self._count not in (None, 1):
             self._fail(error)
-        elif self._count == 1 and isinstance(error, UserError) and self._own.work is None:
+        elif isinstance(error, UserError) and self._own.work is None:
             self._take_back()
         else:
             self._end('failed', 0, _reason(error))

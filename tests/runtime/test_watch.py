@@ -219,6 +219,14 @@ def test_where_only_jax_knows_the_number_those_that_started_are_named(tmp_path, 
     assert f'some processes have not started; these have: {socket.gethostname()}' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('count', [1, None])  # None: only JAX would have known
+def test_what_is_refused_before_it_is_joined_leaves_no_beat(tmp_path, ended, count):
+    with pytest.raises(UserError), make(tmp_path, ended, index=count and 0, count=count):
+        raise UserError('no such device')
+    assert beats.read_all(tmp_path, 'train') == []
+    assert not ended
+
+
 def test_a_failure_is_written_down_for_the_others_with_its_status(tmp_path, ended):
     other(tmp_path, index=0)
     with pytest.raises(UserError), make(tmp_path, ended, index=1) as eye:
