@@ -3,6 +3,7 @@
 import datetime
 import importlib.metadata
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -71,10 +72,10 @@ class Scoring:
             reference_sha256=self.reference.sha256,
         )
 
-    def origin(self, warning: str | None = None) -> Origin:
-        """Returns what a row that is finished now says of how it came about; `warning` is of this row alone."""
+    def origin(self, warnings: Sequence[str] = ()) -> Origin:
+        """Returns what a row that is finished now says of how it came about; `warnings` are of this row alone."""
         return Origin(
-            warnings=(*self.warnings, *([warning] if warning else [])),
+            warnings=(*self.warnings, *warnings),
             features_file_sha256=self.network.file_sha256,
             device=jax.devices()[0].device_kind,
             versions={name: importlib.metadata.version(name) for name in LIBRARIES} | environment.recorded(),

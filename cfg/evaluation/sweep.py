@@ -248,7 +248,7 @@ class _Sweep:
             method=self._scoring.method,
             scores=scores,
             beside=self._beside,
-            origin=self._scoring.origin(self._models[point.step, point.ema].strength_warning(point.w)),
+            origin=self._scoring.origin(self._models[point.step, point.ema].warnings(point.w, point.sampler)),
             p_uncond=self._models[point.step, point.ema].p_uncond,
             label_in=self._config.model.label_in,
             **self._cost(point),

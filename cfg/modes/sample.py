@@ -39,7 +39,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     progress = Progress('sample', len(ws) * len(labels), unit='sample')
     panels = []
     for number, w in enumerate(ws):
-        if warning := model.strength_warning(w):
+        for warning in model.warnings(w, sampler):
             log.warning('%s', warning)
         images = []
         for batch in generator(params, labels, w, seed=options.seed):

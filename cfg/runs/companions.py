@@ -66,6 +66,8 @@ def open_companions(config: ConfigDict, model: TrainedRun, rule: Rule) -> Networ
     for name, run in found.items():
         run.check_images(config, model.spec.image_shape, model.spec.num_classes, labelled=name != 'uncond')
         run.check_levels(config)
+        if getattr(run.network, 'takes_w', False):
+            raise UserError(f'{run.name} takes w as an input, so nothing compares with it: give a model without.')
     return found
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cfg.data.manifest import short_name
+from cfg.data.source import Source
 from cfg.data.spec import DataSpec, data_spec
+from cfg.diffusion.sampler import Sampler
 from cfg.models.classifier import EncoderUNet
 from cfg.models.flops import forward_flops, gradient_flops
 from cfg.models.unet import UNet
@@ -59,10 +61,11 @@ class TrainedRun:
             config's, or not on all of its noise levels.
         """
         step, meta = _find(workdir, step, 'model')
-        _check_same_model(config_dict(config), meta, step)
+        name = f'The checkpoint of step {step}'
+        _check_same_model(config, meta, name, MEANING if meta.get('imported') else (*MEANING, *MADE))
         folder, spec = (workdir / CHECKPOINTS / str(step)).absolute(), _spec(meta)
         ema = config.sampling.ema if ema is None else ema
-        run = cls(workdir, step, ema, meta, spec, build_network(config, spec), f'The checkpoint of step {step}')
+        run = cls(workdir, step, ema, meta, spec, build_network(config, spec), name)
         if run.imported and not ema:
             raise UserError(f'{folder} was imported and has one set of parameters: use config.sampling.ema=True.')
         check_shapes(folder, meta, abstract_params(run.network, spec))
@@ -115,12 +118,21 @@ class TrainedRun:
         """Returns the share of null labels in the training of a model."""
         return self.config['train']['p_uncond']
 
-    def strength_warning(self, w: float) -> str | None:
-        """Returns a sentence where w is outside the range that a network learned that takes it; else None."""
-        low, high = self.config['train'].get('w', (w, w))
-        if not getattr(self.network, 'takes_w', False) or low <= w <= high:
-            return None
-        return f'w = {w:g} is outside the range {low:g} to {high:g} that the network learned.'
+    @property
+    def student_steps(self) -> int:
+        """Returns how many steps of DDIM a student learned, on the grid 'nested'; 0 where it knows all levels."""
+        return self.config['train'].get('student_steps', 0) if self.config['train']['kind'] == 'student' else 0
+
+    def warnings(self, w: float, sampler: Sampler | None = None) -> tuple[str, ...]:
+        """Returns sentences on what a network that takes w did not learn: that w, or the levels of a sampler."""
+        found, train, steps = [], self.config['train'], self.student_steps
+        taken = sampler and (sampler.solver.text, sampler.grid.text, sampler.num_steps)
+        if getattr(self.network, 'takes_w', False) and not train['w'][0] <= w <= train['w'][1]:
+            low, high = train['w']
+            found.append(f'w = {w:g} is outside the range {low:g} to {high:g} that the network learned.')
+        if steps and taken and taken != ('ddim', 'nested', steps):
+            found.append(f'The network learned {counted(steps)} of ddim on the grid nested, and here takes others.')
+        return tuple(found)
 
     @property
     def logsnr_max(self) -> float:
@@ -169,6 +181,12 @@ class TrainedRun:
                 f'give another {self.kind}.'
             )
 
+    def check_same_network(self, config: ConfigDict, source: DataSpec | Source) -> None:
+        """Checks that the parameters of a model mean the same in the network of a config, but for an input w."""
+        _check_same_model(config, self.meta, self.name, [field for field in MEANING if field != ('train', 'kind')])
+        own = build_network(config, source).clone(takes_w=self.network.takes_w)
+        check_shapes((self.workdir / CHECKPOINTS / str(self.step)).absolute(), self.meta, abstract_params(own, source))
+
     def check_images(
         self, config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int, *, labelled: bool = True
     ) -> None:
@@ -213,6 +231,11 @@ class TrainedRun:
             )
 
 
+def counted(steps: int) -> str:
+    """Returns a number of steps in words."""
+    return f'{steps} step{"s" * (steps != 1)}'
+
+
 def newest_meta(workdir: Path) -> dict[str, Any] | None:
     """Returns what the newest checkpoint says of itself; None where there is no checkpoint."""
     steps = checkpoint_steps(workdir)
@@ -251,13 +274,14 @@ def _check_kind(meta: dict[str, Any], kind: str, workdir: Path) -> None:
         raise UserError(f'{workdir} holds a {meta["kind"]}, not a {kind}: give the workdir of a {kind}.')
 
 
-def _check_same_model(config: dict[str, Any], meta: dict[str, Any], step: int) -> None:
-    for part, name in (*MEANING, *(() if meta.get('imported') else MADE)):
+def _check_same_model(config: ConfigDict, meta: dict[str, Any], what: str, fields: Iterable[tuple[str, str]]) -> None:
+    config = config_dict(config)
+    for part, name in fields:
         before, now = meta['config'][part][name], config[part][name]
         if (short_name(now) != short_name(before)) if (part, name) == ('data', 'name') else now != before:
             raise UserError(
-                f'The checkpoint of step {step} was trained with config.{part}.{name}={before!r}, not {now!r}: use '
-                'the config that it was trained with.'
+                f'{what} was trained with config.{part}.{name}={before!r}, not {now!r}: use the config that it was '
+                'trained with.'
             )
 
 

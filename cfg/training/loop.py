@@ -73,12 +73,13 @@ def _train(config: ConfigDict, workdir: Path) -> None:
         if start >= config.train.num_steps:
             log.info('Nothing to train: the newest checkpoint is of step %d.', start)
             return
-        if found:
-            state = found[0]
-        elif processes.is_first():
+
+        def begin() -> TrainState:
             params = init_params(network, source, seed=config.seed)
-            state = states.create(taught(params, teacher) if teacher else params, tx)
-        else:
+            return states.create(taught(params, teacher) if teacher else params, tx)
+
+        state = processes.on_first(lambda: found[0] if found else begin())
+        if not processes.is_first():
             state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
         stop = StopSignal('the step in progress')
         with stop, processes.held_by_first(lambda: _open_logs(config, workdir, start)) as logs:

@@ -66,7 +66,7 @@ def restore(
         if teacher and meta['teacher'] != teacher.sha256:
             raise UserError(
                 f'The student in {checkpoints.folder} learned from another teacher than the one in '
-                f'{config.train.teacher_workdir}: give that one, or another --workdir.'
+                f'{config.train.teacher_workdir}: give that one (config.train.teacher_step), or another --workdir.'
             )
         _tell_environment(meta.get('environment', recorded()))
         break

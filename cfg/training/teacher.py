@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from cfg.data.source import Source
 from cfg.diffusion.denoiser import Models
 from cfg.diffusion.sampler import Sampler, parse_rule
 from cfg.runs.companions import Networks, check_guidable, on_devices, open_companions
-from cfg.runs.trained import TrainedRun
+from cfg.runs.trained import TrainedRun, counted
 from cfg.runtime.errors import UserError
+from cfg.settings.values import require
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ def open_teacher(config: ConfigDict, source: Source) -> Teacher:
     """Opens the teacher that a config names, with its averaged parameters.
 
     Raises:
-      UserError: when there is none, it was trained on other images or fewer noise levels, or its guidance needs what it
-        was not trained for.
+      UserError: when there is none, it is another network or was trained on other images or fewer noise levels, or
+        is asked for what it was not trained for.
     """
     options, what = config.train, 'config.train.teacher_workdir'
     if not options.teacher_workdir:
@@ -46,31 +46,40 @@ def open_teacher(config: ConfigDict, source: Source) -> Teacher:
     model = TrainedRun.beside(config, options.teacher_workdir, options.teacher_step, what=what, kind='model')
     model.check_images(config, source.image_shape, source.num_classes)
     model.check_levels(config)
+    model.check_same_network(config, source)
     rule = parse_rule(options.teacher_guidance, 'train.teacher_guidance')
+    words = 'a rule that changes the prediction and not the noise, without w, of which config.train.w tells'
+    require(not (rule.renoises or rule.scales_noise or rule.w), 'train.teacher_guidance', rule.text, words)
     companions = open_companions(config, model, rule)
-    check_guidable(rule.w or tuple(options.w), model, rule, companions)
+    check_guidable(tuple(options.w), model, rule, companions)
+    _check_learned(config, model)
     limits = {'logsnr_min': config.diffusion.logsnr_min, 'logsnr_max': config.diffusion.logsnr_max}
     networks = {'model': model} | companions
     return Teacher(networks, Sampler(rule=rule, clip_x=False, **limits), on_devices(networks))
 
 
-def taught(params: Any, teacher: Teacher) -> Any:
-    """Returns the initial parameters of a student: its teacher's, and what tells it w as in `params`.
-
-    Raises:
-      UserError: when the teacher is another network.
-    """
-    model = teacher.networks['model']
-    theirs = model.params()
-    shapes, own = (
-        {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(tree)}
-        for tree in (theirs, {name: params[name] for name in params if name in theirs or not name.startswith('w_')})
-    )
-    different = [name for name in sorted(shapes.keys() | own.keys()) if shapes.get(name) != own.get(name)]
-    if different:
+def _check_learned(config: ConfigDict, model: TrainedRun) -> None:
+    """Checks that a teacher which takes w itself learned the strengths, and a student of few steps the levels."""
+    options, steps = config.train, model.student_steps
+    for w in options.w:
+        if outside := model.warnings(w):
+            raise UserError(f'{model.name}: {outside[0]} Set config.train.w within it.')
+    if not steps:
+        return
+    if steps != 2 * options.student_steps:
+        which = 'which no other halves' if steps % 2 else f'so its own has config.train.student_steps={steps // 2}'
         raise UserError(
-            f'{model.name} is another network than that of config.model: {different[0]} is '
-            f'{shapes.get(different[0], "missing")} there, and {own.get(different[0], "missing")} here. A student has '
-            "its teacher's network: set config.model and config.diffusion.prediction as in its config.json."
+            f'{model.name} is a student of {counted(steps)}, {which}, and not {options.student_steps}: give another '
+            'teacher or number.'
         )
-    return params | theirs
+    theirs, ours = ((it['logsnr_min'], it['logsnr_max']) for it in (model.config['diffusion'], config.diffusion))
+    if theirs != ours:
+        raise UserError(
+            '{} learned the levels from {:g} to {:g}, not from {:g} to {:g}: set config.diffusion.logsnr_min and '
+            'logsnr_max as there.'.format(model.name, *theirs, *ours)
+        )
+
+
+def taught(params: Any, teacher: Teacher) -> Any:
+    """Returns the initial parameters of a student: its teacher's, and what tells it w as in `params`."""
+    return params | teacher.networks['model'].params()

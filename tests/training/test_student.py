@@ -1,5 +1,6 @@
 """Students: they begin as their teacher, go on from their checkpoints, and are evaluated as any run."""
 
+import json
 import shutil
 
 import jax
@@ -12,6 +13,7 @@ from cfg.evaluation import sweep
 from cfg.modes.status import run as describe
 from cfg.report.results import Results
 from cfg.runs.generate import Generator, binder
+from cfg.runs.run_files import sealed
 from cfg.runtime import parallel
 from cfg.runtime.errors import UserError
 from cfg.settings.networks import build_network, init_params
@@ -77,24 +79,62 @@ def test_a_student_that_was_stopped_ends_as_one_that_was_not(teacher, student, t
     assert digests[0] == digests[1]
 
 
-def test_a_ladder_goes_down_to_one_step(tmp_path):
-    changes = {'diffusion': {'prediction': 'v'}, 'sampling': {'sampler': 'ddim', 'grid': 'nested'}}
-    config = small_config()
-    config.update(changes)
-    (tmp_path / 'teacher').mkdir()
-    loop.train(config, tmp_path / 'teacher')
-    before = 'teacher'
-    for steps, rule in ((0, 'cfg'), (2, 'one_pass'), (1, 'one_pass')):
-        config = student_of(tmp_path / before, weighting='truncated', student_steps=steps, teacher_guidance=rule)
+def test_a_student_of_one_step_learns_from_a_network_that_takes_w(tmp_path):
+    changes = {'diffusion': {'prediction': 'v'}, 'sampling': {'sampler': 'ddim', 'grid': 'nested', 'num_steps': 1}}
+    workdirs = tmp_path / 'teacher', tmp_path / 'student'
+    halving = {'student_steps': 1, 'teacher_guidance': 'one_pass', 'weighting': 'truncated'}
+    for workdir, train in zip(workdirs, ({'kind': 'guidance_free'}, halving), strict=True):
+        config = student_of(workdirs[0], **train)
         config.update(changes)
-        config.sampling.num_steps = config.train.student_steps or 4
-        before = str(steps)
-        (tmp_path / before).mkdir()
-        loop.train(config, tmp_path / before)
-    config.eval.w, config.eval.num_samples = (1.0,), 20
-    sweep.evaluate(config, tmp_path / before)
-    (row,) = (row.settings for row in Results(tmp_path / before).read())
-    assert (row['evaluations'], row['num_steps'], row['grid']) == (1, 1, 'nested')
+        workdir.mkdir()
+        loop.train(config, workdir)
+    config.eval.w, config.eval.num_samples, config.eval.num_steps = (1.0,), 20, (1, 2)
+    sweep.evaluate(config, workdir)
+    for row in (row.settings for row in Results(workdir).read()):
+        assert (row['evaluations'], row['grid']) == (row['num_steps'], 'nested')
+        asked = 'learned 1 step of ddim on the grid nested' in ' '.join(row['warnings'])
+        assert asked is (row['num_steps'] == 2)
+
+
+def retold(workdir, place, **train):
+    """Copies a run, whose checkpoints then tell of another training."""
+    shutil.copytree(workdir, place)
+    for path in place.glob('checkpoints/*/meta/metadata'):
+        meta = json.loads(path.read_text())
+        meta['config']['train'].update(train)
+        path.write_text(json.dumps(sealed(meta)))
+    return place
+
+
+@pytest.mark.parametrize(
+    ('told', 'changes', 'sentence'),
+    [
+        ({}, {'w': (0.0, 8.0)}, 'w = 8 is outside the range 0 to 4 that the network learned'),
+        ({'student_steps': 4}, {}, 'is a student of 4 steps, .*train.student_steps=2'),
+        ({'student_steps': 4}, {'student_steps': 4}, 'is a student of 4 steps, .*train.student_steps=2'),
+        ({'student_steps': 1}, {}, 'is a student of 1 step, which no other halves'),
+    ],
+)
+def test_a_teacher_is_asked_only_what_it_learned(student, tmp_path, told, changes, sentence):
+    config = student_of(retold(student, tmp_path / 'teacher', **told), teacher_guidance='one_pass', **changes)
+    with pytest.raises(UserError, match=sentence):
+        open_teacher(config, digits('all'))
+
+
+def test_a_student_of_few_steps_has_the_levels_of_its_teacher(student, tmp_path):
+    config = student_of(retold(student, tmp_path / 'teacher', student_steps=4), student_steps=2)
+    config.train.teacher_guidance = 'one_pass'
+    assert open_teacher(config, digits('all')).networks['model'].student_steps == 4
+    config.diffusion.logsnr_max = 10.0
+    with pytest.raises(UserError, match='learned the levels from -20 to 20, not from -20 to 10'):
+        open_teacher(config, digits('all'))
+
+
+def test_a_network_that_takes_w_is_no_companion(teacher, student):
+    config = small_config()
+    config.sampling.uncond_workdir = str(student)
+    with pytest.raises(UserError, match=r'uncond_workdir=.* takes w as an input'):
+        sweep.evaluate(config, teacher)
 
 
 def test_another_teacher_is_refused(student, tmp_path):
@@ -114,20 +154,27 @@ def test_another_teacher_is_refused(student, tmp_path):
         ('train', {'teacher_step': 5}, 'has no checkpoint of step 5|step 5'),
         ('train', {'student_steps': 4}, "prediction='eps' must be 'x' or 'v' with train.student_steps"),
         ('train', {'teacher_guidance': 'one_pass'}, "takes no w, so it cannot be 'one_pass'"),
+        ('', {'train': {'student_steps': 4}, 'diffusion': {'prediction': 'v'}}, "must be 'ddim' with .*num_steps=4"),
         ('train', {'weighting': 'truncated'}, "weighting='truncated' must be 'eps' where the network predicts eps"),
         ('train', {'w': (2.0, 1.0)}, r'config.train.w=\(2.0, 1.0\) must be two numbers, the smaller first'),
+        ('train', {'teacher_guidance': 'temperature'}, "'temperature' must be a rule that changes the prediction"),
+        ('train', {'teacher_guidance': 'cfg_plus_plus'}, "'cfg_plus_plus' must be a rule that changes the prediction"),
+        ('train', {'teacher_guidance': 'cfg(w=1)'}, 'must be a rule that changes the prediction .* without w'),
+        ('train', {'kind': 'guidance_free', 'p_uncond': 0.0}, 'p_uncond=0.0 must be above 0 and below 1'),
         ('train', {'kind': 'model'}, "config.sampling.guidance='one_pass' must be another than 'one_pass'"),
         (
             'sampling',
             {'guidance': 'cfg'},
             "config.sampling.guidance='cfg' must be 'one_pass' with train.kind='student'",
         ),
-        ('model', {'channels': 16}, 'is another network than that of config.model'),
+        ('model', {'channels': 16}, 'is of another architecture than config.model'),
+        ('model', {'label_in': 'decoder'}, "teacher_workdir=.* was trained with config.model.label_in='everywhere'"),
+        ('diffusion', {'prediction': 'v'}, "teacher_workdir=.* was trained with config.diffusion.prediction='eps'"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(teacher, tmp_path, part, changes, sentence):
     config = student_of(teacher)
-    config[part].update(changes)
+    (config[part] if part else config).update(changes)
     with pytest.raises(UserError, match=sentence):
         loop.train(config, tmp_path)
 
@@ -149,11 +196,3 @@ def test_a_student_is_evaluated_as_any_run(teacher, student, tmp_path):
     plain.eval.guidance = ('one_pass',)
     with pytest.raises(UserError, match="takes no w, so it cannot be 'one_pass'"):
         sweep.evaluate(plain, shutil.copytree(teacher, tmp_path / 'teacher'))
-
-
-def test_guidance_free_training_runs_without_a_teacher(tmp_path):
-    config = student_of('', kind='guidance_free')
-    loop.train(config, tmp_path)
-    config.eval.w, config.eval.num_samples = (1.0,), 20
-    sweep.evaluate(config, tmp_path)
-    assert [row.settings['guidance'] for row in Results(tmp_path).read()] == ['one_pass']
