@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from cfg.runtime import xla_flags
 from cfg.runtime.errors import UserError
 
 # Of what JAX, CUDA and libtpu say: what it means, and what helps. The first that is found counts.
@@ -39,11 +40,17 @@ def check_devices() -> None:
     """Starts JAX's devices and computes one number on them, before any other use of them.
 
     Raises:
-      UserError: when JAX cannot use the devices of JAX_PLATFORMS; or, without it, would leave an accelerator alone
-        whose package is installed, because it is held by another process or its driver does not fit.
+      UserError: when XLA does not know one of its flags; when JAX cannot use the devices of JAX_PLATFORMS; or, without
+        it, would leave an accelerator alone whose package is installed, because it is held by another process or its
+        driver does not fit.
     """
     variable = next((name for name in ('JAX_PLATFORMS', 'JAX_PLATFORM_NAME') if os.environ.get(name)), 'JAX_PLATFORMS')
     asked = os.environ.get(variable, '')
+    if flags := xla_flags.unknown(os.environ.get('XLA_FLAGS', '')):
+        raise UserError(
+            f'XLA_FLAGS holds --{flags[0]}, which this jaxlib does not know: mend it or take it out; flags of TPUs '
+            '(xla_tpu_...) belong in LIBTPU_INIT_ARGS.'
+        )
     with _heard() as records:
         try:
             device = jax.devices()[0]

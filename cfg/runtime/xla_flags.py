@@ -1,15 +1,18 @@
 """Makes XLA's settings for speed, which must come before JAX starts."""
 
+import functools
 import importlib.metadata
 import importlib.util
 import mmap
 import os
+import re
 from pathlib import Path
 
 # Lets XLA's CPU backend hand convolutions and matrix products to a faster library; numerics stay within rounding.
 # Experimental, so it is set only where the installed jaxlib knows it: XLA ends the process on an unknown flag.
 CPU_FLAG = 'xla_cpu_experimental_ynn_fusion_type'
 CPU_VALUE = 'LIBRARY_FUSION_TYPE_DOT'
+ANY_FLAG = 'xla_force_host_platform_device_count'  # where this is not found either, names cannot be looked up
 
 
 def choose(environ: dict[str, str] | None = None) -> bool:
@@ -33,11 +36,25 @@ def _runs_on_cpu(environ: dict[str, str]) -> bool:
     return not accelerators and importlib.util.find_spec('libtpu') is None
 
 
+def unknown(flags: str) -> list[str]:
+    """Returns those of XLA_FLAGS that the installed jaxlib does not know: XLA would end the process.
+
+    A name counts as known if any text of the library ends with it, so that no flag that XLA takes is among them.
+    """
+    names = re.findall(r'(?:^|\s)--(\w+)', flags)
+    return [name for name in names if not _in_jaxlib(name.encode() + b'\0')] if jaxlib_knows(ANY_FLAG) else []
+
+
 def jaxlib_knows(flag: str) -> bool:
     """Tells whether the installed jaxlib has an XLA flag of this name, found by its name in the library.
 
     A flag's name is a string of its own there. Names of flags that are gone stay as parts of longer texts.
     """
+    return _in_jaxlib(b'\0' + flag.encode() + b'\0')
+
+
+@functools.cache  # half a second for what is not there
+def _in_jaxlib(text: bytes) -> bool:
     spec = importlib.util.find_spec('jaxlib')
     if spec is None or spec.origin is None:
         return False
@@ -45,4 +62,4 @@ def jaxlib_knows(flag: str) -> bool:
     if not library.exists():
         return False
     with library.open('rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(b'\0' + flag.encode() + b'\0') >= 0
+        return content.find(text) >= 0

@@ -5,6 +5,8 @@ import pytest
 
 from cfg.models.unet import UNet
 from cfg.runtime import xla_flags
+from cfg.runtime.devices import check_devices
+from cfg.runtime.errors import UserError
 
 # As users compile, and not as the suite does.
 USERS = {'xla_backend_optimization_level': 1}
@@ -35,6 +37,15 @@ def test_an_unknown_flag_is_not_found():
     assert not xla_flags.jaxlib_knows('xla_cpu_a_flag_that_nobody_has_written')
     assert not xla_flags.jaxlib_knows('xla_force_host_platform_device')
     assert xla_flags.jaxlib_knows('xla_force_host_platform_device_count')
+
+
+def test_flags_that_would_end_the_process_are_named(monkeypatch):
+    known = f'--{xla_flags.ANY_FLAG}=4 --xla_dump_to=/x --xla_gpu_autotune_level=0'
+    assert xla_flags.unknown(known) == xla_flags.unknown('') == xla_flags.unknown('a_file') == []
+    assert xla_flags.unknown(f'{known} --xla_cpu_fast=--xla_no') == ['xla_cpu_fast']
+    monkeypatch.setenv('XLA_FLAGS', f'{known} --xla_tpu_enable_async_collective_fusion=true')
+    with pytest.raises(UserError, match=r'holds --xla_tpu_enable_async_collective_fusion.*LIBTPU_INIT_ARGS'):
+        check_devices()
 
 
 def test_numerics_are_unchanged_by_the_flag():
