@@ -51,7 +51,7 @@ def pin(environ: MutableMapping[str, str] | None = None) -> None:
     for name in sorted(PINNED.keys() & environ.keys()):
         value = environ.pop(name)
         if value and _BOOLS.get(value.lower(), value.lower()) != PINNED[name]:
-            log.warning('%s=%s is ignored: results would not be those of this code (%s).', name, value, PINNED[name])
+            log.warning('%s=%s is ignored, as it would change results: it counts as %s.', name, value, PINNED[name])
 
 
 def recorded(environ: MutableMapping[str, str] | None = None) -> dict[str, str]:
