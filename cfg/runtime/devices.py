@@ -72,7 +72,7 @@ def check_devices() -> None:
     if remedy is None and packages:
         remedy = f'install JAX for it (pip install -U "{packages[0]}") where there is one'
     if remedy is None:
-        remedy = 'give one that JAX has (cpu, cuda, tpu)'
+        remedy = 'give one that JAX has (cpu, cuda, tpu)' if asked else 'see whether its driver works (nvidia-smi)'
     instead = f'unset {variable} to take what there is' if asked else 'set JAX_PLATFORMS=cpu to compute without it'
     what = f'the devices of {variable}={asked}' if asked else 'the accelerator of this machine'
     raise UserError(f'JAX cannot use {what} ({reason}): {remedy}, or {instead}.')

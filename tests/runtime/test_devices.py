@@ -42,6 +42,11 @@ def sentence():
         ('tpu', f"Unable to initialize backend 'tpu': {HELD} {SET}", r'pid 176028.*another process holds'),
         ('', f"Unable to initialize backend 'cuda': INTERNAL: {DRIVER} {UNSET}", 'update the driver.*cuda12'),
         ('', 'INTERNAL: CUDA_ERROR_OUT_OF_MEMORY: out of memory', 'another process holds it.*JAX_PLATFORMS=cpu'),
+        (
+            '',
+            'INTERNAL: cuInit: CUDA_ERROR_SYSTEM_NOT_READY: not yet initialized',
+            'NOT_READY.*whether its driver works',
+        ),
         ('', 'INTERNAL: no supported devices found for platform CUDA', 'CUDA_VISIBLE_DEVICES'),
     ],
 )
