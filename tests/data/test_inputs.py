@@ -163,7 +163,9 @@ def test_parts_of_adms_layout_are_refused_until_the_user_says_what_they_are(tmp_
     'names',
     [
         ['old/cat_0.png', 'old/dog_0.png', 'new/cat_1.png'],
-        ['a/0_1.png', 'a/1_2.png', 'b/0_3.png', 'b/1_4.png'],
+        [f'{part}/{i % 2}_{i}.png' for part in 'ab' for i in range(20)],
+        ['0/cat_1.png', '0/dog_1.png', '1/cat_2.png', '1/dog_2.png'],
+        ['part1/0_1.png', 'part1/1_2.png', 'part2/0_3.png', 'part2/1_4.png'],
         [f'part{i // 10}/{i // 8:02d}_{i}.png' for i in range(80)],  # sorted, so that few classes are in two parts
     ],
 )
@@ -183,6 +185,9 @@ def test_other_contradictions(tmp_path, names):
         ['001.Tern/Black_Tern_1.jpg', '002.Swan/Black_Swan_1.jpg', '002.Swan/Black_Swan_2.jpg'],  # CUB
         ['animal/cat_1.jpg', 'animal/mouse_1.jpg', 'device/mouse_2.jpg', 'device/key_1.jpg', 'device/key_2.jpg'],
         ['rose/100_a.jpg', 'rose/101_b.jpg', 'daisy/100_c.jpg', 'daisy/102_d.jpg', 'daisy/103_d.jpg'],  # numbers
+        [f'{fruit}/{turn}_100.jpg' for fruit in ('Apple 1', 'Kiwi') for turn in (*range(9), 'r_0')],  # shots
+        ['0/10_left.jpeg', '1/10_right.jpeg', '0/11_left.jpeg', '0/11_right.jpeg', '1/12_left.jpeg', '1/12_right.jpeg'],
+        [f'{mood}/S{i:03d}_{k}.png' for mood in ('0', '1') for i in range(4) for k in range(20)],  # persons
         ['part1/cat_0.jpg', 'part2/dog_0.jpg'],  # the same classes by other names
         ['cat/1_a.jpg', 'cat/2_b.jpg', 'dog/1_a.jpg', 'dog/plain.jpg'],  # one has no other reading
     ],

@@ -78,19 +78,24 @@ def _check_no_contradiction(folder: epath.Path, members: Mapping[str, Files]) ->
 
     What cameras and programs write into names contradicts nothing, and WordNet's numbers are classes. In numbered
     folders ('part1', 'part2') one scattered class is enough if classes have several images. Else it takes half of the
-    images, and names that do not hold the folder's.
+    images, names that do not hold the folder's, and what comes first must not be a number of persons or shots.
     """
     named = {name: Counter(_class_in(path) for path, _ in files) for name, files in members.items()}
     counts = Counter()
     for starts in named.values():
         counts.update(starts)
     homes = Counter(start for starts in named.values() for start in starts)
-    scattered = [start for start, count in homes.items() if count > 1 and not _SOURCES.fullmatch(start)]
+    stems = {re.sub('[0-9]+', '', name) for name in members}  # folders '0', '1' are rather classes than parts
+    numbered = len(stems) == 1 and any(map(str.isalpha, *stems)) and counts.total() >= 2 * len(counts)
+    scattered = [
+        start
+        for start, count in homes.items()
+        if count > 1 and not _SOURCES.fullmatch(start) and (numbered or not _is_counter(start, counts[start] / count))
+    ]
     if '' in counts or not scattered or all(len(starts) < 2 for starts in named.values()):
         return
     if all(re.fullmatch('n[0-9]{8}', name) for name in members):  # of ImageNet and the sets that were made for it
         return
-    numbered = len({re.sub('[0-9]+', '', name) for name in members}) == 1 and counts.total() >= 2 * len(counts)
     own = sum(_holds_word(path, name) for name, files in members.items() for path, _ in files)
     if not numbered and (2 * own >= counts.total() or 2 * sum(counts[it] for it in scattered) < counts.total()):
         return
@@ -100,6 +105,11 @@ def _check_no_contradiction(folder: epath.Path, members: Mapping[str, Files]) ->
         f"first _ of the names (ADM's layout), and {len(scattered)} of these lie in several subfolders: say which with "
         '--config.prepare.classes_from=folders or --config.prepare.classes_from=names.'
     )
+
+
+def _is_counter(start: str, images: float) -> bool:
+    """Tells whether a name begins with a number that is no class: S012, or one of few images a folder."""
+    return any(map(str.isdigit, start)) and not (start.isdigit() and images >= 10)
 
 
 def _first(names: Sequence[str]) -> str:
