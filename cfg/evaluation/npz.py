@@ -134,8 +134,8 @@ class ImageFile(File):
         self.count, *rest = shape
         self.image_shape: tuple[int, int, int] = tuple(rest)
 
-    def labels(self, num_classes: int = 2**31) -> Array | None:
-        """Returns int32 [N]; None if the file holds none. Those outside 0..num_classes - 1 are refused."""
+    def labels(self, num_classes: int | None = None) -> Array | None:
+        """Returns int32 [N]; None if the file holds none. Those outside 0..num_classes - 1, if given, are refused."""
         if 'arr_1' not in self.names:
             return None
         labels = self._array('arr_1')
@@ -145,7 +145,7 @@ class ImageFile(File):
                 f'of {self.count} images: write them so, or leave them out.'
             )
         low, high = labels.min(), labels.max()
-        if low < 0 or high >= num_classes:
+        if num_classes is not None and (low < 0 or high >= num_classes):
             raise UserError(
                 f'{self._named}: its labels (arr_1) are {low} to {high}, and the classes 0 to {num_classes - 1}: '
                 'number them so, in the order of the class names of the data set, or leave them out.'

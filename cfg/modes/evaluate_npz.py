@@ -36,7 +36,7 @@ def run(config: ConfigDict, workdir: Path | None) -> str:
     if file.count < 2:
         raise UserError(f'{what} holds {file.count} images: give at least 2.')
     # Says now what is wrong with them, and not when the reference has been measured.
-    file.labels(spec_of(config).num_classes if opening.classifies(options) else 2**31)
+    file.labels(spec_of(config).num_classes if opening.classifies(options) else None)
     npz.File(Path(options.reference), 'config.eval.reference')
     network = opening.open_features(config, file.image_shape, what)
     with StopSignal() as stop:

@@ -8,6 +8,7 @@ from cfg.mixture import fig2, study
 from cfg.mixture.settings import Settings
 from cfg.report import sweep_report
 from cfg.runs.trained import read_names
+from cfg.runtime.files import lock
 from cfg.settings.values import require
 
 
@@ -22,17 +23,18 @@ def run(config: ConfigDict, workdir: Path, *, missing: int = 0) -> Path:
     name, class_names = read_names(config, workdir)
     options, last = config.report, len(class_names) - 1
     require(0 <= options.one_class <= last, 'report.one_class', options.one_class, f'one of the classes 0 to {last}')
-    return sweep_report.write_report(
-        workdir,
-        class_names=class_names,
-        title=options.title or f'Classifier-free guidance on {name}',
-        grid_w=tuple(options.w),
-        grid_shape=tuple(options.grid_shape),
-        one_class=options.one_class,
-        paper=options.paper,
-        others=tuple(options.workdirs),
-        missing=missing,
-    )
+    with lock(workdir, 'report', wait=True):  # jobs of a sweep draw it too
+        return sweep_report.write_report(
+            workdir,
+            class_names=class_names,
+            title=options.title or f'Classifier-free guidance on {name}',
+            grid_w=tuple(options.w),
+            grid_shape=tuple(options.grid_shape),
+            one_class=options.one_class,
+            paper=options.paper,
+            others=tuple(options.workdirs),
+            missing=missing,
+        )
 
 
 def _mixture(config: ConfigDict, workdir: Path) -> Path:

@@ -13,11 +13,14 @@ import pytest
 from PIL import Image
 
 from cfg.data.grids import mosaic
+from cfg.modes import report
 from cfg.report import page, plots, sweep_report
 from cfg.report.curves import group_curves
 from cfg.report.rows import Row
 from cfg.report.sample_files import load_samples, mixed_order, write_samples
 from cfg.runtime.errors import UserError
+from cfg.runtime.files import lock
+from configs import digits
 from tests.report.rows import row_of, write_rows
 
 STEPS = (300, 1200)
@@ -386,3 +389,14 @@ def test_what_a_row_says_is_escaped(tmp_path):
     assert parsed.text.count(HOSTILE) >= 10
     assert parsed.data['classes'][0]['name'] == HOSTILE
     assert HOSTILE in parsed.data['curves'][0]['label'] + parsed.data['curves'][1]['label']
+
+
+def test_jobs_of_a_sweep_draw_one_after_the_other(tmp_path, monkeypatch):
+    def write(workdir, **_):
+        with pytest.raises(UserError, match='Another process runs --mode=report'), lock(workdir, 'report'):
+            pass
+        return workdir
+
+    monkeypatch.setattr(report, 'read_names', lambda *_: ('digits', CLASSES))
+    monkeypatch.setattr(sweep_report, 'write_report', write)
+    assert report.run(digits.get_config(), tmp_path) == tmp_path
