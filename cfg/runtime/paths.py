@@ -38,13 +38,12 @@ def user_path(value: Any, what: str) -> Any:
         if address.netloc not in ('', 'localhost'):
             raise UserError(f'{named} is on another machine, {address.netloc!r}: give the path of a file or folder.')
         text = unquote(address.path)
-    names = [name.strip('{}') for name in re.findall(r'\$(\w+|\{[^}]*\})', text, re.ASCII)]
+    names = [name.strip('{}') for name in re.findall(r'\$([^\W\d]\w*|\{[^}]*\})', text, re.ASCII)]
     unset = next((name for name in names if not os.environ.get(name)), None)
-    if unset is None:
-        text = os.path.expandvars(text)
-    elif not os.path.lexists(text):  # a name may have a dollar in it
+    path = os.path.expanduser(os.path.expandvars(text))  # noqa: PTH111  pathlib would take the :// of an address apart
+    held = re.match(r'.*\$[^/]*', path)
+    if unset is not None and not (held and os.path.lexists(held[0])):  # the name of a folder may have a dollar in it
         raise UserError(f'{named}: the variable {unset} is not set; set and export it, or give the path itself.')
-    path = os.path.expanduser(text)  # noqa: PTH111  pathlib would take the :// of an address apart
     if path.startswith('~'):
         user = path.partition('/')[0]
         raise UserError(f'{named}: no home folder is known for {user}; give the path itself (./{user} is one here).')

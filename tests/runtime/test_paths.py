@@ -32,6 +32,7 @@ def known(monkeypatch):
         ('runs/x/', 'runs/x/'),
         ('./~', './~'),
         ('a$/b', 'a$/b'),
+        ('cost$5.npz', 'cost$5.npz'),
         ('', ''),
         ('None', ''),
         (None, ''),
@@ -49,6 +50,7 @@ def test_what_is_typed_and_what_is_meant(value, expected):
         ('~nobody.here/x', r'~nobody\.here/x.*no home folder is known for ~nobody\.here'),
         ('$NOWHERE/x', 'the variable NOWHERE is not set'),
         ('$EMPTY/x', 'the variable EMPTY is not set'),
+        ('$EMPTY/etc', 'the variable EMPTY is not set'),
         ('${NOWHERE:-x}', 'the variable NOWHERE:-x is not set'),
         ('run\r', 'has a control character'),
         ('file://server/x', "on another machine, 'server'"),
@@ -60,6 +62,8 @@ def test_what_cannot_be_meant(value, message):
     assert str(error.value).startswith(f'--workdir={value!r}')
 
 
-def test_a_name_with_a_dollar(tmp_path):
+def test_a_name_with_a_dollar(tmp_path, monkeypatch):
     (tmp_path / '$RECYCLE').mkdir()
-    assert user_path(f'{tmp_path}/$RECYCLE', '--workdir') == f'{tmp_path}/$RECYCLE'
+    monkeypatch.setenv('HOME', str(tmp_path))
+    for path in (f'{tmp_path}/$RECYCLE', '~/$RECYCLE', '$HOME/$RECYCLE/new.npz'):
+        assert user_path(path, '--workdir') == f'{tmp_path}/{path[path.index("$R") :]}'
