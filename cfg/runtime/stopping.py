@@ -10,6 +10,8 @@ from typing import Any
 
 log = logging.getLogger('cfg')
 
+PATIENCE = 2.0  # seconds for the last words after a second signal
+
 
 class StopSignal:
     """Remembers, while entered, the first SIGTERM or Ctrl-C as `received`; a second one ends the process.
@@ -87,6 +89,12 @@ class StopSignal:
                 self.received = self.received or signal.Signals(number)
                 log.info('%s: %s is being saved; a second one ends at once, without that.', name, self._saving)
                 continue
-            log.warning('Ended by a second signal (%s) without saving. Lost: %s.', name, self.lost())
-            sys.stdout.flush()
-            os._exit(128 + number)
+            # A disk or a terminal that hangs is why some send a second one.
+            timer = threading.Timer(PATIENCE, os._exit, [128 + number])
+            timer.daemon = True
+            timer.start()
+            try:
+                log.warning('Ended by a second signal (%s) without saving. Lost: %s.', name, self.lost())
+                sys.stdout.flush()
+            finally:
+                os._exit(128 + number)

@@ -31,6 +31,7 @@ def exits_fixture(monkeypatch):
     """The exit statuses with which this process would have ended."""
     found = []
     monkeypatch.setattr(stopping.os, '_exit', found.append)
+    monkeypatch.setattr(stopping, 'PATIENCE', 600.0)
     return found
 
 
@@ -52,6 +53,24 @@ def test_the_first_says_what_is_saved_and_the_second_what_is_lost(number, lines,
     assert exits == [128 + number]
     assert [signal.getsignal(each) for each in StopSignal.NUMBERS] == before
     assert signal.set_wakeup_fd(-1) == -1
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning')
+def test_the_second_ends_whatever_becomes_of_its_words(lines, exits, monkeypatch):
+    monkeypatch.setattr(stopping, 'PATIENCE', 0.01)
+    for hangs in (False, True):
+        exits.clear()
+        goes_on = threading.Event()
+        with StopSignal() as stop:
+            stop.lost = goes_on.wait if hangs else lambda: 1 / 0
+            os.kill(os.getpid(), signal.SIGTERM)
+            lines(1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            deadline = time.monotonic() + 20
+            while not exits and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert exits[0] == 128 + signal.SIGTERM
+            goes_on.set()
 
 
 def test_both_are_answered_while_a_library_computes(lines, exits, caplog):
