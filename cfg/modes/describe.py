@@ -26,10 +26,14 @@ GIB = 2.0**30
 def run(config: ConfigDict, workdir: None) -> str:
     """Describes a config, of the devices of `--target` or as if on `--num_devices` of this machine's kind."""
     options = flags.FLAGS
-    if config.train.kind == 'student':  # the same network and as many passes, and no teacher to open
+    if config.train.kind == 'student':  # the same network, and no teacher to open
         as_free = config.copy_and_resolve_references()
         as_free.train.kind = 'guidance_free'
-        return f'{run(as_free, workdir)}\nA student holds the parameters of its teacher, float32, on each device too.'
+        passes = (1 if config.train.teacher_guidance == 'one_pass' else 2) * (2 if config.train.student_steps else 1)
+        return (
+            f'{run(as_free, workdir)}\nA student holds the parameters of its teacher, float32, on each device too, and '
+            f'training takes {passes} of its passes an image, where one is counted here.'
+        )
     if options.target is None:
         return describe(config, num_devices=options.num_devices)
     if options.num_devices is not None:
@@ -69,8 +73,9 @@ def describe(config: ConfigDict, *, num_devices: int | None = None) -> str:
     if config.train.kind == 'model' and config.model.learned_variance:
         return '\n'.join([*lines, 'training: none, as the loss trains no variances'])
     batch = config.train.batch_size
+    passes = 4 if config.train.kind == 'guidance_free' else 3  # with that for the null label, which has no gradient
     lines += [
-        f'training: {3 * flops * batch / 1e12:.4g} TFLOP a step of {batch} images',
+        f'training: {passes * flops * batch / 1e12:.4g} TFLOP a step of {batch} images',
         '',
         *_memory(config, network, spec, params, share),
         '',

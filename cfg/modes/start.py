@@ -33,14 +33,13 @@ def prepared(
     processes.check_flags(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     config = command_line.read_config()
     check_config(config)
-    folder = None
+    folder, draws = None, config.data.name == 'mixture' and mode == 'report'
     if workdir != 'none' and (FLAGS.workdir is not None or workdir != 'optional'):
         if FLAGS.workdir is None:
             raise UserError('--workdir is missing: give the folder of the run.')
-        made = workdir in ('made', 'optional') or (config.data.name == 'mixture' and mode == 'report')
-        folder = check_workdir(FLAGS.workdir, create=made, write=True)
+        folder = check_workdir(FLAGS.workdir, create=draws or workdir in ('made', 'optional'), write=True)
     if not several:
-        if devices:
+        if devices or draws:
             check_devices()
         yield config, folder
         return

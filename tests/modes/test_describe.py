@@ -68,7 +68,10 @@ def test_a_student_is_described_without_its_teacher():
     sampling = float(re.search(r'sampling: (\S+) TFLOP an image at every w \(T = 4, one prediction', done.stdout)[1])
     assert sampling == pytest.approx(4 * flops / 1000, rel=1e-2)
     assert re.search(r'w_1/kernel +\| \(768, 768\)', done.stdout)
-    assert done.stdout.endswith('A student holds the parameters of its teacher, float32, on each device too.\n')
+    training = float(re.search(r'training: (\S+) TFLOP a step of 2048 images', done.stdout)[1])
+    assert training == pytest.approx(4 * flops * 2048 / 1000, rel=1e-2)
+    assert 'A student holds the parameters of its teacher, float32, on each device too' in done.stdout
+    assert done.stdout.endswith('training takes 2 of its passes an image, where one is counted here.\n')
 
 
 @pytest.mark.parametrize('part', ['teacher', 'guided', *map(str, (32, 16, 8, 4, 2, 1))])

@@ -7,6 +7,7 @@ import pytest
 
 from cfg.runtime import devices
 from cfg.runtime.errors import UserError
+from tests.in_process import refused
 
 SET, UNSET = "(set JAX_PLATFORMS='' to automatically choose an available backend)", '(you may need to uninstall the ...'
 HELD = (
@@ -118,3 +119,10 @@ def test_a_gpu_whose_driver_is_too_old_is_not_passed_over(monkeypatch, tmp_path,
     else:
         devices.check_devices()
         assert 'Jax plugin configuration error' in caplog.text  # as JAX says it
+
+
+def test_the_report_of_a_mixture_computes_too(monkeypatch, tmp_path):
+    starting(monkeypatch, AssertionError(), 'cuda')
+    message = refused('--mode=report', f'--workdir={tmp_path / "new"}', config='configs/mixture.py', small=False)
+    assert 'JAX_PLATFORMS=cuda (there is no such device here)' in message
+    assert not (tmp_path / 'new').exists()
