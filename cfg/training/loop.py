@@ -63,6 +63,9 @@ def _train(config: ConfigDict, workdir: Path) -> None:
     view = processes.on_first(lambda: open_view(config, source, network))
     tx = make_optimizer(config)
     teacher = processes.on_each(lambda: open_teacher(config, source)) if config.train.kind == 'student' else None
+    if teacher:
+        first = processes.from_first(teacher.sha256)
+        processes.on_each(lambda: teacher.check_same(first))
     params = abstract_params(network, source)
     like = jax.eval_shape(lambda p: states.create(p, tx), params)
 

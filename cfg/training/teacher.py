@@ -32,6 +32,15 @@ class Teacher:
         """Returns the digests of the parameters of each network."""
         return {name: run.sha256 for name, run in self.networks.items()}
 
+    def check_same(self, sha256: Mapping[str, str]) -> None:
+        """Checks that the digests are those of the first process, so that all processes learn the same."""
+        if self.sha256 != sha256:
+            model = self.networks['model']
+            raise UserError(
+                f'{model.name} holds another checkpoint of step {model.step} here than for process 0: give a folder '
+                'that all processes see, and the step (config.train.teacher_step) if that run still trains.'
+            )
+
 
 def open_teacher(config: ConfigDict, source: Source) -> Teacher:
     """Opens the teacher that a config names, with its averaged parameters.

@@ -52,6 +52,9 @@ def student_fixture(teacher, tmp_path_factory):
 def test_a_student_begins_as_its_teacher_without_guidance(teacher):
     config, source = student_of(teacher), digits('all')
     opened = open_teacher(config, source)
+    opened.check_same(opened.sha256)
+    with pytest.raises(UserError, match=r'holds another checkpoint of step .* than for process 0'):
+        opened.check_same({'model': '0' * 64})
     network = build_network(config, source)
     params = taught(init_params(network, source, seed=3), opened)
     labels, images = np.arange(10, dtype=np.int32), []
