@@ -71,9 +71,13 @@ def denoising_loss(
     logsnr = schedule.logsnr_from_u(draws.u_time, logsnr_min=logsnr_min, logsnr_max=logsnr_max)
     z = process.diffuse(x, draws.eps, logsnr)
     dropped = drop_labels(draws.u_label, labels, p_uncond=p_uncond, null_label=null_label)
-    output = network(z, logsnr, dropped).astype(jnp.float32)
-    error = output - process.target(x, draws.eps, logsnr, prediction=prediction)
-    return jnp.mean(jnp.square(error), axis=tuple(range(1, x.ndim)))
+    return _squared_error(network(z, logsnr, dropped), process.Prediction(x, draws.eps), logsnr, prediction)
+
+
+def _squared_error(output: Array, wanted: process.Prediction, logsnr: Array, prediction: str) -> Array:
+    """Returns the squared error of what a network predicts, averaged over an example's components, [N] float32."""
+    error = output.astype(jnp.float32) - process.target(*wanted, logsnr, prediction=prediction)
+    return jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))
 
 
 WEIGHTINGS = ('truncated', 'eps', 'x', 'v')
@@ -124,9 +128,7 @@ def distillation_loss(
     logsnr = schedule.logsnr_from_u(draws.u_time, logsnr_min=logsnr_min, logsnr_max=logsnr_max)
     z, w = process.diffuse(x, draws.eps, logsnr), strengths(draws, w_range)
     wanted = jax.lax.stop_gradient(teacher(z, logsnr, labels, w))
-    output = network(z, logsnr, labels, w=w).astype(jnp.float32)
-    error = output - process.target(wanted.x, wanted.eps, logsnr, prediction=prediction)
-    squared = jnp.mean(jnp.square(error), axis=tuple(range(1, x.ndim)))
+    squared = _squared_error(network(z, logsnr, labels, w=w), wanted, logsnr, prediction)
     return jnp.exp(log_weight(logsnr, prediction=prediction, weighting=weighting)) * squared
 
 
@@ -183,10 +185,8 @@ def halving_loss(
     second = teacher(process.diffuse(first.x, first.eps, logsnr_m), logsnr_m, labels, w)
     levels = {'logsnr_t': logsnr_t, 'logsnr_m': logsnr_m, 'logsnr_s': logsnr_s}
     wanted = jax.lax.stop_gradient(halving_target(first.x, second.x, **levels))
-    output = network(z, logsnr_t, labels, w=w).astype(jnp.float32)
-    eps = process.eps_from_x(z, wanted, logsnr_t)
-    error = output - process.target(wanted, eps, logsnr_t, prediction=prediction)
-    squared = jnp.mean(jnp.square(error), axis=tuple(range(1, x.ndim)))
+    both = process.Prediction(wanted, process.eps_from_x(z, wanted, logsnr_t))
+    squared = _squared_error(network(z, logsnr_t, labels, w=w), both, logsnr_t, prediction)
     return jnp.exp(log_weight(logsnr_t, prediction=prediction, weighting=weighting)) * squared
 
 
@@ -217,8 +217,7 @@ def guidance_free_loss(
     null = network(z, logsnr, jnp.full_like(labels, null_label), w=jnp.zeros_like(w))
     share = process.expand(1.0 / (1.0 + w), z)
     output = share * network(z, logsnr, dropped, w=w) + (1.0 - share) * jax.lax.stop_gradient(null)
-    error = output.astype(jnp.float32) - process.target(x, draws.eps, logsnr, prediction=prediction)
-    return jnp.mean(jnp.square(error), axis=tuple(range(1, x.ndim)))
+    return _squared_error(output, process.Prediction(x, draws.eps), logsnr, prediction)
 
 
 def strengths(draws: Draws, w_range: tuple[float, float]) -> Array:
