@@ -14,8 +14,8 @@ from cfg.runs.run_files import CHECKPOINTS, checkpoint_steps
 from cfg.runtime.errors import UserError
 from cfg.runtime.files import lock
 from cfg.settings.data import spec_of
-from cfg.settings.networks import BUILDERS
-from cfg.settings.values import config_dict
+from cfg.settings.networks import BUILDERS, TAKE_W
+from cfg.settings.values import config_dict, require
 
 log = logging.getLogger('cfg')
 
@@ -30,11 +30,10 @@ def run(config: ConfigDict, workdir: Path) -> Path:
     if not config.adm.checkpoint:
         raise UserError('config.adm.checkpoint is missing: give the .pt file, --config.adm.checkpoint=FILE.')
     of_model = config.adm.kind == 'model'
-    if of_model and config.model.label_in != 'everywhere':
-        raise UserError(
-            f"config.model.label_in={config.model.label_in!r} must be 'everywhere' with --mode=import_adm: ADM's "
-            'networks are told the label in all blocks.'
-        )
+    label_in, kind = config.model.label_in, config.train.kind
+    words = "'everywhere' with --mode=import_adm: ADM's networks are told the label in all blocks"
+    require(not of_model or label_in == 'everywhere', 'model.label_in', label_in, words)
+    require(not of_model or kind not in TAKE_W, 'train.kind', kind, "'model' with --mode=import_adm: ADM's take no w")
     spec = spec_of(config)
     folder = workdir / CHECKPOINTS
     with lock(workdir, 'train'):

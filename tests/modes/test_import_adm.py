@@ -202,6 +202,9 @@ def test_another_meaning_of_the_parameters_is_refused(cond):
         sample.run(config, cond[1])
     with pytest.raises(UserError, match=r"label_in='decoder' must be 'everywhere' with --mode=import_adm"):
         import_adm.run(config, cond[1])
+    config.model.label_in, config.train.kind = 'everywhere', 'student'
+    with pytest.raises(UserError, match=r"train\.kind='student' must be 'model' with --mode=import_adm"):
+        import_adm.run(config, cond[1])
 
 
 def test_a_file_of_another_architecture_leaves_no_checkpoint(cond, tmp_path):
