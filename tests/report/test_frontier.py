@@ -175,6 +175,7 @@ def changed(**changes):
     ('changes', 'expected'),
     [
         ({'seed': 1, 'model__channels': 16}, r'not two seeds of one run: config\.model\.channels is 8 there and 16'),
+        ({'seed': 1, 'train__kind': 'guidance_free'}, r'not two seeds of one run: config\.train\.kind'),
         ({'seed': 1, 'train__beta2': 0.9}, r'not two seeds of one run: config\.train\.beta2'),
         ({'seed': 1, 'train__decay_steps': 9}, r'not two seeds of one run: config\.train\.decay_steps'),
         ({}, r'both have config\.seed=0: .* give runs of other seeds'),
