@@ -51,9 +51,9 @@ def _check_strength(config: ConfigDict) -> None:
     eps = train.kind == 'student' and config.diffusion.prediction == 'eps'
     words = "'x' or 'v' with train.student_steps: in few steps too little of x is left in eps"
     require(not (eps and train.student_steps), 'diffusion.prediction', 'eps', words)
-    both = train.kind != 'guidance_free' or 0.0 < train.p_uncond < 1.0
-    words = "above 0 and below 1 with train.kind='guidance_free', which learns from its own null label"
-    require(both, 'train.p_uncond', train.p_uncond, words)
+    learned = not takes or (train.p_uncond < 1.0 and (train.p_uncond > 0.0 or train.kind == 'student'))
+    words = "below 1 where the network takes w, and above 0 with train.kind='guidance_free', for its null label"
+    require(learned, 'train.p_uncond', train.p_uncond, words)
     sampling, few = config.sampling, train.student_steps if train.kind == 'student' else 0
     drawn = (sampling.sampler, sampling.grid, sampling.num_steps)
     words = f"'ddim' with sampling.grid='nested' and sampling.num_steps={few}, the steps that the student learns"

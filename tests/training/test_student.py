@@ -163,7 +163,8 @@ def test_another_teacher_is_refused(student, tmp_path):
         ('train', {'teacher_guidance': 'temperature'}, "'temperature' must be a rule that changes the prediction"),
         ('train', {'teacher_guidance': 'cfg_plus_plus'}, "'cfg_plus_plus' must be a rule that changes the prediction"),
         ('train', {'teacher_guidance': 'cfg(w=1)'}, 'must be a rule that changes the prediction .* without w'),
-        ('train', {'kind': 'guidance_free', 'p_uncond': 0.0}, 'p_uncond=0.0 must be above 0 and below 1'),
+        ('train', {'kind': 'guidance_free', 'p_uncond': 0.0}, 'p_uncond=0.0 must be below 1 .*above 0'),
+        ('train', {'p_uncond': 1.0}, 'p_uncond=1.0 must be below 1'),
         ('train', {'kind': 'model'}, "config.sampling.guidance='one_pass' must be another than 'one_pass'"),
         (
             'sampling',
