@@ -24,7 +24,9 @@ def first_line(error: Exception, length: int = 300) -> str:
 
 def os_error(error: BaseException | None) -> int | None:
     """Returns the number of the system's error behind an exception, or behind tensorstore's words; None for none."""
-    while error is not None:
+    seen = set()  # `raise a from b` while a is handled makes a ring
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         if isinstance(error, OSError) and error.errno:
             return error.errno
         if found := re.search(r"os_error_code='(\d+)'|\[OS error (\d+)", str(error)):

@@ -1,8 +1,10 @@
+import errno
+
 import jax
 import jax.numpy as jnp
 import pytest
 
-from cfg.runtime.errors import out_of_memory
+from cfg.runtime.errors import os_error, out_of_memory
 from tests.in_process import modes
 
 
@@ -27,3 +29,11 @@ def test_every_mode_names_what_takes_its_memory():
         assert 'config.sampling.batch_size' in remedies[name]
     for name in ('stats', 'evaluate_npz'):  # which draw nothing
         assert remedies[name] == 'lower config.eval.batch_size'
+
+
+def test_the_systems_error_behind_errors_that_go_round():
+    first, second = ValueError('a'), ValueError('b')
+    first.__cause__, second.__context__ = second, first
+    assert os_error(first) is None
+    second.__cause__ = OSError(errno.EIO, 'x')
+    assert os_error(first) == errno.EIO
