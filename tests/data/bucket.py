@@ -29,10 +29,11 @@ def refusal(fn, *args, **kwargs):
 
 def a_folder_of_images():
     """A folder is scanned, prepared in parts that are in the bucket too, and not prepared again."""
-    for name in ('dog/1.jpg', 'cat/2.jpg'):
+    for name in ('dog/1.jpg', 'cat/2.jpg', 'cat/@eaDir/2.jpg/thumb.jpg', '@eaDir/3.jpg'):
         write_whole(BUCKET / 'pets' / name, encoded(picture(0)))
     source = scan_folder(BUCKET / 'pets')
     assert (source.class_names, source.splits) == (('cat', 'dog'), {'train': 2})
+    assert source.passed_over == {'@eaDir/': 2}
     job = jobs.Job('folder:gs://bucket/pets', source, BUCKET / 'work', Options(16, 'area'), 1000)
     jobs.make_parts(job, workers=1)
     part = read_part(BUCKET / 'work' / 'train-00000.npz')
