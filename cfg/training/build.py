@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import flax.linen as nn
 import optax
@@ -23,7 +24,9 @@ from cfg.training.step import (
     compiled,
     train_step,
 )
-from cfg.training.teacher import Teacher
+
+if TYPE_CHECKING:  # it opens checkpoints, which a benchmark of the step must not need
+    from cfg.training.teacher import Teacher
 
 
 def check_trainable(config: ConfigDict) -> None:
@@ -70,7 +73,7 @@ def check_batch(config: ConfigDict) -> int:
     return share
 
 
-def objective_of(config: ConfigDict, network: nn.Module, teacher: Teacher | None = None) -> Objective:
+def objective_of(config: ConfigDict, network: nn.Module, teacher: 'Teacher | None' = None) -> Objective:
     """Returns what `config.train.kind` minimises; `teacher` is that of a student."""
     limits = {'logsnr_min': config.diffusion.logsnr_min, 'logsnr_max': config.diffusion.logsnr_max}
     common = {'network': network, 'strata': config.train.batch_size if config.train.stratified else 0, **limits}
@@ -98,7 +101,7 @@ def step_of(
     network: nn.Module,
     tx: optax.GradientTransformation,
     devices: parallel.Devices = None,
-    teacher: Teacher | None = None,
+    teacher: 'Teacher | None' = None,
 ) -> Callable:
     """Compiles the training step of a config; see `cfg.training.step.compiled`. `teacher` is that of a student."""
     one_step = functools.partial(
