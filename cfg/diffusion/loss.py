@@ -98,6 +98,12 @@ def log_weight(logsnr: Array, *, prediction: str, weighting: str) -> Array:
     return over_x[weighting] - over_x[prediction]
 
 
+def _weighted_error(output: Array, wanted: process.Prediction, logsnr: Array, prediction: str, weighting: str) -> Array:
+    """Returns `_squared_error`, weighted."""
+    factor = jnp.exp(log_weight(logsnr, prediction=prediction, weighting=weighting))
+    return factor * _squared_error(output, wanted, logsnr, prediction)
+
+
 def distillation_loss(
     network: Callable[..., Array],
     teacher: Callable[[Array, Array, Array, Array], process.Prediction],
@@ -128,8 +134,7 @@ def distillation_loss(
     logsnr = schedule.logsnr_from_u(draws.u_time, logsnr_min=logsnr_min, logsnr_max=logsnr_max)
     z, w = process.diffuse(x, draws.eps, logsnr), strengths(draws, w_range)
     wanted = jax.lax.stop_gradient(teacher(z, logsnr, labels, w))
-    squared = _squared_error(network(z, logsnr, labels, w=w), wanted, logsnr, prediction)
-    return jnp.exp(log_weight(logsnr, prediction=prediction, weighting=weighting)) * squared
+    return _weighted_error(network(z, logsnr, labels, w=w), wanted, logsnr, prediction, weighting)
 
 
 def halving_target(first: Array, second: Array, *, logsnr_t: Array, logsnr_m: Array, logsnr_s: Array) -> Array:
@@ -186,8 +191,7 @@ def halving_loss(
     levels = {'logsnr_t': logsnr_t, 'logsnr_m': logsnr_m, 'logsnr_s': logsnr_s}
     wanted = jax.lax.stop_gradient(halving_target(first.x, second.x, **levels))
     both = process.Prediction(wanted, process.eps_from_x(z, wanted, logsnr_t))
-    squared = _squared_error(network(z, logsnr_t, labels, w=w), both, logsnr_t, prediction)
-    return jnp.exp(log_weight(logsnr_t, prediction=prediction, weighting=weighting)) * squared
+    return _weighted_error(network(z, logsnr_t, labels, w=w), both, logsnr_t, prediction, weighting)
 
 
 def guidance_free_loss(
@@ -210,14 +214,17 @@ def guidance_free_loss(
 
     Args: those of `denoising_loss` and `distillation_loss`.
     """
-    logsnr = schedule.logsnr_from_u(draws.u_time, logsnr_min=logsnr_min, logsnr_max=logsnr_max)
-    z = process.diffuse(x, draws.eps, logsnr)
-    dropped = drop_labels(draws.u_label, labels, p_uncond=p_uncond, null_label=null_label)
-    w = jnp.where(dropped == null_label, 0.0, strengths(draws, w_range))
-    null = network(z, logsnr, jnp.full_like(labels, null_label), w=jnp.zeros_like(w))
-    share = process.expand(1.0 / (1.0 + w), z)
-    output = share * network(z, logsnr, dropped, w=w) + (1.0 - share) * jax.lax.stop_gradient(null)
-    return _squared_error(output, process.Prediction(x, draws.eps), logsnr, prediction)
+
+    def mixed(z, logsnr, labels):
+        w = jnp.where(labels == null_label, 0.0, strengths(draws, w_range))
+        null = network(z, logsnr, jnp.full_like(labels, null_label), w=jnp.zeros_like(w))
+        share = process.expand(1.0 / (1.0 + w), z)
+        return share * network(z, logsnr, labels, w=w) + (1.0 - share) * jax.lax.stop_gradient(null)
+
+    limits = {'logsnr_min': logsnr_min, 'logsnr_max': logsnr_max}
+    return denoising_loss(
+        mixed, x, labels, draws, p_uncond=p_uncond, null_label=null_label, prediction=prediction, **limits
+    )
 
 
 def strengths(draws: Draws, w_range: tuple[float, float]) -> Array:

@@ -154,7 +154,8 @@ class _Sweep:
                     failures.append(f'step {point.step}: {error}')
                     log.warning('%s', failures[-1])
                 else:
-                    processes.on_first(lambda: redraw(self._count_missing))
+                    if number + 1 < len(points):  # after the last one it is drawn in any case
+                        processes.on_first(lambda: redraw(self._count_missing))
         if points:
             processes.on_first(lambda: redraw(self._count_missing, last=True))
         return processes.on_first(lambda: self._report(failures))

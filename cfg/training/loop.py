@@ -21,6 +21,7 @@ from cfg.runs import state as states
 from cfg.runs.checkpoints import Checkpoints
 from cfg.runs.run_files import CONFIG_FILE, checkpoint_steps
 from cfg.runs.state import TrainState
+from cfg.runs.trained import counted
 from cfg.runtime import environment, parallel, processes
 from cfg.runtime.errors import UserError
 from cfg.runtime.files import lock, write_whole
@@ -194,7 +195,7 @@ class _Run:
         last = saved[-1] if saved else 0
         since = f'the checkpoint of step {last}' if saved else 'the start, as there is no checkpoint yet'
         lost = max(self.taken - last, 0)
-        return f'{lost} step{"s" * (lost != 1)} since {since}'
+        return f'{counted(lost)} since {since}'
 
     def _look(self, most: int) -> int:
         """Waits for steps under way until at most so many are left; returns the others' largest wish to stop."""
