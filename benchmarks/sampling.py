@@ -22,7 +22,7 @@ FLAGS = flags.FLAGS
 
 
 def is_guided(w: float) -> bool:
-    """Tells whether a step needs both predictions (cfg/diffusion/rules.py)."""
+    """Tells whether a step needs both predictions (cfg/diffusion/rules/pairs.py)."""
     return w not in (0.0, -1.0)
 
 

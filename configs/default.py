@@ -192,7 +192,7 @@ def get_config() -> ConfigDict:
     config.mixture.num_samples = 20_000  # of each class, for each w
     config.mixture.extent = 2.5  # the panels show [-extent, extent]^2
     # The study beside it: what each rule draws at each w, and each sampler at each T (docs/mixture.md).
-    config.mixture.guidance = (  # rules of cfg/diffusion/rules.py; () = Fig. 2 alone
+    config.mixture.guidance = (  # rules of cfg/diffusion/rules; () = Fig. 2 alone
         'cfg',
         "cfg(against='random')",
         'cfg(interval=(-2.1, 2.5))',

@@ -15,7 +15,8 @@ from cfg.diffusion import corrections, options, process
 from cfg.diffusion.denoiser import Models
 from cfg.diffusion.grids import GRIDS, Grid, Paper
 from cfg.diffusion.process import Prediction
-from cfg.diffusion.rules import RULES, Cfg, Passes, Rule
+from cfg.diffusion.rules import RULES, Cfg
+from cfg.diffusion.rules.base import Passes, Rule
 from cfg.diffusion.solvers import SOLVERS, Ancestral, Guided, Solver
 from cfg.runtime.errors import UserError
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cfg.diffusion.rules import Rule
+from cfg.diffusion.rules.base import Rule
 from cfg.diffusion.sampler import parse_rule
 from cfg.evaluation import npz, references
 from cfg.evaluation.measurement import Measurement

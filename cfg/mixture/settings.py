@@ -6,7 +6,7 @@ import numpy as np
 
 from cfg.diffusion import mixture
 from cfg.diffusion import sampler as samplers
-from cfg.diffusion.rules import Rule
+from cfg.diffusion.rules.base import Rule
 from cfg.diffusion.sampler import Sampler
 from cfg.diffusion.solvers import Solver
 from cfg.mixture.distances import GuidedDensities

@@ -19,7 +19,8 @@ import numpy as np
 from cfg.diffusion import mixture
 from cfg.diffusion import sampler as samplers
 from cfg.diffusion.denoiser import Denoiser, Models
-from cfg.diffusion.rules import Cfg, Rule
+from cfg.diffusion.rules import Cfg
+from cfg.diffusion.rules.base import Rule
 from cfg.diffusion.sampler import Sampler
 from cfg.diffusion.solvers import Solver
 from cfg.mixture import plots

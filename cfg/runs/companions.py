@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cfg.diffusion.rules import Rule
+from cfg.diffusion.rules.base import Rule
 from cfg.diffusion.sampler import Sampler
 from cfg.runs.generate import Generator
 from cfg.runs.trained import TrainedRun

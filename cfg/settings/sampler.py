@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cfg.diffusion import sampler as samplers
-from cfg.diffusion.rules import Rule
+from cfg.diffusion.rules.base import Rule
 from cfg.diffusion.sampler import Sampler
 from cfg.diffusion.solvers import Solver
 from cfg.settings.values import require

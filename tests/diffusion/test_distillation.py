@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from cfg.diffusion import loss, mixture, process, schedule
 from cfg.diffusion.denoiser import Denoiser, Models
-from cfg.diffusion.rules import Cfg, OnePass, classifier_free
+from cfg.diffusion.rules import Cfg, OnePass
+from cfg.diffusion.rules.pairs import classifier_free
 from cfg.diffusion.sampler import Sampler
 
 MEANS = np.float32([[0.0, 0.8], [-0.693, -0.4], [0.693, -0.4]])

@@ -11,9 +11,10 @@ import pytest
 import scipy.stats
 from hypothesis.extra import numpy as hnp
 
-from cfg.diffusion import process, rules, schedule, solvers
+from cfg.diffusion import process, schedule, solvers
 from cfg.diffusion.denoiser import Denoiser, Models
 from cfg.diffusion.rules import Apg, Autoguidance, Cfg, CfgPlusPlus, Classifier, Rescale, ScaledScore, Temperature
+from cfg.diffusion.rules.pairs import classifier_free
 from cfg.diffusion.sampler import Sampler
 from tests.diffusion.toys import (
     CLASSES,
@@ -90,21 +91,21 @@ strengths = st.floats(-2, 8, width=32, allow_subnormal=False)
 def test_combination_matches_float64(eps_cond, eps_uncond, w):
     expected = (1 + np.float64(w)) * eps_cond - np.float64(w) * eps_uncond
     bound = 4 * 2.0**-24 * ((1 + abs(w)) * np.abs(eps_cond) + abs(w) * np.abs(eps_uncond))
-    actual = np.float64(rules.classifier_free(eps_cond, eps_uncond, np.float32(w)))
+    actual = np.float64(classifier_free(eps_cond, eps_uncond, np.float32(w)))
     assert (np.abs(actual - expected) <= bound + 1e-30).all()  # subnormal products may be flushed to 0
 
 
 @hypothesis.given(images, images)
 def test_the_two_ends_are_the_two_models_bit_for_bit(eps_cond, eps_uncond):
-    np.testing.assert_array_equal(rules.classifier_free(eps_cond, eps_uncond, np.float32(0)), eps_cond)
-    np.testing.assert_array_equal(rules.classifier_free(eps_cond, eps_uncond, np.float32(-1)), eps_uncond)
+    np.testing.assert_array_equal(classifier_free(eps_cond, eps_uncond, np.float32(0)), eps_cond)
+    np.testing.assert_array_equal(classifier_free(eps_cond, eps_uncond, np.float32(-1)), eps_uncond)
 
 
 @hypothesis.given(images, images, strengths, strengths)
 def test_combination_is_affine_in_w(eps_cond, eps_uncond, one, other):
     # The midpoint of two strengths gives the midpoint of the two results.
     def combine(w):
-        return np.float64(rules.classifier_free(eps_cond, eps_uncond, np.float32(w)))
+        return np.float64(classifier_free(eps_cond, eps_uncond, np.float32(w)))
 
     middle = (np.float64(one) + np.float64(other)) / 2
     size = (1 + abs(one) + abs(other)) * (np.abs(eps_cond) + np.abs(eps_uncond))
@@ -113,15 +114,15 @@ def test_combination_is_affine_in_w(eps_cond, eps_uncond, one, other):
 
 def test_equal_predictions_are_not_changed_by_guidance():
     eps = inputs()
-    np.testing.assert_allclose(rules.classifier_free(eps, eps, np.float32(3)), eps, rtol=2e-6, atol=0)
+    np.testing.assert_allclose(classifier_free(eps, eps, np.float32(3)), eps, rtol=2e-6, atol=0)
 
 
 def test_each_example_has_its_own_strength():
     eps_cond, eps_uncond = inputs(1), inputs(2)
-    together = rules.classifier_free(eps_cond, eps_uncond, STRENGTHS)
+    together = classifier_free(eps_cond, eps_uncond, STRENGTHS)
     z, predicted = inputs(), predict(Cfg(), inputs(), 0.5, STRENGTHS).eps
     for i, w in enumerate(STRENGTHS):
-        alone = rules.classifier_free(eps_cond[i : i + 1], eps_uncond[i : i + 1], w)
+        alone = classifier_free(eps_cond[i : i + 1], eps_uncond[i : i + 1], w)
         np.testing.assert_allclose(together[i : i + 1], alone, rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(predicted[i], predict(Cfg(), z, 0.5, w).eps[i], rtol=1e-5, atol=1e-5)
 
@@ -131,7 +132,7 @@ def test_the_rule_is_eq_6_bit_for_bit():
     cond, uncond = MODELS.model.both(z, level, labels(), np.full_like(labels(), NULL))
     for w in (STRENGTHS, np.float32(1.5)):
         prediction = predict(Cfg(), z, level, w)
-        np.testing.assert_array_equal(prediction.eps, rules.classifier_free(cond, uncond, w))
+        np.testing.assert_array_equal(prediction.eps, classifier_free(cond, uncond, w))
         np.testing.assert_array_equal(prediction.x, process.x_from_eps(z, prediction.eps, level))
 
 

@@ -1,0 +1,23 @@
+"""Guidance: Eq. 6, and the rules that followed the paper, each a frozen dataclass whose fields are its options.
+
+A rule says which predictions it needs at a strength w, how it combines them, and what that costs. `w` is the paper's
+guidance strength: 0 is the plain conditional model, -1 the unconditional one. Code that speaks of a guidance scale s
+means s = 1 + w.
+"""
+
+from cfg.diffusion.rules.corrected import Apg, Rescale
+from cfg.diffusion.rules.pairs import Autoguidance, Cfg, CfgPlusPlus
+from cfg.diffusion.rules.single import Classifier, OnePass, ScaledScore, Temperature
+
+# Those that a config may name.
+RULES = (
+    Cfg,
+    CfgPlusPlus,
+    Rescale,
+    Apg,
+    Autoguidance,
+    Classifier,
+    ScaledScore,
+    Temperature,
+    OnePass,
+)
