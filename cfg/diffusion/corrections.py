@@ -1,8 +1,10 @@
-"""Corrects predictions as newer guidance does beyond Eq. 6: rescaling, thresholding, projection.
+"""Corrects predictions as newer guidance does beyond Eq. 6: rescaling, thresholding, projection, frequencies.
 
 Pure functions of images [N, ...], each image on its own. Every one is harmless where its statistic vanishes (an
 image without contrast, an estimate that is 0).
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -66,3 +68,51 @@ def adaptive_projection(x_cond: Array, update: Array, w: Array, *, eta: Array, n
     """
     parallel, orthogonal = decompose(limit_norm(update, norm_threshold=norm_threshold), x_cond)
     return x_cond + expand(w, x_cond) * (orthogonal + expand(eta, x_cond) * parallel)
+
+
+def cosine(one: Array, other: Array) -> Array:
+    """Returns the cosine of the angle between two images, [N], at most 1; 0 where one of them is 0."""
+    sizes = (jnp.sqrt(jnp.sum(jnp.square(each), axis=_axes(each))) for each in (one, other))
+    of_both = math.prod(sizes)
+    product = jnp.sum(one * other, axis=_axes(one))
+    return jnp.minimum(product / jnp.where(of_both > 0.0, of_both, 1.0), 1.0)
+
+
+def share_of(v: Array, of: Array) -> Array:
+    """Returns the s that makes ||v - s of|| smallest, <v, of> / ||of||^2: [N, 1, ...]; 1 where `of` is 0."""
+    square = jnp.sum(jnp.square(of), axis=_axes(of), keepdims=True)
+    product = jnp.sum(v * of, axis=_axes(v), keepdims=True)
+    return jnp.where(square > 0.0, product / jnp.where(square > 0.0, square, 1.0), 1.0)
+
+
+def along_common(v: Array, beside: Array) -> Array:
+    """Returns the part of v along the first right singular vector of the two rows [beside, v].
+
+    The second one, across which the two differ, is taken out of v (Kwon et al. 2025, arXiv 2503.18137). The first is
+    cos(t) beside + sin(t) v up to its length, with tan(2 t) = 2 <beside, v> / (||beside||^2 - ||v||^2).
+    """
+    own, whole, mixed = (
+        jnp.sum(a * b, axis=_axes(v), keepdims=True) for a, b in ((v, v), (beside, beside), (v, beside))
+    )
+    angle = 0.5 * jnp.arctan2(2.0 * mixed, whole - own)
+    return decompose(v, jnp.cos(angle) * beside + jnp.sin(angle) * v)[0]
+
+
+def low_pass(x: Array) -> Array:
+    """Returns what the second level of a Laplacian pyramid holds of images [N, ..., C], at their own size.
+
+    Each axis between the first and the last is blurred by (1, 4, 6, 4, 1) / 16, halved, doubled, and blurred again, all
+    of it linear, as kornia does it. An image is reflected at its ends; one of a single pixel is its own low band.
+    """
+    spatial = range(1, x.ndim - 1)
+    half = tuple(max(size // 2, 1) if axis in spatial else size for axis, size in enumerate(x.shape))
+    small = jax.image.resize(_blur(x, spatial), half, 'linear', antialias=False)
+    return _blur(jax.image.resize(small, x.shape, 'linear', antialias=False), spatial)
+
+
+def _blur(x: Array, axes: range) -> Array:
+    for axis in axes:
+        padded = jnp.pad(x, [(2, 2) if each == axis else (0, 0) for each in range(x.ndim)], mode='reflect')
+        shifted = (jax.lax.slice_in_dim(padded, i, i + x.shape[axis], axis=axis) for i in range(5))
+        x = sum(weight / 16.0 * each for weight, each in zip((1.0, 4.0, 6.0, 4.0, 1.0), shifted, strict=True))
+    return x

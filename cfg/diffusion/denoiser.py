@@ -85,6 +85,13 @@ class Point(NamedTuple):
         """Returns the x and eps of an output, without a detour that costs precision."""
         return process.from_output(output, self.z, self.logsnr, prediction=self.prediction)
 
+    def told_in(self, output: Array, prediction: str) -> Array:
+        """Returns what an output says in eps, x or v, as `prediction` says; in the network's own it is the output."""
+        if prediction == self.prediction:
+            return output
+        read = self.read(output)
+        return process.target(read.x, read.eps, self.logsnr, prediction=prediction)
+
     def change(self, output: Array, changed: Array, prediction: str) -> Prediction:
         """Returns the prediction of an output whose eps, x or v, as `prediction` says, is replaced.
 

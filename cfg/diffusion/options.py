@@ -75,6 +75,17 @@ def number(
     return option(default, read, f'{words}, or None' if optional else words, **more)
 
 
+def count() -> Any:
+    """Declares a whole number that is 0 or more; 0 is the default."""
+
+    def read(value):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ValueError
+        return value
+
+    return option(0, read, 'a whole number, 0 or more')
+
+
 def choice(*values: Any) -> Any:
     """Declares one of several values; the first is the default."""
 

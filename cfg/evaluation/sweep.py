@@ -291,5 +291,6 @@ class _Sweep:
         second = sum(it.flops for name, it in companions.items() if name != 'classifier')
         classifier = companions['classifier'].flops if 'classifier' in companions else 0.0
         model = self._models[point.step, point.ema].flops
+        alone = passes.single + passes.back  # the gradient of an input takes about the products of a pass
         others = (passes.second * second + passes.classifier * classifier) / model
-        return {'evaluations': passes.total, 'cost': round(passes.single + self._both * passes.both + others, 3)}
+        return {'evaluations': passes.total, 'cost': round(alone + self._both * passes.both + others, 3)}

@@ -10,6 +10,7 @@ import pytest
 from cfg.diffusion import corrections, process, schedule
 from cfg.diffusion.denoiser import Models
 from cfg.diffusion.rules import Cfg
+from cfg.diffusion.rules.base import Passes
 from cfg.diffusion.sampler import Sampler, check_fit, fits, parse_grid, parse_rule, parse_solver
 from cfg.diffusion.solvers import Ddim
 from cfg.runtime.errors import UserError
@@ -26,6 +27,12 @@ GUIDANCE = (
     'cfg_plus_plus',
     'rescale(phi=0.5)',
     'apg(eta=0.2, norm_threshold=2.0, momentum=-0.5)',
+    'power',
+    'cfg_zero',
+    'tcfg',
+    'fdg',
+    'adaptive(cosine=1.0)',
+    'rectified_gradient',
     'autoguidance',
     'classifier',
     "classifier(model='unconditional')",
@@ -167,7 +174,7 @@ def test_an_interval_spares_evaluations():
     inside = int(np.sum((grid >= low) & (grid < high)))
     assert 0 < inside < 256
     found = sampler_of(f'cfg(interval=({low}, {high}))', 'ancestral', num_steps=256).passes(1.0)
-    assert found == (256 - inside, inside, 0, 0)
+    assert found == Passes(single=256 - inside, both=inside)
 
 
 def test_churn_is_where_the_network_is_asked():

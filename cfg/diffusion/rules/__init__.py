@@ -5,7 +5,8 @@ guidance strength: 0 is the plain conditional model, -1 the unconditional one. C
 means s = 1 + w.
 """
 
-from cfg.diffusion.rules.corrected import Apg, Rescale
+from cfg.diffusion.rules.corrected import Apg, CfgZero, Fdg, Power, Rescale, Tcfg
+from cfg.diffusion.rules.costs import Adaptive, RectifiedGradient
 from cfg.diffusion.rules.pairs import Autoguidance, Cfg, CfgPlusPlus
 from cfg.diffusion.rules.single import Classifier, OnePass, ScaledScore, Temperature
 
@@ -15,6 +16,12 @@ RULES = (
     CfgPlusPlus,
     Rescale,
     Apg,
+    Power,
+    CfgZero,
+    Tcfg,
+    Fdg,
+    Adaptive,
+    RectifiedGradient,
     Autoguidance,
     Classifier,
     ScaledScore,

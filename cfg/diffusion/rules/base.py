@@ -22,6 +22,7 @@ class Passes(NamedTuple):
     both: int = 0  # those for two predictions at once (`Denoiser.both`)
     second: int = 0  # of the second model, the unconditional or the weaker one
     classifier: int = 0  # of the classifier, each forth and back
+    back: int = 0  # passes back through the model, to its input, after some of `single`; no evaluations of their own
 
     @property
     def total(self) -> int:

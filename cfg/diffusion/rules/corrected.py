@@ -4,12 +4,16 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 
-from cfg.diffusion import corrections, options, process
+from cfg.diffusion import corrections, options, process, schedule
+from cfg.diffusion.denoiser import Point
 from cfg.diffusion.process import Prediction
 from cfg.diffusion.rules.base import Levelled, against, end_of
 from cfg.diffusion.rules.pairs import Pair, classifier_free
+
+Array = jax.Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,3 +66,102 @@ class Apg(Levelled, Pair):
         # Eq. 6 on x and on eps are the same, so at w = 0 this is the conditional eps itself.
         eps = jnp.where(unguided, plain.eps, process.eps_from_x(at.z, x, at.logsnr))
         return Prediction(x, eps), jnp.where(unguided, memory, update)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Power(Levelled, Pair):
+    """Power-law guidance is eps_cond + w ||d / sigma||^alpha d, d = eps_cond - eps_other (arXiv 2502.07849).
+
+    The norm is of the difference of the scores, over all components of an image, so it grows with the image's size and
+    as 1 / sigma: a w of Eq. 6 says nothing here. The factor is one number for an image, so the rule is the same in x,
+    eps and v. alpha = 0 is Eq. 6; the source has about 0.9. Two evaluations; one where every w is 0.
+    """
+
+    name: ClassVar[str] = 'power'
+    no_cond_at: ClassVar[float] = math.nan
+    alpha: float = options.number(0.9, 0.0)
+    against: str = against()
+
+    def combine(self, at, cond, other, memory):
+        a, sigma = schedule.alpha_sigma(at.logsnr)
+        # d of eps is alpha times that of v, and -alpha / sigma times that of x.
+        to_score = {'eps': 1.0, 'v': a, 'x': a / sigma}[at.prediction] / sigma
+        size = to_score * jnp.linalg.norm((cond - other).reshape(len(cond), -1), axis=1)
+        return at.read(classifier_free(cond, other, at.w * size**self.alpha)), memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class CfgZero(Levelled, Pair):
+    """CFG-Zero* scales the other prediction to the conditional one: (1 + w) v - w s v', s = <v, v'> / ||v'||^2.
+
+    Fan et al. 2025, arXiv 2503.18886, for velocities of flows. Ours is v = alpha eps - sigma x, and `prediction` may
+    say another space; s differs between them. The source also zeroes the velocity in the first 4 % of the steps:
+    `zero_init` evaluations here, at any w. v = 0 is x = alpha z and eps = sigma z, what a perfect network says of data
+    of N(0, I). With it z stays, to first order of a step, while the level moves on; to zero eps would instead blow x up
+    to z / alpha. A step of Heun's method has two evaluations. s = 1 with zero_init = 0 is Eq. 6. Two evaluations, also
+    where v is zeroed; one where every w is 0.
+    """
+
+    name: ClassVar[str] = 'cfg_zero'
+    no_cond_at: ClassVar[float] = math.nan
+    zero_init: int = options.count()
+    prediction: str = options.choice('v', 'eps', 'x')
+    against: str = against()
+
+    def memory(self, z):
+        return jnp.zeros((), jnp.int32)
+
+    def combine(self, at, cond, other, memory):
+        one, two = (at.told_in(output, self.prediction) for output in (cond, other))
+        guided = at.change(cond, classifier_free(one, corrections.share_of(one, two) * two, at.w), self.prediction)
+        guided = _unless_unguided(at, cond, guided)
+        if self.zero_init:
+            still = process.from_output(jnp.zeros_like(at.z), at.z, at.logsnr, prediction='v')
+            guided = jax.tree.map(lambda zero, other: jnp.where(memory < self.zero_init, zero, other), still, guided)
+        return guided, memory + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tcfg(Levelled, Pair):
+    """Tangential damping is Eq. 6 without the part of eps_other in which the two differ (arXiv 2503.18137).
+
+    The part is along the second right singular vector of the two, see `corrections.along_common`. The source takes
+    what the network predicts, and `prediction` says which. No option makes it Eq. 6. Where the two have one norm, what
+    stays of eps_other is their mean, so that it is Eq. 6 at w / 2. Two evaluations; one where every w is 0.
+    """
+
+    name: ClassVar[str] = 'tcfg'
+    no_cond_at: ClassVar[float] = math.nan
+    prediction: str = options.choice('eps', 'v', 'x')
+    against: str = against()
+
+    def combine(self, at, cond, other, memory):
+        one, two = (at.told_in(output, self.prediction) for output in (cond, other))
+        guided = at.change(cond, classifier_free(one, corrections.along_common(two, one), at.w), self.prediction)
+        return _unless_unguided(at, cond, guided), memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fdg(Levelled, Pair):
+    """Frequency-decoupled guidance is Eq. 6 with a weaker w, low w, for low frequencies (arXiv 2506.19713).
+
+    eps_cond + w (d - (1 - low) L d), d = eps_cond - eps_other, where L d is the low one of the two bands of a Laplacian
+    pyramid (`corrections.low_pass`). It is linear, so the rule is the same in x, eps and v. low = 1 is Eq. 6. The
+    source names a scale for each band, 10 and 5 for a latent model. What is a low frequency depends on the image's
+    size; of a point without axes everything is. Two evaluations; one where every w is 0.
+    """
+
+    name: ClassVar[str] = 'fdg'
+    no_cond_at: ClassVar[float] = math.nan
+    low: float = options.number(0.5, 0.0)
+    against: str = against()
+
+    def combine(self, at, cond, other, memory):
+        kept = other + (1.0 - self.low) * corrections.low_pass(cond - other)
+        return at.read(classifier_free(cond, kept, at.w)), memory
+
+
+def _unless_unguided(at: Point, cond: Array, guided: Prediction) -> Prediction:
+    """Returns a prediction, where w is 0 that of the conditional output itself, which a change of space would round."""
+    unguided = process.expand(at.w == 0.0, at.z)
+    return jax.tree.map(lambda plain, other: jnp.where(unguided, plain, other), at.read(cond), guided)
