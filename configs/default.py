@@ -76,6 +76,7 @@ def get_config() -> ConfigDict:
     # Steps of a student whose one DDIM step is two of its teacher's, on the grid 'nested'; 0 = it learns the teacher's
     # predictions at all levels.
     config.train.student_steps = 0
+    config.train.student_sampler = 'ddim'  # the sampler of such a student; 'forth_and_back' is the stochastic one
     # Of a student's errors: 'truncated' = the larger of those of x and eps (Salimans & Ho 2022), 'eps', 'x' or 'v'.
     config.train.weighting = 'truncated'
     config.train.num_steps = 400_000

@@ -1,7 +1,9 @@
 """Distils a guided model of the digits into one pass a step, and then into fewer and fewer steps (docs/students.md).
 
 --config=configs/digits_student.py:PART, where PART is 'teacher', 'guided' (its student, at all levels), or the number
-of steps of a student of the one with twice as many: '32', '16', '8', '4', '2', '1'. `make students` runs all.
+of steps of a student of the one with twice as many: '32', '16', '8', '4', '2', '1'. `make students` runs these. Beside
+them are 'guidance_free', which has no teacher, and '16_stochastic', '8_stochastic' and '4_stochastic', students of as
+many steps of forth_and_back, each of the one with as many of ddim.
 """
 
 from cfg.runtime.errors import UserError
@@ -9,7 +11,9 @@ from configs import digits
 
 FOLDER = 'runs/students'
 STEPS = 64  # of the teacher
-PARTS = ('teacher', 'guided', '32', '16', '8', '4', '2', '1')
+LADDER = ('teacher', 'guided', '32', '16', '8', '4', '2', '1')
+STOCHASTIC = ('16_stochastic', '8_stochastic', '4_stochastic')
+PARTS = (*LADDER, 'guidance_free', *STOCHASTIC)
 
 
 def get_config(part: str = 'guided'):
@@ -33,14 +37,22 @@ def get_config(part: str = 'guided'):
     if part == 'teacher':
         return config
 
+    config.sampling.guidance = 'one_pass'
+    if part == 'guidance_free':
+        config.train.kind = part
+        return config
+
     config.model.dropout = 0.0
     config.train.kind = 'student'
     config.train.learning_rate = 5e-4
-    config.train.teacher_workdir = f'{FOLDER}/{PARTS[PARTS.index(part) - 1]}'
-    config.sampling.guidance = 'one_pass'
+    steps, _, stochastic = part.partition('_')
+    config.train.teacher_workdir = f'{FOLDER}/{steps if stochastic else LADDER[LADDER.index(part) - 1]}'
     if part == 'guided':
         config.train.num_steps = 1100  # with 300 it draws at w = 0 what the teacher draws at 0.3
-    else:
-        config.train.teacher_guidance = 'one_pass'
-        config.train.student_steps = config.sampling.num_steps = int(part)
+        return config
+
+    config.train.teacher_guidance = 'one_pass'
+    config.train.student_steps = config.sampling.num_steps = int(steps)
+    if stochastic:
+        config.train.student_sampler = config.sampling.sampler = 'forth_and_back'
     return config

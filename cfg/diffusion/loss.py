@@ -167,24 +167,30 @@ def halving_loss(
     logsnr_max: float,
     prediction: str,
     weighting: str = 'truncated',
+    reach: int = 1,
 ) -> Array:
     """Returns the weighted squared distance of one step of a student from two of its teacher, [N].
 
     This is a round of progressive distillation with w as an input (Meng et al. 2022, arXiv 2210.03142, Algorithm 2).
-    The student has `num_steps` levels of `schedule.nested_grid`, the teacher twice as many, and steps are DDIM's.
+    The student has `num_steps` levels of `schedule.nested_grid`, and steps are DDIM's, from each level to the next
+    (`reach` = 1) or over it to the one after (2: those of `solvers.ForthAndBack`). The teacher's are half as long. At
+    its last level a student of reach 2 takes the only step that is left, its teacher's.
 
     Args:
       num_steps: of the student.
       prediction: what the student predicts.
+      reach: levels that a step goes.
 
     The others are those of `distillation_loss`.
     """
     index = jnp.minimum(jnp.floor(num_steps * draws.u_time) + 1.0, num_steps)  # of the level, the cleanest is 1
     logsnr_t, logsnr_m, logsnr_s = (
-        schedule.logsnr_from_u((index - back) / num_steps, logsnr_min=logsnr_min, logsnr_max=logsnr_max)
-        for back in (0.0, 0.5, 1.0)
+        schedule.logsnr_from_u(
+            jnp.maximum(index - share * reach, 0.0) / num_steps, logsnr_min=logsnr_min, logsnr_max=logsnr_max
+        )
+        for share in (0.0, 0.5, 1.0)
     )
-    logsnr_s = jnp.where(index == 1.0, jnp.inf, logsnr_s)
+    logsnr_s = jnp.where(index == reach, jnp.inf, logsnr_s)
     z, w = process.diffuse(x, draws.eps, logsnr_t), strengths(draws, w_range)
     first = teacher(z, logsnr_t, labels, w)
     second = teacher(process.diffuse(first.x, first.eps, logsnr_m), logsnr_m, labels, w)

@@ -42,6 +42,7 @@ class Step(NamedTuple):
     index: Array  # 1..T
     logsnr_t: Array  # where the step starts
     logsnr_s: Array  # where it goes
+    logsnr_after: Array  # the level after that; inf, which is clean data, after the last
     last: Array  # whether this is the last level, whose estimate of x is the sample
 
 
@@ -49,7 +50,8 @@ def steps(logsnrs: Array) -> Step:
     """Returns all steps of a grid. The last level has no next one; any cleaner one will do, as it is not used."""
     index = jnp.arange(1, logsnrs.shape[0] + 1)
     following = jnp.concatenate([logsnrs[1:], logsnrs[-1:] + 1.0])
-    return Step(index, logsnrs, following, index == logsnrs.shape[0])
+    after = jnp.concatenate([logsnrs[2:], jnp.full(2, jnp.inf, logsnrs.dtype)])[: logsnrs.shape[0]]
+    return Step(index, logsnrs, following, after, index == logsnrs.shape[0])
 
 
 def noise(keys: Array, index: Array, shape: tuple[int, ...]) -> Array:
@@ -132,6 +134,7 @@ class Ddim(Solver):
     """
 
     name: ClassVar[str] = 'ddim'
+    reach: ClassVar[int] = 1  # the levels of the grid that a step goes towards clean data, for `loss.halving_loss`
     eta: float = options.number(0.0, 0.0, 1.0)
     temperature: float = options.number(1.0, 0.0, needs='eta')
 
@@ -148,6 +151,33 @@ class Ddim(Solver):
     @property
     def adds_noise(self):
         return self.eta > 0.0 and self.temperature > 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForthAndBack(Solver):
+    """DDIM two levels forth, then noise that leads one back, takes T evaluations (Meng et al. 2022, Section 3.3).
+
+    arXiv 2210.03142. With k the level after s, z_k is the step of DDIM with eta = 0 from t, and z_s ~ q(z_s | z_k) =
+    N((alpha_s / alpha_k) z_k, sigma_{s|k}^2). Together z_s = alpha_s x + sigma_s (sqrt(r) eps + sqrt(1 - r) noise) with
+    r = e^(logsnr_s - logsnr_k). After the last level comes clean data, r = 0. It is for students that learned steps of
+    this length.
+    """
+
+    name: ClassVar[str] = 'forth_and_back'
+    reach: ClassVar[int] = 2
+    temperature: float = options.number(1.0, 0.0)
+
+    def step(self, guided, at, z, state, memory, noise):
+        prediction, state = guided.predict(z, at.logsnr_t, state)
+        alpha_s, sigma_s = schedule.alpha_sigma(at.logsnr_s)
+        kept = at.logsnr_s - at.logsnr_after
+        factor = process.expand(guided.noise_factor * self.temperature, z)
+        both = jnp.exp(0.5 * kept) * prediction.eps + factor * jnp.sqrt(-jnp.expm1(kept)) * noise()
+        return jnp.where(at.last, prediction.x, alpha_s * prediction.x + sigma_s * both), state, memory
+
+    @property
+    def adds_noise(self):
+        return self.temperature > 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,4 +295,4 @@ def _along(z: Array, slope: Array, *, logsnr_s: Array, logsnr_t: Array) -> Array
     return ratio * z - sigma_s * jnp.expm1(0.5 * (logsnr_s - logsnr_t)) * slope
 
 
-SOLVERS = (Ancestral, Ddim, DpmSolver2M, Heun)
+SOLVERS = (Ancestral, Ddim, ForthAndBack, DpmSolver2M, Heun)

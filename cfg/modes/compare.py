@@ -47,7 +47,8 @@ _EQUAL = {
     'data': ('name', 'image_size', 'crop', 'split', 'random_flip'),
     'train': (
         *('batch_size', 'stratified', 'learning_rate', 'warmup_steps', 'decay_steps', 'beta1', 'beta2'),
-        *('weight_decay', 'grad_clip', 'ema_decay', 'kind', 'w', 'weighting', 'student_steps', 'teacher_guidance'),
+        *('weight_decay', 'grad_clip', 'ema_decay', 'kind', 'w', 'weighting', 'student_steps'),
+        *('student_sampler', 'teacher_guidance'),
     ),
 }
 # What rows tell: runs that differ in it are other points, and may have the same seed.

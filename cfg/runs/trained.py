@@ -120,8 +120,13 @@ class TrainedRun:
 
     @property
     def student_steps(self) -> int:
-        """Returns how many steps of DDIM a student learned, on the grid 'nested'; 0 where it knows all levels."""
+        """Returns how many steps a student learned, on the grid 'nested'; 0 where it knows all levels."""
         return self.config['train'].get('student_steps', 0) if self.config['train']['kind'] == 'student' else 0
+
+    @property
+    def student_sampler(self) -> str:
+        """Returns the sampler whose steps a student learned."""
+        return self.config['train'].get('student_sampler', 'ddim')
 
     def warnings(self, w: float, sampler: Sampler | None = None) -> tuple[str, ...]:
         """Returns sentences on what a network that takes w did not learn: that w, or the levels of a sampler."""
@@ -130,8 +135,11 @@ class TrainedRun:
         if getattr(self.network, 'takes_w', False) and not train['w'][0] <= w <= train['w'][1]:
             low, high = train['w']
             found.append(f'w = {w:g} is outside the range {low:g} to {high:g} that the network learned.')
-        if steps and taken and taken != ('ddim', 'nested', steps):
-            found.append(f'The network learned {counted(steps)} of ddim on the grid nested, and here takes others.')
+        learned = self.student_sampler
+        if steps and taken and taken != (learned, 'nested', steps):
+            found.append(
+                f'The network learned {counted(steps)} of {learned} on the grid nested, and here takes others.'
+            )
         return tuple(found)
 
     @property

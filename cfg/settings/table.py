@@ -161,6 +161,7 @@ TABLE: dict[str, dict[str, Check]] = {
         'teacher_step': _whole(-1, words='a step, or -1 for the newest'),
         'teacher_guidance': _TEXT,
         'student_steps': _whole(0),
+        'student_sampler': _one_of('ddim', 'forth_and_back'),
         'weighting': _one_of(*WEIGHTINGS),
         'w': _several(_number(-1, above=True), 'the least and the largest w, above -1', least=2, most=2),
         'p_uncond': _number(0, 1, 'a probability in [0, 1]'),

@@ -8,7 +8,7 @@ import flax.linen as nn
 import optax
 from ml_collections import ConfigDict
 
-from cfg.diffusion.sampler import parse_rule
+from cfg.diffusion.sampler import parse_rule, parse_solver
 from cfg.runtime import parallel
 from cfg.runtime.errors import UserError
 from cfg.settings.networks import TAKE_W
@@ -59,8 +59,9 @@ def _check_strength(config: ConfigDict) -> None:
     require(learned, 'train.p_uncond', train.p_uncond, words)
     sampling, few = config.sampling, train.student_steps if train.kind == 'student' else 0
     drawn = (sampling.sampler, sampling.grid, sampling.num_steps)
-    words = f"'ddim' with sampling.grid='nested' and sampling.num_steps={few}, the steps that the student learns"
-    require(not few or drawn == ('ddim', 'nested', few), 'sampling.sampler', sampling.sampler, words)
+    learned = train.student_sampler
+    words = f"{learned!r} with sampling.grid='nested' and sampling.num_steps={few}, the steps that the student learns"
+    require(not few or drawn == (learned, 'nested', few), 'sampling.sampler', sampling.sampler, words)
     words = "'eps' where the network predicts eps, whose errors weigh e^20 times as much as those of x at logsnr -20"
     require(not eps or train.weighting == 'eps', 'train.weighting', train.weighting, words)
 
@@ -82,8 +83,9 @@ def objective_of(config: ConfigDict, network: nn.Module, teacher: 'Teacher | Non
     common['prediction'] = config.diffusion.prediction
     if config.train.kind == 'student':
         w_range, weighting = tuple(config.train.w), config.train.weighting
-        of_teacher = {'sampler': teacher.sampler, 'bind': teacher.bind, 'num_steps': config.train.student_steps}
-        return Distillation(**common, **of_teacher, w_range=w_range, weighting=weighting)
+        of_teacher = {'sampler': teacher.sampler, 'bind': teacher.bind}
+        steps = {'num_steps': config.train.student_steps, 'reach': parse_solver(config.train.student_sampler).reach}
+        return Distillation(**common, **of_teacher, **steps, w_range=w_range, weighting=weighting)
     common['p_uncond'] = config.train.p_uncond
     if config.train.kind == 'guidance_free':
         return GuidanceFree(**common, w_range=tuple(config.train.w))

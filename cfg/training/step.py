@@ -108,6 +108,7 @@ class Distillation(Objective):
     prediction: str
     weighting: str
     num_steps: int = 0  # of a student whose step is two of the teacher's; 0 for the prediction
+    reach: int = 1  # of such a student's steps, in levels
 
     def losses(self, network, images, labels, draws, params):
         def teacher(z, logsnr, labels, w):
@@ -117,7 +118,7 @@ class Distillation(Objective):
         options = {name: getattr(self, name) for name in ('w_range', 'prediction', 'weighting')}
         limits = {'logsnr_min': self.logsnr_min, 'logsnr_max': self.logsnr_max}
         if self.num_steps:
-            options['num_steps'] = self.num_steps
+            options |= {'num_steps': self.num_steps, 'reach': self.reach}
         of_student = loss.halving_loss if self.num_steps else loss.distillation_loss
         return of_student(network, teacher, images, labels, draws, **options, **limits), {}
 

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from cfg.data.source import Source
 from cfg.diffusion.denoiser import Models
-from cfg.diffusion.sampler import Sampler, parse_rule
+from cfg.diffusion.sampler import Sampler, parse_rule, parse_solver
 from cfg.runs.companions import Networks, check_guidable, on_devices, open_companions
 from cfg.runs.trained import TrainedRun, counted
 from cfg.runtime.errors import UserError
@@ -75,11 +75,14 @@ def _check_learned(config: ConfigDict, model: TrainedRun) -> None:
             raise UserError(f'{model.name}: {outside[0]} Set config.train.w within it.')
     if not steps:
         return
-    if steps != 2 * options.student_steps:
-        which = 'which no other halves' if steps % 2 else f'so its own has config.train.student_steps={steps // 2}'
+    theirs, ours = (parse_solver(of).reach for of in (model.student_sampler, options.student_sampler))
+    halved, odd = divmod(steps * ours, 2 * theirs)  # so many steps are half as many as the teacher's, or as long
+    if odd or halved != options.student_steps:
+        which = 'which no other halves' if odd else f'so its own has config.train.student_steps={halved}'
         raise UserError(
-            f'{model.name} is a student of {counted(steps)}, {which}, and not {options.student_steps}: give another '
-            'teacher or number.'
+            f'{model.name} is a student of {counted(steps)} of {model.student_sampler}, {which} with '
+            f'student_sampler={options.student_sampler!r}, and not {options.student_steps}: give another teacher or '
+            'number.'
         )
     theirs, ours = ((it['logsnr_min'], it['logsnr_max']) for it in (model.config['diffusion'], config.diffusion))
     if theirs != ours:

@@ -174,6 +174,35 @@ def test_the_optimum_of_a_round_is_two_steps_of_the_teacher(num_steps):
     assert float(distance(best, teacher).mean()) < 1e-4 * float(distance(one_step, teacher).mean())
 
 
+@pytest.mark.parametrize('num_steps', [1, 2, 8])
+def test_the_optimum_of_a_stochastic_student_is_two_levels_of_the_teacher(num_steps):
+    """At every level of its grid but the last it has the x with which DDIM over two levels is DDIM over one, twice."""
+    x, labels, draws = batch(64)
+    levels = np.asarray(schedule.nested_grid(num_steps, **LIMITS), np.float64)
+    ahead = np.array([*levels[1:], np.inf, np.inf])
+
+    def best(z, logsnr, labels, w):
+        at = jnp.argmin(abs(logsnr[:, None] - levels), axis=1)
+        first = teacher(z, logsnr, labels, w)
+        alpha, sigma = (process.expand(of, z) for of in schedule.alpha_sigma(logsnr))
+        (alpha_m, sigma_m), (alpha_k, sigma_k) = (
+            [process.expand(of, z) for of in schedule.alpha_sigma(jnp.float32(ahead[at + more]))] for more in (0, 1)
+        )
+        middle = jnp.float32(np.minimum(ahead, levels[-1]))[at]
+        second = teacher(alpha_m * first.x + sigma_m * first.eps, middle, labels, w)
+        z_k = alpha_k * second.x + sigma_k * second.eps
+        two = (z_k - sigma_k / sigma * z) / (alpha_k - sigma_k / sigma * alpha)
+        wanted = jnp.where(process.expand(at == num_steps - 1, z), first.x, two)
+        return process.v_from_x_eps(wanted, process.eps_from_x(z, wanted, logsnr), logsnr)
+
+    options = {'num_steps': num_steps, 'reach': 2, 'w_range': (0.0, 4.0), **LIMITS, 'prediction': 'v'}
+    distance = functools.partial(loss.halving_loss, x=x, labels=labels, draws=draws, **options)
+    one_step = as_prediction(lambda z, logsnr, labels, w: teacher(z, logsnr, labels, w).eps, 'v')
+    far = float(distance(one_step, teacher).mean())
+    assert float(distance(best, teacher).mean()) < max(1e-4 * far, 1e-6)
+    assert (far > 1e-4) == (num_steps > 1)  # of one level it has only its teacher's step
+
+
 @settings(max_examples=10)
 @given(st.integers(0, 2**31), st.sampled_from(process.PREDICTIONS))
 def test_guidance_free_training_has_its_optimum_at_eq_6(seed, prediction):

@@ -16,7 +16,7 @@ from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultist
 from cfg.diffusion import schedule
 from cfg.diffusion.rules import Cfg
 from cfg.diffusion.sampler import Sampler
-from cfg.diffusion.solvers import Ancestral, Ddim, DpmSolver2M, Heun
+from cfg.diffusion.solvers import Ancestral, Ddim, DpmSolver2M, ForthAndBack, Heun
 from tests.diffusion.toys import (
     COUNT,
     NULL,
@@ -40,6 +40,7 @@ SOLVERS = {
     'ddim': Ddim(),
     'ddim_half': Ddim(eta=0.5),
     'ddim_stochastic': Ddim(eta=1.0),
+    'forth_and_back': ForthAndBack(),
     '2m': DpmSolver2M(),
     '2m_sde': DpmSolver2M(stochastic=True),
     'heun': Heun(),
@@ -74,6 +75,8 @@ def reference(solver, eps_fn, levels, *, clip_x, temperature=1.0):
         return alg_2(predict, levels, solver.logvar_interp, temperature)
     if isinstance(solver, Ddim):
         return ddim(predict, levels, solver.eta, temperature)
+    if isinstance(solver, ForthAndBack):
+        return forth_and_back(predict, levels, temperature)
     if isinstance(solver, DpmSolver2M):
         return two_m(predict, levels, solver.stochastic, temperature)
     s_max = np.inf if solver.s_max is None else solver.s_max
@@ -101,6 +104,18 @@ def ddim(predict, levels, eta, temperature):
         a_t, a_s = scipy.special.expit(t), scipy.special.expit(s)
         std = eta * np.sqrt((1 - a_s) / (1 - a_t)) * np.sqrt(1 - a_t / a_s)
         z = np.sqrt(a_s) * x + np.sqrt(1 - a_s - std**2) * eps + temperature * std * normal(i)
+    return predict(z, levels[-1])[0]
+
+
+def forth_and_back(predict, levels, temperature):
+    """Section 3.3 of Meng et al. 2022: a step of DDIM over two levels, and the forward process over one back."""
+    z, ends = normal(0), [*levels, np.inf]
+    for i, (t, s) in enumerate(itertools.pairwise(levels), start=1):
+        (alpha, sigma), (alpha_s, sigma_s), (alpha_k, sigma_k) = scales(t), scales(s), scales(ends[i + 1])
+        x, _ = predict(z, t)
+        two_on = alpha_k * x + sigma_k / sigma * (z - alpha * x)
+        forward = np.sqrt(sigma_s**2 - (alpha_s / alpha_k) ** 2 * sigma_k**2)
+        z = alpha_s / alpha_k * two_on + temperature * forward * normal(i)
     return predict(z, levels[-1])[0]
 
 

@@ -82,21 +82,24 @@ def test_a_student_that_was_stopped_ends_as_one_that_was_not(teacher, student, t
     assert digests[0] == digests[1]
 
 
-def test_a_student_of_one_step_learns_from_a_network_that_takes_w(tmp_path):
-    changes = {'diffusion': {'prediction': 'v'}, 'sampling': {'sampler': 'ddim', 'grid': 'nested', 'num_steps': 1}}
+@pytest.mark.parametrize(('steps', 'sampler'), [(1, 'ddim'), (2, 'forth_and_back')])
+def test_a_student_of_few_steps_learns_from_a_network_that_takes_w(tmp_path, steps, sampler):
+    sampling = {'sampler': sampler, 'grid': 'nested', 'num_steps': steps}
+    changes = {'diffusion': {'prediction': 'v'}, 'sampling': sampling}
     workdirs = tmp_path / 'teacher', tmp_path / 'student'
-    halving = {'student_steps': 1, 'teacher_guidance': 'one_pass', 'weighting': 'truncated'}
+    halving = {'student_steps': steps, 'student_sampler': sampler, 'teacher_guidance': 'one_pass'}
+    halving['weighting'] = 'truncated'
     for workdir, train in zip(workdirs, ({'kind': 'guidance_free'}, halving), strict=True):
         config = student_of(workdirs[0], **train)
         config.update(changes)
         workdir.mkdir()
         loop.train(config, workdir)
-    config.eval.w, config.eval.num_samples, config.eval.num_steps = (1.0,), 20, (1, 2)
+    config.eval.w, config.eval.num_samples, config.eval.num_steps = (1.0,), 20, (steps, 4)
     sweep.evaluate(config, workdir)
     for row in (row.settings for row in Results(workdir).read()):
         assert (row['evaluations'], row['grid']) == (row['num_steps'], 'nested')
-        asked = 'learned 1 step of ddim on the grid nested' in ' '.join(row['warnings'])
-        assert asked is (row['num_steps'] == 2)
+        asked = f'of {sampler} on the grid nested, and takes others' in ' '.join(row['warnings'])
+        assert asked is (row['num_steps'] == 4)
 
 
 def retold(workdir, place, **train):
@@ -113,9 +116,19 @@ def retold(workdir, place, **train):
     ('told', 'changes', 'sentence'),
     [
         ({}, {'w': (0.0, 8.0)}, 'w = 8 is outside the range 0 to 4 that the network learned'),
-        ({'student_steps': 4}, {}, 'is a student of 4 steps, .*train.student_steps=2'),
-        ({'student_steps': 4}, {'student_steps': 4}, 'is a student of 4 steps, .*train.student_steps=2'),
-        ({'student_steps': 1}, {}, 'is a student of 1 step, which no other halves'),
+        ({'student_steps': 4}, {}, 'is a student of 4 steps of ddim, .*train.student_steps=2'),
+        ({'student_steps': 4}, {'student_steps': 4}, 'is a student of 4 steps of ddim, .*train.student_steps=2'),
+        ({'student_steps': 1}, {}, 'is a student of 1 step of ddim, which no other halves with'),
+        (
+            {'student_steps': 4},
+            {'student_steps': 2, 'student_sampler': 'forth_and_back'},
+            "of 4 steps of ddim, .*student_steps=4 with student_sampler='forth_and_back'",
+        ),
+        (
+            {'student_steps': 8, 'student_sampler': 'forth_and_back'},
+            {'student_steps': 4},
+            'of 8 steps of forth_and_back, .*student_steps=2 with',
+        ),
     ],
 )
 def test_a_teacher_is_asked_only_what_it_learned(student, tmp_path, told, changes, sentence):
@@ -125,8 +138,10 @@ def test_a_teacher_is_asked_only_what_it_learned(student, tmp_path, told, change
 
 
 def test_a_student_of_few_steps_has_the_levels_of_its_teacher(student, tmp_path):
-    config = student_of(retold(student, tmp_path / 'teacher', student_steps=4), student_steps=2)
-    config.train.teacher_guidance = 'one_pass'
+    config = student_of(retold(student, tmp_path / 'teacher', student_steps=4), student_steps=4)
+    config.train.teacher_guidance, config.train.student_sampler = 'one_pass', 'forth_and_back'
+    assert open_teacher(config, digits('all')).sampler.rule.name == 'one_pass'
+    config.train.student_steps, config.train.student_sampler = 2, 'ddim'
     assert open_teacher(config, digits('all')).networks['model'].student_steps == 4
     config.diffusion.logsnr_max = 10.0
     with pytest.raises(UserError, match='learned the levels from -20 to 20, not from -20 to 10'):
