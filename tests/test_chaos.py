@@ -1,6 +1,7 @@
 """Training and a sweep, killed and damaged at random, and what is there in the end: what an undisturbed run leaves."""
 
 import contextlib
+import functools
 import json
 import random
 import re
@@ -140,6 +141,25 @@ def test_training_disturbed_fifteen_times_is_the_undisturbed_one(tmp_path):
     lines = [json.loads(line)['step'] for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
     assert lines == sorted(set(lines))
     assert lines[-1] == STEPS
+
+
+def test_a_ladder_of_students_killed_on_every_rung_is_the_undisturbed_one(tmp_path):
+    """Each rung goes on from its own checkpoints, and learns from those of the rung before."""
+    grid = ('--config.sampling.sampler=ddim', '--config.sampling.grid=nested', '--config.sampling.num_steps=2')
+    student = ('--config.train.kind=student', '--config.train.weighting=v', '--config.sampling.guidance=one_pass')
+    halving = ('--config.train.student_steps=2', '--config.train.teacher_guidance=one_pass')
+    rungs = {'teacher': (), 'guided': student, 'two': (*student, *halving)}
+    chance, logs, taught = random.Random(2), tmp_path / 'log', {'undisturbed': (), 'killed': ()}
+
+    def start(workdir, *flags):
+        return [Run(f'--workdir={workdir}', '--config.diffusion.prediction=v', *TRAIN, *grid, *flags, output=logs)]
+
+    for name, flags in rungs.items():
+        undisturbed, killed = (tmp_path / place / name for place in taught)
+        ok(start(undisturbed, *flags, *taught['undisturbed']))
+        again = functools.partial(start, killed, *flags, *taught['killed'])
+        chaos(again, ['kill', 'write', 'kill'], killed, digests(undisturbed), chance)
+        taught = {place: (f'--config.train.teacher_workdir={tmp_path / place / name}',) for place in taught}
 
 
 def test_training_of_two_processes_disturbed_five_times(tmp_path):
