@@ -56,7 +56,7 @@ def test_the_figures_of_a_dry_run(dry_run):
     assert abs(moments['variance off by']) < 3
     assert found(result, 'inception')['as evaluated']['error'] < 1e-5
     # Both sizes are the same tiny network, and the first is asked for more.
-    guided = ('interval', "label_in='decoder'", 'ddim', 'dpm_solver_2m', 'heun')
+    guided = ('interval', "label_in='decoder'", 'ddim', 'forth_and_back', 'dpm_solver_2m', 'heun')
     assert [*found(result, 'train64')] == ['batch 4', 'batch 8']
     assert [*found(result, 'sample64')][2:] == [f'{name}, w=1' for name in guided]
     # 8 of 16 steps were timed; a step of second order takes two predictions, but for the last.

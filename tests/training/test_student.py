@@ -98,7 +98,7 @@ def test_a_student_of_few_steps_learns_from_a_network_that_takes_w(tmp_path, ste
     sweep.evaluate(config, workdir)
     for row in (row.settings for row in Results(workdir).read()):
         assert (row['evaluations'], row['grid']) == (row['num_steps'], 'nested')
-        asked = f'of {sampler} on the grid nested, and takes others' in ' '.join(row['warnings'])
+        asked = f'of {sampler} on the grid nested, and here takes others' in ' '.join(row['warnings'])
         assert asked is (row['num_steps'] == 4)
 
 
