@@ -78,13 +78,6 @@ def cosine(one: Array, other: Array) -> Array:
     return jnp.minimum(product / jnp.where(of_both > 0.0, of_both, 1.0), 1.0)
 
 
-def share_of(v: Array, of: Array) -> Array:
-    """Returns the s that makes ||v - s of|| smallest, <v, of> / ||of||^2: [N, 1, ...]; 1 where `of` is 0."""
-    square = jnp.sum(jnp.square(of), axis=_axes(of), keepdims=True)
-    product = jnp.sum(v * of, axis=_axes(v), keepdims=True)
-    return jnp.where(square > 0.0, product / jnp.where(square > 0.0, square, 1.0), 1.0)
-
-
 def along_common(v: Array, beside: Array) -> Array:
     """Returns the part of v along the first right singular vector of the two rows [beside, v].
 

@@ -86,9 +86,7 @@ class Point(NamedTuple):
         return process.from_output(output, self.z, self.logsnr, prediction=self.prediction)
 
     def told_in(self, output: Array, prediction: str) -> Array:
-        """Returns what an output says in eps, x or v, as `prediction` says; in the network's own it is the output."""
-        if prediction == self.prediction:
-            return output
+        """Returns what an output says in eps, x or v, as `prediction` says."""
         read = self.read(output)
         return process.target(read.x, read.eps, self.logsnr, prediction=prediction)
 

@@ -75,15 +75,15 @@ def number(
     return option(default, read, f'{words}, or None' if optional else words, **more)
 
 
-def count() -> Any:
-    """Declares a whole number that is 0 or more; 0 is the default."""
+def whole(default: int, low: int, words: str) -> Any:
+    """Declares a whole number that is `low` or more; `words` say so to the user."""
 
     def read(value):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
             raise ValueError
         return value
 
-    return option(0, read, 'a whole number, 0 or more')
+    return option(default, read, words)
 
 
 def choice(*values: Any) -> Any:

@@ -14,6 +14,7 @@ from cfg.modes.status import run as describe
 from cfg.report.results import Results
 from cfg.runs.generate import Generator, binder
 from cfg.runs.run_files import sealed
+from cfg.runs.trained import counted
 from cfg.runtime import parallel
 from cfg.runtime.errors import UserError
 from cfg.settings.networks import build_network, init_params
@@ -98,7 +99,9 @@ def test_a_student_of_few_steps_learns_from_a_network_that_takes_w(tmp_path, ste
     sweep.evaluate(config, workdir)
     for row in (row.settings for row in Results(workdir).read()):
         assert (row['evaluations'], row['grid']) == (row['num_steps'], 'nested')
-        asked = f'of {sampler} on the grid nested, and here takes others' in ' '.join(row['warnings'])
+        asked = f'learned {counted(steps)} of {sampler} on the grid nested, and here takes others' in ' '.join(
+            row['warnings']
+        )
         assert asked is (row['num_steps'] == 4)
 
 

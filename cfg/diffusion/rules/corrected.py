@@ -32,8 +32,7 @@ class Rescale(Levelled, Pair):
 
     def combine(self, at, cond, other, memory):
         combined = classifier_free(cond, other, at.w)
-        read = (at.read(output) for output in (combined, cond))
-        guided, plain = (process.target(p.x, p.eps, at.logsnr, prediction=self.prediction) for p in read)
+        guided, plain = (at.told_in(output, self.prediction) for output in (combined, cond))
         return at.change(combined, corrections.rescale(guided, plain, phi=self.phi), self.prediction), memory
 
 
@@ -62,10 +61,8 @@ class Apg(Levelled, Pair):
         update = plain.x - at.read(other).x + process.expand(self.momentum, at.z) * memory
         r = end_of(self.norm_threshold, 1)
         x = corrections.adaptive_projection(plain.x, update, at.w, eta=self.eta, norm_threshold=r)
-        unguided = process.expand(at.w == 0.0, at.z)
-        # Eq. 6 on x and on eps are the same, so at w = 0 this is the conditional eps itself.
-        eps = jnp.where(unguided, plain.eps, process.eps_from_x(at.z, x, at.logsnr))
-        return Prediction(x, eps), jnp.where(unguided, memory, update)
+        guided = _unless_unguided(at, cond, Prediction(x, process.eps_from_x(at.z, x, at.logsnr)))
+        return guided, jnp.where(process.expand(at.w == 0.0, at.z), memory, update)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +101,7 @@ class CfgZero(Levelled, Pair):
 
     name: ClassVar[str] = 'cfg_zero'
     no_cond_at: ClassVar[float] = math.nan
-    zero_init: int = options.count()
+    zero_init: int = options.whole(0, 0, 'a whole number, 0 or more')
     prediction: str = options.choice('v', 'eps', 'x')
     against: str = against()
 
@@ -113,7 +110,7 @@ class CfgZero(Levelled, Pair):
 
     def combine(self, at, cond, other, memory):
         one, two = (at.told_in(output, self.prediction) for output in (cond, other))
-        guided = at.change(cond, classifier_free(one, corrections.share_of(one, two) * two, at.w), self.prediction)
+        guided = at.change(cond, classifier_free(one, corrections.decompose(one, two)[0], at.w), self.prediction)
         guided = _unless_unguided(at, cond, guided)
         if self.zero_init:
             still = process.from_output(jnp.zeros_like(at.z), at.z, at.logsnr, prediction='v')

@@ -130,12 +130,6 @@ class CfgPlusPlus(Pair):
         return Prediction(at.read(classifier_free(cond, other, at.w)).x, at.read(other).eps), memory
 
 
-def _read_step(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < -1:
-        raise ValueError
-    return value
-
-
 @dataclass(frozen=True, kw_only=True)
 class Autoguidance(Levelled, Pair):
     """Autoguidance is Eq. 6 with a worse model of the same kind in place of the unconditional one (Karras 2024).
@@ -146,7 +140,7 @@ class Autoguidance(Levelled, Pair):
 
     name: ClassVar[str] = 'autoguidance'
     companion: ClassVar[str] = 'weaker'
-    step: int = options.option(-1, _read_step, 'a step, or -1 for the newest')
+    step: int = options.whole(-1, -1, 'a step, or -1 for the newest')
     workdir: str = options.folder()
 
     def outputs(self, models, z, logsnr, labels, keys, needed):
