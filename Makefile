@@ -69,9 +69,11 @@ students: install
 	    $(PY) main.py --config=configs/digits_student.py:$$part --workdir=runs/students/$$part $(FLAGS) --mode=$$mode; \
 	  done; \
 	done
-	$(PY) main.py --config=configs/digits_student.py:teacher --workdir=runs/students/teacher $(FLAGS) --mode=report \
-	  --config.report.workdirs="('runs/students/guided', 'runs/students/32', 'runs/students/16', 'runs/students/8', 'runs/students/4', 'runs/students/2', 'runs/students/1')"
-	@echo "Open runs/students/teacher/report/index.html"
+	set -e; for mode in report compare; do \
+	  $(PY) main.py --config=configs/digits_student.py:teacher --workdir=runs/students/teacher $(FLAGS) --mode=$$mode \
+	    --config.report.workdirs="('runs/students/guided', 'runs/students/32', 'runs/students/16', 'runs/students/8', 'runs/students/4', 'runs/students/2', 'runs/students/1')"; \
+	done
+	@echo "Open runs/students/teacher/report/index.html and runs/students/teacher/compare/index.html"
 
 mixture: install
 	$(PY) main.py --config=configs/mixture.py --workdir=$(MIXTURE) --mode=report

@@ -1,12 +1,13 @@
 """Runs `--mode=compare`: the sweep, then its rules, samplers and T beside each other."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from cfg.evaluation import sweep
-from cfg.report import compare
+from cfg.report import compare, frontier
 from cfg.report.results import Results
 from cfg.runs.trained import newest_meta
 from cfg.runtime import processes
@@ -15,7 +16,7 @@ from cfg.runtime.files import lock
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
-    """Runs the sweep of a config and compares its rows; prints the page to open.
+    """Runs the sweep of a config and compares its rows with those of `report.workdirs`; prints the page to open.
 
     Rows that cannot be measured are named in a UserError after the comparison of the others is written.
     """
@@ -40,11 +41,12 @@ def run(config: ConfigDict, workdir: Path) -> None:
         raise failure
 
 
-# What must be equal in the configs of repetitions: nothing of it is told by their rows.
-_EQUAL = {
-    'model': (),
+# Where runs differ in it, neither their scores nor their evaluations can be compared.
+_EQUAL = {'data': ('name', 'image_size', 'crop', 'split', 'random_flip'), 'model': ()}
+# Where they differ in it, they have other networks.
+_NETWORK = {
     'diffusion': (),
-    'data': ('name', 'image_size', 'crop', 'split', 'random_flip'),
+    'model': ('dropout',),
     'train': (
         *('batch_size', 'stratified', 'learning_rate', 'warmup_steps', 'decay_steps', 'beta1', 'beta2'),
         *('weight_decay', 'grad_clip', 'ema_decay', 'kind', 'w', 'weighting', 'student_steps'),
@@ -53,37 +55,62 @@ _EQUAL = {
 }
 # What rows tell: runs that differ in it are other points, and may have the same seed.
 _TOLD = (('model', 'label_in'), ('train', 'p_uncond'))
+_DROPOUT = ('model', 'dropout')  # which leaves the evaluations as they are
 
 
-def check(workdir: Path, others: Sequence[str] = ()) -> list[Path]:
-    """Checks the workdirs of a comparison: they must differ in nothing but their seed and what their rows tell.
+def check(workdir: Path, others: Sequence[str] = ()) -> list[frontier.Run]:
+    """Finds out which workdirs of a comparison have the same network but for their seed, and which have others.
+
+    A run without a checkpoint is taken for another seed of the first one.
 
     Raises:
-        UserError: names the first field in which two differ, two of the same seed, or a folder that does not exist.
+        UserError: names the first field of data or network that makes two runs incomparable, two of the same network
+            and seed, or a folder that does not exist.
     """
     folders = {}
     for folder in [workdir, *map(Path, others)]:
         if not folder.is_dir():
             raise UserError(f'config.report.workdirs holds {folder}, which does not exist: give the workdirs of runs.')
         folders.setdefault(folder.resolve(), folder)
-    configs = [(folder, meta['config']) for folder in folders.values() if (meta := newest_meta(folder)) is not None]
-    for folder, config in configs[1:]:
-        first, other = configs[0]
-        for part, names in _EQUAL.items():
-            for name in sorted(set(names or config[part]) & other[part].keys() & config[part].keys()):
-                if config[part][name] != other[part][name] and (part, name) not in _TOLD:
-                    raise UserError(
-                        f'{first} and {folder} are not two seeds of one run: config.{part}.{name} is '
-                        f'{other[part][name]!r} there and {config[part][name]!r} here; leave one of them out of '
-                        'config.report.workdirs.'
-                    )
+    configs = {folder: meta['config'] for folder in folders.values() if (meta := newest_meta(folder)) is not None}
+    first_of: dict[Path, Path] = {}  # the first run with the network of each
     seen = {}
-    for folder, config in configs:
-        run = (config['seed'], *(config[part].get(name) for part, name in _TOLD))
+    for folder, config in configs.items():
+        first = next(iter(configs))
+        for part, name in _differing(configs[first], config, _EQUAL, without=(*_TOLD, _DROPOUT)):
+            raise UserError(
+                f'{first} and {folder} cannot be compared: config.{part}.{name} is {configs[first][part][name]!r} '
+                f'there and {config[part][name]!r} here; leave one of them out of config.report.workdirs.'
+            )
+        alike = (one for one in first_of.values() if not _differing(configs[one], config, _NETWORK))
+        first_of[folder] = next(alike, folder)
+        run = (first_of[folder], config['seed'], *(config[part].get(name) for part, name in _TOLD))
         if run in seen:
             raise UserError(
                 f'{seen[run]} and {folder} both have config.seed={config["seed"]}: they are no repetitions of each '
                 'other; give runs of other seeds in config.report.workdirs.'
             )
         seen[run] = folder
-    return list(folders.values())
+    networks = list(dict.fromkeys(first_of.values()))
+    short = len({folder.name for folder in networks}) == len(networks)
+    names = {folder: folder.name if short else str(folder) for folder in networks}
+    if len(networks) < 2:
+        names = dict.fromkeys(networks, '')
+    found = []
+    for number, folder in enumerate(folders.values()):
+        seed = configs[folder]['seed'] if folder in configs else number
+        network = names.get(first_of.get(folder, next(iter(networks), None)), '')
+        found.append(frontier.Run(folder, network, seed))
+    return found
+
+
+def _differing(
+    a: Mapping[str, Any], b: Mapping[str, Any], fields: Mapping[str, tuple], without: Sequence[tuple[str, str]] = _TOLD
+) -> list[tuple[str, str]]:
+    """Returns the fields of two configs that differ, of those that both have; () stands for all of a part."""
+    return [
+        (part, name)
+        for part, names in fields.items()
+        for name in sorted(set(names or a[part]) & a[part].keys() & b[part].keys())
+        if a[part][name] != b[part][name] and (part, name) not in without
+    ]

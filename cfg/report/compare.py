@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cfg.report import frontier, frontier_plots, html, plots
 from cfg.report.curves import grouped
-from cfg.report.frontier import Point, Setting
+from cfg.report.frontier import Point, Run, Setting
 from cfg.report.results import Results
 from cfg.report.rows import Row
 from cfg.report.tables import write_lines
@@ -19,19 +19,19 @@ from cfg.runtime.errors import UserError
 FOLDER = 'compare'
 
 
-def write(folders: Sequence[Path], *, note: str = '') -> Path:
+def write(origins: Sequence[Run], *, note: str = '') -> Path:
     """Writes the comparison of the rows of runs into the first of them; returns the page to open.
 
     Args:
-        folders: workdirs of the same sweep on different training seeds; what is drawn is the mean over all of them.
+        origins: runs of the same or other networks; what is drawn is the mean over the seeds of each network.
         note: what the reader must know of the rows, if not all are there.
 
     Raises:
         UserError: when there are no rows, or they cannot be compared.
     """
-    workdir = folders[0]
-    runs = [Results(folder).read() for folder in folders]
-    found = frontier.points(runs)
+    workdir = origins[0].folder
+    runs = [Results(origin.folder).read() for origin in origins]
+    found = frontier.points(runs, origins)
     if not found:
         raise UserError(f'{workdir} holds no rows to compare: run --mode=compare or --mode=eval first.')
     if all(math.isnan(point.fid) for point in found):
@@ -62,9 +62,12 @@ def best_table(found: Sequence[Point]) -> list[list[str]]:
     settings = [point.setting for point in found]
     name = frontier_plots.namer(settings, frontier_plots.RULE)
     where = frontier_plots.namer(settings, frontier_plots.WAY, lone=False)
-    lines = [['guidance', *(f'{cost:g} evaluations' for cost in costs)]]
-    for (step, guidance, _, rest), members in rules.items():
-        plain = [] if guidance == 'cfg' else rules.get((step, 'cfg', 0, rest), [])
+    lines = [['guidance', *(f'{cost:g} evaluation{"s" * (cost != 1)}' for cost in costs)]]
+    first = settings[0].network
+    for (network, step, guidance, _, rest), members in rules.items():
+        plain = [] if guidance == 'cfg' else rules.get((network, step, 'cfg', 0, rest), [])
+        if network != first and not plain:
+            plain = next((rules[rule] for rule in rules if rule[0] == first and rule[2:] == ('cfg', 0, rest)), [])
         cells = [_cell(frontier.best(members, cost), frontier.best(plain, cost), where) for cost in costs]
         lines.append([name(members[0].setting), *cells])
     return lines

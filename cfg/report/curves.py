@@ -26,7 +26,7 @@ _HASHES = (
 )
 
 # Settings in the fewest words that still say what they are: with a value, and without one.
-_PHRASES = dict.fromkeys(('features', 'reference', 'guidance', 'sampler'), ('{}', '')) | {
+_PHRASES = dict.fromkeys(('features', 'reference', 'network', 'guidance', 'sampler'), ('{}', '')) | {
     'step': ('step {:,}', ''),
     'grid': ('{} grid', ''),
     'num_samples': ('{:,} samples', ''),

@@ -5,7 +5,8 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,14 @@ log = logging.getLogger('cfg')
 _SAME = ('num_samples', 'labels', 'is_split_size', 'features_sha256', 'reference_sha256')
 
 
+class Run(NamedTuple):
+    """A run is a workdir that is compared."""
+
+    folder: Path
+    network: str = ''  # the name of its network, that runs of other seeds share; '' where all have the same
+    seed: int = 0  # of its training
+
+
 @dataclass(frozen=True)
 class Setting:
     """A setting is how samples were drawn, but for w.
@@ -27,6 +36,7 @@ class Setting:
     or in one run other weaker models, or parameters of the step itself after it was trained again.
     """
 
+    network: str  # of its run
     step: int  # of the checkpoint
     guidance: str  # this and the next two: their texts
     sampler: str
@@ -39,7 +49,7 @@ class Setting:
     @property
     def rule(self) -> tuple:
         """Returns what makes two settings the same rule."""
-        return self.step, self.guidance, self.networks, self.rest
+        return self.network, self.step, self.guidance, self.networks, self.rest
 
     @property
     def way(self) -> tuple:
@@ -62,19 +72,23 @@ class Point:
     inception_score: float
     inception_score_spread: float
     count: int  # of the repetitions
-    fids: tuple[tuple[int, float], ...]  # of each repetition, by the number of its run or its sampling seed
+    fids: tuple[tuple[int, float], ...]  # of each repetition, by the seed of its training or its sampling
 
 
-def points(runs: Sequence[Sequence[Row]]) -> list[Point]:
+def points(runs: Sequence[Sequence[Row]], origins: Sequence[Run] = ()) -> list[Point]:
     """Makes points of the rows of each run, in the order in which their first rows were finished.
 
-    With several runs, one training seed each, the repetitions are the runs, and within a run the mean over sampling
-    seeds counts; with one run they are its sampling seeds. Rows that cannot be compared with the newest one of the
-    first run are left out, and counted in the log.
+    With several runs of a network, one training seed each, the repetitions are the runs, and within a run the mean over
+    sampling seeds counts; with one run of each they are its sampling seeds. Rows that cannot be compared with the
+    newest one of the first run are left out, and counted in the log.
+
+    Args:
+      origins: what each run is; by default they are runs of one network.
 
     Raises:
         UserError: when this leaves nothing of a run.
     """
+    origins = origins or [Run(Path(), seed=number) for number in range(len(runs))]
     runs = [sorted(run, key=_finished) for run in runs]
     wanted = _same(newest(runs)) if any(runs) else {}
     alike = [[row for row in run if _same(row) == wanted] for run in runs]
@@ -88,18 +102,19 @@ def points(runs: Sequence[Sequence[Row]]) -> list[Point]:
     left_out = sum(map(len, runs)) - sum(map(len, alike))
     if left_out:
         log.info('%d rows are left out: of other metrics or numbers of samples.', left_out)
-    several = sum(map(bool, alike)) > 1
+    networks = [origin.network for kept, origin in zip(alike, origins, strict=True) if kept]
+    several = len(networks) > len(set(networks))
     found: dict[tuple[Setting, float], list[tuple[int, Row]]] = {}
     sets: dict[Setting, list[tuple]] = {}
-    for number_of_run, run in enumerate(alike):
+    for origin, run in zip(origins, alike, strict=True):
         own_sets: dict[Setting, list[tuple]] = {}
         for row in run:
-            setting, source = _setting(row), row.source
+            setting, source = _setting(row, origin.network), row.source
             # Every run has its own networks, which go by their order, but one classifier may serve all.
             own = source.params_sha256, source.uncond_params_sha256, source.weaker_params_sha256
             networks = _place(own, own_sets.setdefault(setting, [])), source.classifier_params_sha256
             setting = dataclasses.replace(setting, networks=_place(networks, sets.setdefault(setting, [])))
-            repetition = number_of_run if several else source.seed
+            repetition = origin.seed if several else source.seed
             found.setdefault((setting, source.w), []).append((repetition, row))
     return [_point(setting, w, rows) for (setting, w), rows in found.items()]
 
@@ -124,12 +139,12 @@ def _place(value: Any, known: list[Any]) -> int:
     return known.index(value)
 
 
-def _setting(row: Row) -> Setting:
+def _setting(row: Row, network: str) -> Setting:
     rest = dataclasses.asdict(row.source.sampling)
     named = {name: rest.pop(name) for name in ('guidance', 'sampler', 'grid', 'num_steps', 'logvar_interp')}
     rest |= {'ema': row.source.ema, 'p_uncond': row.p_uncond, 'classifier': row.method.classifier}
     rest |= {'uncond': row.source.uncond_params_sha256 is not None, 'label_in': row.label_in}
-    return Setting(step=row.source.step, **named, networks=0, rest=tuple(rest.items()))
+    return Setting(network, row.source.step, **named, networks=0, rest=tuple(rest.items()))
 
 
 def _point(setting: Setting, w: float, rows: Sequence[tuple[int, Row]]) -> Point:
@@ -161,7 +176,7 @@ def best(found: Sequence[Point], cost: float = math.inf) -> Point | None:
     return min(affordable, key=lambda point: point.fid, default=None)
 
 
-def budgets(found: Sequence[Point], most: int = 6) -> list[float]:
+def budgets(found: Sequence[Point], most: int = 8) -> list[float]:
     """Picks the costs at which rules are compared, evenly from those that the points have, at most so many."""
     costs = sorted({point.cost for point in found})
     if len(costs) <= most:

@@ -14,8 +14,8 @@ from cfg.report import frontier, plots
 from cfg.report.curves import grouped, phrase
 from cfg.report.frontier import Point, Setting
 
-FIELDS = ('step', 'guidance', 'sampler', 'grid', 'num_steps', 'logvar_interp', 'networks')
-RULE = ('step', 'guidance', 'networks')
+FIELDS = ('network', 'step', 'guidance', 'sampler', 'grid', 'num_steps', 'logvar_interp', 'networks')
+RULE = ('network', 'step', 'guidance', 'networks')
 WAY = ('sampler', 'grid', 'num_steps', 'logvar_interp')
 # Rules in one plot; more have a panel each.
 _TOGETHER = 5
@@ -61,6 +61,7 @@ def figure_frontier(found: Sequence[Point], title: str) -> Figure:
     if many:
         name, way = namer(list(lines), RULE), namer(list(lines), WAY, lone=False)
         reference = next((settings for settings in rules if settings[0].guidance == 'cfg'), rules[0])
+    told = set()
     for axes, settings in zip(panels, shown, strict=True):
         if many:
             axes.set_title(name(settings[0]), fontsize=9, color=plots.INK)
@@ -69,9 +70,10 @@ def figure_frontier(found: Sequence[Point], title: str) -> Figure:
             if not any(_shown(point, limit) for setting in settings for point in lines[setting]):
                 _say(axes, 'not shown')
         for setting in settings:
-            # Ways of sampling are told apart once, by the lines of the reference.
-            label = name(setting) if not many else way(setting) if settings is reference else ''
+            # Ways of sampling are told apart once, by the first line of each.
+            label = name(setting) if not many else '' if setting.way in told else way(setting)
             _draw(axes, lines[setting], label=label or None, **styles[setting])
+            told.add(setting.way)
     scores = [point.inception_score for point in found if _shown(point, limit)]
     for place, axes in enumerate(panels):
         lowest = place >= len(panels) - columns
@@ -134,7 +136,9 @@ def _limit(found: Sequence[Point]) -> float:
 
 def _finish(figure: Figure, panels: Sequence[Axes], drawn: Sequence[Point], limit: float, title: str) -> None:
     """Sets the scale of FID, the same in all panels, the title with what it leaves out, and the legend."""
-    positive = [point.fid for point in drawn if 0 < point.fid <= limit]
+    shown = [point for point in drawn if 0 < point.fid <= limit]
+    positive = [point.fid for point in shown]
+    top = 1.1 * max((point.fid + np.nan_to_num(point.fid_spread) for point in shown), default=0.0)
     for axes in panels:
         if positive and max(positive) > plots.LOG_RATIO * min(positive):
             axes.set_yscale('log')
@@ -143,9 +147,9 @@ def _finish(figure: Figure, panels: Sequence[Axes], drawn: Sequence[Point], limi
                 axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
                 axes.yaxis.set_minor_locator(NullLocator())
             axes.yaxis.set_minor_formatter(plots.PLAIN)
-            axes.set_ylim(0.8 * min(positive), 1.1 * max(positive))
+            axes.set_ylim(0.8 * min(positive), top)
         elif positive:
-            axes.set_ylim(0.0, 1.1 * max(positive))
+            axes.set_ylim(0.0, top)
     outside = sum(point.fid > limit for point in drawn)
     note = f'\n{outside} points of FID above {limit:.3g} are not shown' if outside else ''
     figure.suptitle(f'{title}{note}', fontsize=9, color=plots.MUTED)

@@ -10,6 +10,7 @@ from scipy import stats
 
 from cfg.modes.compare import check
 from cfg.report import compare, frontier, frontier_plots
+from cfg.report.results import Results
 from cfg.runtime.errors import UserError
 from cfg.settings.values import config_dict
 from tests.conftest import small_config
@@ -87,6 +88,12 @@ def test_the_same_classifier_is_the_same_over_runs():
     ]
     found = [(point.fid, point.count) for point in frontier.points(runs)]
     assert found == [(1.0, 1), (pytest.approx(5.1), 2)]
+
+
+def test_bars_are_inside_the_plot():
+    found = frontier.points([[row(1.0)], [row(9.0)]])
+    for figure in (frontier_plots.figure_frontier(found, 'title'), frontier_plots.figure_cost(found, 'title')):
+        assert figure.axes[0].get_ylim()[1] > found[0].fid + found[0].fid_spread
 
 
 def test_the_best_at_a_cost():
@@ -171,33 +178,91 @@ def changed(**changes):
     return config_dict(config)
 
 
+def runs_of(tmp_path, monkeypatch, *configs):
+    """A sweep a config in folders a, b, c, ...; returns them."""
+    folders = [tmp_path / 'abcdefgh'[place] for place in range(len(configs))]
+    for place, folder in enumerate(folders):
+        write_run(folder, 1.0 + place)
+    metas = {folder: {'config': config} for folder, config in zip(folders, configs, strict=True)}
+    monkeypatch.setattr('cfg.modes.compare.newest_meta', metas.get)
+    return folders
+
+
 @pytest.mark.parametrize(
     ('changes', 'expected'),
     [
-        ({'seed': 1, 'model__channels': 16}, r'not two seeds of one run: config\.model\.channels is 8 there and 16'),
-        ({'seed': 1, 'train__kind': 'guidance_free'}, r'not two seeds of one run: config\.train\.kind'),
-        ({'seed': 1, 'train__beta2': 0.9}, r'not two seeds of one run: config\.train\.beta2'),
-        ({'seed': 1, 'train__decay_steps': 9}, r'not two seeds of one run: config\.train\.decay_steps'),
+        (
+            {'seed': 1, 'model__channels': 16},
+            r'a and .*b cannot be compared: config\.model\.channels is 8 there and 16',
+        ),
+        ({'seed': 1, 'data__crop': 'random'}, r"cannot be compared: config\.data\.crop is 'area' there and 'random'"),
         ({}, r'both have config\.seed=0: .* give runs of other seeds'),
     ],
 )
-def test_runs_of_other_configs_are_no_repetitions(tmp_path, monkeypatch, changes, expected):
-    for folder in 'ab':
-        write_run(tmp_path / folder, 1.0)
-    configs = {tmp_path / 'a': changed(), tmp_path / 'b': changed(**changes)}
-    monkeypatch.setattr('cfg.modes.compare.newest_meta', lambda folder: {'config': configs[folder]})
+def test_runs_of_other_data_or_arithmetic_are_not_compared(tmp_path, monkeypatch, changes, expected):
+    first, *others = runs_of(tmp_path, monkeypatch, changed(), changed(**changes))
     with pytest.raises(UserError, match=expected):
-        write(tmp_path / 'a', (str(tmp_path / 'b'),))
+        write(first, others)
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'train__kind': 'guidance_free'},
+        {'train__student_steps': 4},
+        {'train__beta2': 0.9},
+        {'train__decay_steps': 9},
+        {'model__dropout': 0.5},
+        {'diffusion__prediction': 'v'},
+    ],
+)
+def test_runs_of_other_trainings_are_other_networks(tmp_path, monkeypatch, changes):
+    """Each with its seeds as repetitions, which are paired by seed; cfg of the first stands beside all."""
+    configs = [changed(seed=seed, **more) for more in ({}, changes) for seed in (3, 5)]
+    first, *others = runs_of(tmp_path, monkeypatch, *configs)
+    found = check(first, reversed(others))
+    assert [(run.folder.name, run.network, run.seed) for run in found] == [
+        ('a', 'a', 3),
+        ('d', 'd', 5),
+        ('c', 'd', 3),
+        ('b', 'a', 5),
+    ]
+    points = frontier.points([Results(run.folder).read() for run in found], found)
+    assert {point.count for point in points} == {2}
+    assert dict(points[0].fids) == pytest.approx({3: 1 / 8, 5: 2 / 8})
+    of_other = next(point for point in points if point.setting.network == 'd')
+    assert dict(of_other.fids) == pytest.approx({3: 3 / 8, 5: 4 / 8})
+    text = compare.write(found).read_text()
+    assert 'Means over 2 repetitions' in text
+    assert '<th>a, cfg</th>' in text
+    assert '<th>d, apg(eta=0.5)</th>' in text
+
+
+def test_a_network_without_cfg_stands_beside_the_first(tmp_path):
+    """A student has one pass a step; what it is compared with at equal cost is its teacher."""
+    teacher, student = (0.0, 1.0), (0.5, 0.9, 1.6)
+    for seed in (0, 1, 2):
+        fids = [row(1.0 + seed, w=w, num_steps=8) for w in teacher]
+        write_rows(tmp_path / f'teacher{seed}', fids)
+        # At seed differences of 0.5, 0.9 and 1.6 below.
+        fid = 1.0 + seed - student[seed]
+        write_rows(tmp_path / f'student{seed}', [row(fid, guidance='one_pass', step=9, cost=8.0)])
+    runs = [
+        frontier.Run(tmp_path / f'{name}{seed}', name, seed) for name in ('teacher', 'student') for seed in range(3)
+    ]
+    points = frontier.points([Results(run.folder).read() for run in runs], runs)
+    head, *lines = compare.best_table(points)
+    assert head == ['guidance', '8 evaluations', '16 evaluations']
+    t = stats.ttest_1samp([-x for x in student], 0.0).statistic
+    assert f'{t:+.1f} standard errors from cfg' in lines[1][1]
 
 
 def test_runs_may_differ_in_what_their_rows_tell(tmp_path, monkeypatch):
-    for folder in 'abc':
-        write_run(tmp_path / folder, 1.0)
-    configs = {'a': changed(), 'b': changed(seed=1), 'c': changed(model__label_in='decoder')}
-    monkeypatch.setattr('cfg.modes.compare.newest_meta', lambda folder: {'config': configs[folder.name]})
-    write(tmp_path / 'a', (str(tmp_path / 'b'), str(tmp_path / 'c')))
+    first, *others = runs_of(tmp_path, monkeypatch, changed(), changed(seed=1), changed(model__label_in='decoder'))
+    assert {run.network for run in check(first, others)} == {''}
+    write(first, others)
     with pytest.raises(UserError, match=r'holds .*none, which does not exist'):
-        write(tmp_path / 'a', (str(tmp_path / 'none'),))
+        write(first, (str(tmp_path / 'none'),))
 
 
 def test_a_run_counts_once_however_its_folder_is_written(tmp_path, monkeypatch):
@@ -209,7 +274,7 @@ def test_a_run_counts_once_however_its_folder_is_written(tmp_path, monkeypatch):
 
 def test_nothing_to_compare(tmp_path):
     with pytest.raises(UserError, match='holds no rows to compare: run --mode=compare or --mode=eval first'):
-        compare.write([tmp_path])
+        compare.write([frontier.Run(tmp_path)])
 
 
 @pytest.mark.parametrize(
@@ -226,7 +291,7 @@ def test_nothing_to_compare(tmp_path):
 )
 def test_a_comparison_of_little_is_a_comparison(tmp_path, rows):
     write_rows(tmp_path, [row(**({'fid': 1.0} | changes)) for changes in rows])
-    page = compare.write([tmp_path])
+    page = compare.write([frontier.Run(tmp_path)])
     for name in ('frontier.png', 'cost.png'):
         assert (page.parent / name).read_bytes().startswith(b'\x89PNG')
     with (page.parent / 'points.csv').open() as file:
@@ -236,7 +301,7 @@ def test_a_comparison_of_little_is_a_comparison(tmp_path, rows):
 def test_rows_without_any_fid_are_refused_with_a_sentence(tmp_path):
     write_rows(tmp_path, [row(None), row(None, w=2.0)])
     with pytest.raises(UserError, match=r'No row of .* has a FID, by which rules are compared: delete its folder '):
-        compare.write([tmp_path])
+        compare.write([frontier.Run(tmp_path)])
     assert not (tmp_path / 'compare').exists()
     # The figures alone say it, too.
     found = frontier.points([[row(None), row(None, w=2.0)]])
@@ -247,6 +312,6 @@ def test_rows_without_any_fid_are_refused_with_a_sentence(tmp_path):
 def test_what_a_page_says_is_escaped(tmp_path):
     hostile = '<b onclick="x">&'
     write_rows(tmp_path, [row(1.0, guidance=hostile, features=hostile), row(2.0, features=hostile)])
-    text = compare.write([tmp_path], note=hostile).read_text()
+    text = compare.write([frontier.Run(tmp_path)], note=hostile).read_text()
     assert hostile not in text
     assert text.count('&lt;b onclick=&#34;x&#34;&gt;&amp;') == 3
