@@ -8,33 +8,27 @@ Where a job is several processes, they share the networks' work on every batch; 
 
 import contextlib
 import dataclasses
-import functools
-import itertools
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from cfg.diffusion.rules.base import Rule
-from cfg.diffusion.sampler import parse_rule
 from cfg.evaluation import npz, references
+from cfg.evaluation.drawing import Drawing
 from cfg.evaluation.measurement import Measurement
 from cfg.evaluation.points import Planned, Point, config_sha256, plan, points_of
 from cfg.evaluation.scoring import Scoring
 from cfg.features import opening
 from cfg.features.network import shared
-from cfg.models.flops import guided_flops
 from cfg.report.results import Results
 from cfg.report.rows import Row
 from cfg.report.sample_files import write_samples
 from cfg.report.tables import text_table
-from cfg.runs.companions import Networks, check_guidable, make_generator, on_devices, open_companions
-from cfg.runs.generate import Generator, draw_labels
-from cfg.runs.trained import TrainedRun
+from cfg.runs.generate import draw_labels
 from cfg.runtime import processes
 from cfg.runtime.errors import UserError
 from cfg.runtime.files import lock
@@ -62,12 +56,21 @@ def evaluate(config: ConfigDict, workdir: Path, draw: Callable[[int], Any] | Non
       UserError: on input that does not fit, before any sample is drawn.
       SystemExit: on SIGTERM or Ctrl-C, after what is measured was saved.
     """
-    job = parse_job(config.eval.job)
+    with opened(config, workdir) as sweep:
+        job = parse_job(config.eval.job)
+        processes.on_each(lambda: sweep.ask(sweep.points, num_samples=config.eval.num_samples, job=job))
+        failures = sweep.measure(draw)
+        return processes.on_first(lambda: sweep.report(failures))
+
+
+@contextlib.contextmanager
+def opened(config: ConfigDict, workdir: Path) -> Iterator['Sweep']:
+    """Opens and checks all that a sweep needs, and keeps others from the same share of its workdir, while entered."""
     processes.on_first(Results(workdir).check)
-    part = 'eval{}of{}'.format(*job)
+    part = 'eval{}of{}'.format(*parse_job(config.eval.job))
     with processes.held_by_first(lambda: lock(workdir, 'eval', part=part)), StopSignal() as stop:
         # What the first process finds missing, such as the moments of the real images, it makes for all.
-        return processes.in_turn(lambda: _Sweep(config, workdir, job, stop)).run(draw)
+        yield processes.in_turn(lambda: Sweep(config, workdir, stop))
 
 
 class _Redraw:
@@ -88,68 +91,81 @@ class _Redraw:
         self._next = end + 19 * (end - begin)
 
 
-class _Sweep:
-    """A sweep holds what all rows share, opened and checked before the first one is measured.
+class Sweep:
+    """A sweep holds what all rows share, opened and checked before the first one is measured; see `opened`.
 
-    The reference, the warnings and the results are the first process's alone.
+    `ask` says which rows are meant, and `measure` measures them; another `ask` may follow. The reference, the warnings
+    and the results are the first process's alone.
     """
 
-    def __init__(self, config: ConfigDict, workdir: Path, job: tuple[int, int], stop: StopSignal):
+    def __init__(self, config: ConfigDict, workdir: Path, stop: StopSignal):
         self._config, self._workdir, self._stop = config, workdir, stop
         options = config.eval
-        source = open_source(config) if not options.reference else None
-        self._models: dict[tuple[int, bool], TrainedRun] = {}
-        for step, ema in itertools.product(options.steps or (-1,), options.ema or (config.sampling.ema,)):
-            model = TrainedRun.of_config(config, workdir, step, ema=ema)
-            self._models[model.step, ema] = model
-        self._spec = model.spec  # of all steps, as the network is
-        self._generators: dict[tuple, Generator] = {}
-        self._held: dict[str, tuple[Any, dict[str, Any]]] = {}
-        self._companions: dict[tuple[Rule, bool], Networks] = {}
-        for text, model in itertools.product(options.guidance or (config.sampling.guidance,), self._models.values()):
-            rule = parse_rule(text, 'eval.guidance')
-            key = dataclasses.replace(rule, w=None), model.ema
-            if key not in self._companions:
-                self._companions[key] = open_companions(config, model, rule)
-            check_guidable(rule.w or options.w, model, rule, self._companions[key])
-        if source is not None:
-            model.check_data(config)
+        self._source = open_source(config) if not options.reference else None
+        self._drawing = Drawing(config, workdir)
+        self.points = points_of(config, self._drawing.steps)  # the product that the config names
+        if self._source is not None:
+            self._drawing.model(self.points[0]).check_data(config)
         else:
             npz.File(Path(options.reference), 'config.eval.reference')
-        points = self._all = points_of(config, dict.fromkeys(step for step, _ in self._models))
-        self._generator(points[0])  # says whether the batch fits the devices
+        self._drawing.generator(self.points[0])  # says whether the batch fits the devices
         self._results = Results(workdir)
-        self._features = opening.open_features(config, self._spec.image_shape, f'The data set {self._spec.name}')
-        self._source, self._beside, self._elsewhere = source, None, 0
+        spec = self._drawing.spec
+        self._features = opening.open_features(config, spec.image_shape, f'The data set {spec.name}')
         if not processes.is_first():
             return
         self._results.read()  # says now what is wrong with a row
         reference = references.open_reference(config, self._features, stop)
-        self._scoring = Scoring(options, self._features, reference, options.num_samples, self._spec.image_shape)
+        self._scoring = Scoring(options, self._features, reference, options.num_samples, spec.image_shape)
+
+    def ask(
+        self, points: Sequence[Point], *, num_samples: int, job: tuple[int, int] = (1, 1), mark: tuple[str, ...] = ()
+    ) -> None:
+        """Says which rows are measured next, those of points with so many samples each.
+
+        Args:
+          job: (i, n) for the i-th of n jobs that share these rows.
+          mark: sentences that these rows keep among their warnings.
+        """
+        self._asked_of, self._num_samples, self._mark = list(points), num_samples, mark
+        self._beside, self._elsewhere = None, 0
+        if not processes.is_first():
+            return
+        self._scoring = dataclasses.replace(self._scoring, num_samples=num_samples)
         for text in self._scoring.warnings:
             log.warning('%s', text)
         number, count = job
-        self._rows = [plan(config, point, self._networks(point), self._scoring.method) for point in points]
+        networks = self._drawing.networks
+        self._rows = [plan(self._config, it, networks(it), self._scoring.method) for it in points]
         self._asked = self._rows[number - 1 :: count]
 
-    def run(self, draw: Callable[[int], Any] | None) -> int | None:
-        """Measures what is missing and prints the table; see `evaluate`."""
+    def measure(
+        self, draw: Callable[[int], Any] | None = None, *, what: str = 'eval', before: int = 0, after: int = 0
+    ) -> list[str]:
+        """Measures the rows that are missing; returns a sentence for each that cannot be.
+
+        Args:
+          draw: see `evaluate`.
+          what: is going on, for the progress, in which so many samples came `before` these rows and come `after` them.
+        """
         first = processes.from_first(self._features.sha256)
         processes.on_each(lambda: self._features.check_same(first))
         todo = processes.on_first(self._missing) or []
-        points = [self._all[place] for place in processes.from_first([self._all.index(row.point) for row in todo])]
-        progress = Progress('eval', len(points) * self._config.eval.num_samples, unit='sample')
+        places = processes.from_first([self._asked_of.index(row.point) for row in todo])
+        points = [self._asked_of[place] for place in places]
+        total = before + len(points) * self._num_samples + after
+        progress = Progress(what, total, unit='sample', start=before)
         failures, redraw = [], _Redraw(draw)
         for number, point in enumerate(points):
             self._stop.leave(lambda: None, processes.largest(self._stop.received or 0))  # came while a row was scored
-            needed = {point.sampler for point in points[number:]}  # the others go, with their compiled programs
-            self._generators = {sampler: made for sampler, made in self._generators.items() if sampler in needed}
+            # What comes after has samplers of these rows.
+            self._drawing.keep(it.sampler for it in (self._asked_of if after else points[number:]))
             row = todo[number] if processes.is_first() else None
             with contextlib.ExitStack() as held:
                 if not processes.from_first(row is not None and self._take(row, held)):
                     continue
                 try:
-                    self._measure(point, row, progress, number)
+                    self._measure(point, row, progress, before + number * self._num_samples)
                 except UserError as error:  # one bad row is no reason to lose the others
                     failures.append(f'step {point.step}: {error}')
                     log.warning('%s', failures[-1])
@@ -158,7 +174,7 @@ class _Sweep:
                         processes.on_first(lambda: redraw(self._count_missing))
         if points:
             processes.on_first(lambda: redraw(self._count_missing, last=True))
-        return processes.on_first(lambda: self._report(failures))
+        return failures
 
     def _count_missing(self) -> int:
         return sum(row.identity not in self._results for row in self._rows)
@@ -171,7 +187,7 @@ class _Sweep:
             if row.identity in self._results:
                 shutil.rmtree(self._folder(row), ignore_errors=True)
         if todo:
-            self._beside = self._scoring.reference.beside(self._config.eval.num_samples)
+            self._beside = self._scoring.reference.beside(self._num_samples)
             if self._source is not None:
                 floor = references.floor(self._config, self._source, self._features, self._stop)
                 self._beside = dataclasses.replace(self._beside, **floor)
@@ -188,7 +204,25 @@ class _Sweep:
             return False
         return row.identity not in self._results
 
-    def _report(self, failures: list[str]) -> int:
+    def found(self) -> list[Row | None]:
+        """Returns the rows that were asked for, in their order, on the first process; None for one that is missing.
+
+        Raises:
+          UserError: when another process was measuring some of them.
+        """
+        if self._elsewhere:
+            raise UserError(
+                f'{self._elsewhere} rows are being measured by another process: start again when it has ended.'
+            )
+        done = {row.identity: row for row in self._results.read()}
+        return [done.get(row.identity) for row in self._asked]
+
+    def report(self, failures: Sequence[str]) -> int:
+        """Prints the table of the rows asked for; returns how many are missing. On the first process alone.
+
+        Raises:
+          UserError: when some could not be measured.
+        """
         self._results.write_lines()
         done = {row.identity: row for row in self._results.read()}
         asked = [done[row.identity] for row in self._asked if row.identity in done]
@@ -203,34 +237,34 @@ class _Sweep:
     def _folder(self, row: Planned) -> Path:
         return self._workdir / UNFINISHED / row.identity
 
-    def _measure(self, point: Point, row: Planned | None, progress: Progress, number: int) -> None:
+    def _measure(self, point: Point, row: Planned | None, progress: Progress, before: int) -> None:
         """Draws the samples that are missing, scores all, and writes the row; `row` is the first process's."""
-        options, begin = self._config.eval, time.monotonic()
+        options, spec, begin = self._config.eval, self._drawing.spec, time.monotonic()
         labels = draw_labels(
-            options.labels, num_samples=options.num_samples, num_classes=self._spec.num_classes, seed=point.seed
+            options.labels, num_samples=self._num_samples, num_classes=spec.num_classes, seed=point.seed
         )
-        params = processes.on_each(lambda: self._on_devices(point))  # a row that one cannot read is nobody's
+        params = processes.on_each(lambda: self._drawing.on_devices(point))  # a row that one cannot read is nobody's
         network = shared(self._features)
         with processes.held_by_first(
             lambda: Measurement(
                 self._folder(row),
                 network,
                 is_split_size=options.is_split_size,
-                image_shape=self._spec.image_shape,
+                image_shape=spec.image_shape,
                 save_seconds=options.save_seconds,
             )
         ) as measured:
             start = processes.from_first(measured.count if measured else None)
             if start:
                 log.info('%d of %d samples of w=%g are there.', start, len(labels), point.w)
-            batches = self._generator(point)(params, labels, point.w, seed=point.seed, start=start)
+            batches = self._drawing.generator(point)(params, labels, point.w, seed=point.seed, start=start)
             for batch in batches:
                 if measured:
                     measured.add(batch.images, batch.labels, keep_images=max(options.keep_samples - batch.start, 0))
                 else:
                     network.extract(batch.images)  # its share, for the first process
                 count = batch.start + len(batch.images)
-                progress.update(number * len(labels) + count, str(point))
+                progress.update(before + count, str(point))
                 self._stop.leave(
                     lambda: processes.on_first(lambda: measured.save()), processes.largest(self._stop.received or 0)
                 )
@@ -240,6 +274,7 @@ class _Sweep:
         """Scores what was measured and writes the row."""
         measured.save()
         scores, point = self._scoring.scores(measured), planned.point
+        model = self._drawing.model(point)
         kept, samples = measured.images[: self._config.eval.keep_samples], None
         if len(kept):
             name = f'step{point.step:08d}_w{point.w:g}_{planned.identity[:8]}.npz'
@@ -249,48 +284,13 @@ class _Sweep:
             method=self._scoring.method,
             scores=scores,
             beside=self._beside,
-            origin=self._scoring.origin(self._models[point.step, point.ema].warnings(point.w, point.sampler)),
-            p_uncond=self._models[point.step, point.ema].p_uncond,
+            origin=self._scoring.origin((*model.warnings(point.w, point.sampler), *self._mark)),
+            p_uncond=model.p_uncond,
             label_in=self._config.model.label_in,
-            **self._cost(point),
+            **self._drawing.cost(point),
             samples=samples,
             config_sha256=config_sha256(self._config),
             seconds=round(time.monotonic() - begin, 3),
         )
         self._results.write(row)
         measured.remove()
-
-    def _networks(self, point: Point) -> Networks:
-        return {'model': self._models[point.step, point.ema]} | self._companions[point.sampler.rule, point.ema]
-
-    def _generator(self, point: Point) -> Generator:
-        if point.sampler not in self._generators:
-            self._generators[point.sampler] = make_generator(self._config, self._networks(point), point.sampler)
-        return self._generators[point.sampler]
-
-    def _on_devices(self, point: Point) -> Any:
-        """Returns the parameters of a point; those of one checkpoint, and of one rule beside it, are on the devices."""
-        step, rule = (point.step, point.ema), (point.sampler.rule, point.ema)
-        model, companions = {'model': self._models[step]}, self._companions[rule]
-        for kind, key, networks in (('model', step, model), ('companions', rule, companions)):
-            if self._held.get(kind, (None,))[0] != key:
-                self._held.pop(kind, None)  # what is there is let go of first
-                self._held[kind] = key, on_devices(networks)
-        return self._held['model'][1] | self._held['companions'][1]
-
-    @functools.cached_property
-    def _both(self) -> float:
-        """Returns the arithmetic of two predictions at once, in those of one."""
-        model = next(iter(self._models.values()))
-        return guided_flops(model.network, self._spec.image_shape) / model.flops
-
-    def _cost(self, point: Point) -> dict[str, float]:
-        """Counts network evaluations for one sample, and their arithmetic in those of the model for one prediction."""
-        companions = self._companions[point.sampler.rule, point.ema]
-        passes = point.sampler.passes(point.w, second_uncond='uncond' in companions)
-        second = sum(it.flops for name, it in companions.items() if name != 'classifier')
-        classifier = companions['classifier'].flops if 'classifier' in companions else 0.0
-        model = self._models[point.step, point.ema].flops
-        alone = passes.single + passes.back  # the gradient of an input takes about the products of a pass
-        others = (passes.second * second + passes.classifier * classifier) / model
-        return {'evaluations': passes.total, 'cost': round(alone + self._both * passes.both + others, 3)}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cfg.evaluation import sweep
+from cfg.evaluation import drawing
 from tests.kept import keep, of_generator
 
 
@@ -10,5 +10,5 @@ from tests.kept import keep, of_generator
 def kept_sampling():
     """Sweeps with the same networks and sampler share what is compiled of them."""
     with pytest.MonkeyPatch.context() as patch:
-        keep(patch, sweep, make_generator=of_generator, guided_flops=lambda network, shape: (network, tuple(shape)))
+        keep(patch, drawing, make_generator=of_generator, guided_flops=lambda network, shape: (network, tuple(shape)))
         yield

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from cfg.data.digits import digits
-from cfg.evaluation import references, sweep
+from cfg.evaluation import drawing, references, sweep
 from cfg.evaluation.points import config_sha256
 from cfg.features.network import default_cache
 from cfg.features.small_classifier import small_classifier
@@ -309,12 +309,12 @@ def test_a_generator_is_let_go_of_when_no_row_needs_it(workdir, monkeypatch):
         return generator
 
     def measuring(self, point, *_):
-        self._generator(point)
+        self._drawing.generator(point)
         gc.collect()
         alive.append((point.step, point.sampler.num_steps, sum(ref() is not None for ref in built)))
 
-    monkeypatch.setattr(sweep, 'make_generator', making)
-    monkeypatch.setattr(sweep._Sweep, '_measure', measuring)
+    monkeypatch.setattr(drawing, 'make_generator', making)
+    monkeypatch.setattr(sweep.Sweep, '_measure', measuring)
     sweep.evaluate(config_of(steps=(4, 6), num_steps=(2, 3, 4), w=(1.0, 2.0)), workdir)
     assert alive[::2] == [(4, 2, 1), (4, 3, 2), (4, 4, 3), (6, 2, 3), (6, 3, 2), (6, 4, 1)]
     assert len(built) == 3

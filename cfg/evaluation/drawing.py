@@ -1,0 +1,89 @@
+"""Holds the networks of a sweep: opened and checked together, on the devices as its rows need them."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cfg.diffusion.rules.base import Rule
+from cfg.diffusion.sampler import Sampler, parse_rule
+from cfg.evaluation.points import Point
+from cfg.models.flops import guided_flops
+from cfg.runs.companions import Networks, check_guidable, make_generator, on_devices, open_companions
+from cfg.runs.generate import Generator
+from cfg.runs.trained import TrainedRun
+
+
+class Drawing:
+    """A drawing holds the checkpoints of a sweep and what its rules need beside them, and draws for its points.
+
+    Raises:
+      UserError: when a network does not exist, or cannot be guided as a rule does.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: Path):
+        self._config, options = config, config.eval
+        self._models: dict[tuple[int, bool], TrainedRun] = {}
+        for step, ema in itertools.product(options.steps or (-1,), options.ema or (config.sampling.ema,)):
+            model = TrainedRun.of_config(config, workdir, step, ema=ema)
+            self._models[model.step, ema] = model
+        self.spec = model.spec  # of all steps, as the network is
+        self.steps = tuple(dict.fromkeys(step for step, _ in self._models))
+        self._generators: dict[Sampler, Generator] = {}
+        self._held: dict[str, tuple[Any, dict[str, Any]]] = {}
+        self._companions: dict[tuple[Rule, bool], Networks] = {}
+        for text, model in itertools.product(options.guidance or (config.sampling.guidance,), self._models.values()):
+            rule = parse_rule(text, 'eval.guidance')
+            key = dataclasses.replace(rule, w=None), model.ema
+            if key not in self._companions:
+                self._companions[key] = open_companions(config, model, rule)
+            check_guidable(rule.w or options.w, model, rule, self._companions[key])
+
+    def model(self, point: Point) -> TrainedRun:
+        """Returns the model of a point."""
+        return self._models[point.step, point.ema]
+
+    def networks(self, point: Point) -> Networks:
+        """Returns the model of a point and those beside it."""
+        return {'model': self.model(point)} | self._companions[point.sampler.rule, point.ema]
+
+    def generator(self, point: Point) -> Generator:
+        """Returns what draws the samples of a point, kept until `keep` lets go of it."""
+        if point.sampler not in self._generators:
+            self._generators[point.sampler] = make_generator(self._config, self.networks(point), point.sampler)
+        return self._generators[point.sampler]
+
+    def keep(self, samplers: Iterable[Sampler]) -> None:
+        """Lets go of all generators but those of some samplers, with their compiled programs."""
+        needed = set(samplers)
+        self._generators = {sampler: made for sampler, made in self._generators.items() if sampler in needed}
+
+    def on_devices(self, point: Point) -> Any:
+        """Returns the parameters of a point; those of one checkpoint, and of one rule beside it, are on the devices."""
+        step, rule = (point.step, point.ema), (point.sampler.rule, point.ema)
+        model, companions = {'model': self._models[step]}, self._companions[rule]
+        for kind, key, networks in (('model', step, model), ('companions', rule, companions)):
+            if self._held.get(kind, (None,))[0] != key:
+                self._held.pop(kind, None)  # what is there is let go of first
+                self._held[kind] = key, on_devices(networks)
+        return self._held['model'][1] | self._held['companions'][1]
+
+    @functools.cached_property
+    def _both(self) -> float:
+        """Returns the arithmetic of two predictions at once, in those of one."""
+        model = next(iter(self._models.values()))
+        return guided_flops(model.network, self.spec.image_shape) / model.flops
+
+    def cost(self, point: Point) -> dict[str, float]:
+        """Counts network evaluations for one sample, and their arithmetic in those of the model for one prediction."""
+        companions = self._companions[point.sampler.rule, point.ema]
+        passes = point.sampler.passes(point.w, second_uncond='uncond' in companions)
+        second = sum(it.flops for name, it in companions.items() if name != 'classifier')
+        classifier = companions['classifier'].flops if 'classifier' in companions else 0.0
+        alone = passes.single + passes.back  # the gradient of an input takes about the products of a pass
+        others = (passes.second * second + passes.classifier * classifier) / self.model(point).flops
+        return {'evaluations': passes.total, 'cost': round(alone + self._both * passes.both + others, 3)}
