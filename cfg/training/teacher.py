@@ -59,6 +59,8 @@ def open_teacher(config: ConfigDict, source: Source) -> Teacher:
     rule = parse_rule(options.teacher_guidance, 'train.teacher_guidance')
     words = 'a rule that changes the prediction and not the noise, without w, of which config.train.w tells'
     require(not (rule.renoises or rule.scales_noise or rule.w), 'train.teacher_guidance', rule.text, words)
+    words = 'a rule that a single evaluation shows, as a student learns from each alone'
+    require(not rule.remembers, 'train.teacher_guidance', rule.text, words)
     companions = open_companions(config, model, rule)
     check_guidable(tuple(options.w), model, rule, companions)
     _check_learned(config, model)

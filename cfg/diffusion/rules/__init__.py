@@ -7,6 +7,7 @@ means s = 1 + w.
 
 from cfg.diffusion.rules.corrected import Apg, CfgZero, Fdg, Power, Rescale, Tcfg
 from cfg.diffusion.rules.costs import Adaptive, RectifiedGradient
+from cfg.diffusion.rules.feedback import Feedback
 from cfg.diffusion.rules.pairs import Autoguidance, Cfg, CfgPlusPlus
 from cfg.diffusion.rules.single import Classifier, OnePass, ScaledScore, Temperature
 
@@ -22,6 +23,7 @@ RULES = (
     Fdg,
     Adaptive,
     RectifiedGradient,
+    Feedback,
     Autoguidance,
     Classifier,
     ScaledScore,

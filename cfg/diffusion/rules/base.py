@@ -118,6 +118,11 @@ class Rule(options.Described):
         return self.against == 'null'
 
     @property
+    def remembers(self) -> bool:
+        """Tells whether it is nothing without the evaluations before, so that a single one cannot show it."""
+        return False
+
+    @property
     def is_constant(self) -> bool:
         """Tells whether w is the same at all levels."""
         return self.interval is None and self.schedule == 'constant'

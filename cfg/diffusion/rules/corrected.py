@@ -105,6 +105,10 @@ class CfgZero(Levelled, Pair):
     prediction: str = options.choice('v', 'eps', 'x')
     against: str = against()
 
+    @property
+    def remembers(self):
+        return self.zero_init > 0
+
     def memory(self, z):
         return jnp.zeros((), jnp.int32)
 

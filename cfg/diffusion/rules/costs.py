@@ -30,6 +30,10 @@ class Adaptive(Levelled, Pair):
     prediction: str = options.choice('x', 'eps', 'v')
     against: str = against()
 
+    @property
+    def remembers(self):
+        return self.cosine < 1.0
+
     def memory(self, z):
         return jnp.zeros(len(z), bool)
 
