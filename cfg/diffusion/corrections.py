@@ -4,7 +4,9 @@ Pure functions of images [N, ...], each image on its own. Every one is harmless 
 image without contrast, an estimate that is 0).
 """
 
+import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -99,13 +101,17 @@ def low_pass(x: Array) -> Array:
     """
     spatial = range(1, x.ndim - 1)
     half = tuple(max(size // 2, 1) if axis in spatial else size for axis, size in enumerate(x.shape))
-    small = jax.image.resize(_blur(x, spatial), half, 'linear', antialias=False)
-    return _blur(jax.image.resize(small, x.shape, 'linear', antialias=False), spatial)
+
+    def blurred(x):
+        return functools.reduce(lambda x, axis: convolve(x, (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16), axis), spatial, x)
+
+    small = jax.image.resize(blurred(x), half, 'linear', antialias=False)
+    return blurred(jax.image.resize(small, x.shape, 'linear', antialias=False))
 
 
-def _blur(x: Array, axes: range) -> Array:
-    for axis in axes:
-        padded = jnp.pad(x, [(2, 2) if each == axis else (0, 0) for each in range(x.ndim)], mode='reflect')
-        shifted = (jax.lax.slice_in_dim(padded, i, i + x.shape[axis], axis=axis) for i in range(5))
-        x = sum(weight / 16.0 * each for weight, each in zip((1.0, 4.0, 6.0, 4.0, 1.0), shifted, strict=True))
-    return x
+def convolve(x: Array, weights: Sequence[float], axis: int) -> Array:
+    """Returns x convolved along an axis by an odd number of weights that are symmetric; its ends are reflected."""
+    half = len(weights) // 2
+    padded = jnp.pad(x, [(half, half) if each == axis else (0, 0) for each in range(x.ndim)], mode='reflect')
+    shifted = (jax.lax.slice_in_dim(padded, i, i + x.shape[axis], axis=axis) for i in range(len(weights)))
+    return sum(weight * each for weight, each in zip(weights, shifted, strict=True))

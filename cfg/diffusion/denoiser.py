@@ -4,6 +4,7 @@
 knows less: of the same network for another label, or of a second network.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,6 +20,13 @@ Array = jax.Array
 EpsFn = Callable[[Array, Array, Array], Array]
 
 
+class Perturbation(NamedTuple):
+    """A perturbation says how self-attention is made worse, so that guidance has something to lead away from."""
+
+    blocks: int  # so many of the attention blocks of the way down and the middle, the last ones
+    sigma: float | None = None  # of a Gaussian over positions that blurs the queries; None for identity attention
+
+
 @dataclass(frozen=True)
 class Denoiser:
     """A denoiser is a network with its parameters, or any eps function.
@@ -29,12 +37,14 @@ class Denoiser:
       num_classes: labels are 0 to num_classes - 1, and `null_label` after them.
       prediction: what the network predicts: eps, x or v.
       both_fn: (z, logsnr, labels, other_labels) -> two of what `fn` returns, where that is cheaper than a batch of 2N.
+      perturbed_fn: a perturbation of the network's attention -> another `fn`.
     """
 
     fn: EpsFn
     num_classes: int
     prediction: str = 'eps'
     both_fn: Callable[[Array, Array, Array, Array], tuple[Array, Array]] | None = None
+    perturbed_fn: Callable[[Perturbation], EpsFn] | None = None
 
     @property
     def null_label(self) -> int:
@@ -58,6 +68,12 @@ class Denoiser:
         two = [jnp.concatenate(pair) for pair in ((z, z), (levels, levels), (labels, other_labels))]
         output, other = jnp.split(self(*two), 2)
         return output, other
+
+    def perturbed(self, perturbation: Perturbation) -> 'Denoiser':
+        """Returns the network with perturbed attention; raises ValueError for a function that is not told of any."""
+        if self.perturbed_fn is None:
+            raise ValueError('this network has no attention to perturb: give its Denoiser a perturbed_fn')
+        return dataclasses.replace(self, fn=self.perturbed_fn(perturbation), both_fn=None)
 
     def _of(self, output: Array, z: Array) -> Array:
         return output[..., : z.shape[-1]].astype(z.dtype)

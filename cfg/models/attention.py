@@ -4,11 +4,14 @@ The scores of all pairs of positions are the largest arrays of ADM's networks: a
 in training than all convolutions. A flash kernel never writes them (Dao et al. 2022, arXiv 2205.14135).
 """
 
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from cfg.diffusion.corrections import convolve
 from cfg.runtime.errors import UserError
 
 Array = jax.Array
@@ -84,6 +87,22 @@ def attention(q: Array, k: Array, v: Array, *, kernel: str = 'xla') -> Array:
       kernel: one of `KERNELS`; where it does not take these sizes XLA's own products do it.
     """
     return KERNELS[kernel if fits(kernel, q) else 'xla'](q, k, v)
+
+
+def blur(x: Array, *, sigma: float) -> Array:
+    """Returns maps [N, H, W, C] blurred by a Gaussian of deviation sigma, in positions; inf is their mean.
+
+    The kernel has ceil(6 sigma) positions a side, made odd, or H or W made odd where that is less; a map is reflected
+    at its ends (Hong 2024, arXiv 2408.00760).
+    """
+    whole = x.astype(jnp.float32)
+    if math.isinf(sigma):
+        return jnp.broadcast_to(whole.mean(axis=(1, 2), keepdims=True), x.shape).astype(x.dtype)
+    for axis in (1, 2):
+        half = min(math.ceil(6.0 * sigma) // 2, x.shape[axis] // 2)
+        weights = np.exp(-0.5 * np.square(np.arange(-half, half + 1) / sigma))
+        whole = convolve(whole, tuple(map(float, weights / weights.sum())), axis)
+    return whole.astype(x.dtype)
 
 
 def kernel_of(choice: str) -> str:

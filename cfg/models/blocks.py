@@ -12,7 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cfg.models.attention import attention
+from cfg.diffusion.denoiser import Perturbation
+from cfg.models.attention import attention, blur
 from cfg.models.layers import Conv, Dense, GroupNorm, downsample, upsample
 from cfg.models.time import logsnr_to_time, sinusoidal_embedding
 
@@ -84,14 +85,19 @@ class AttentionBlock(nn.Module):
     kernel: str = 'xla'
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Takes and returns [N, H, W, C]."""
+    def __call__(self, x: Array, change: Perturbation | None = None) -> Array:
+        """Takes and returns [N, H, W, C]; `change` makes the attention worse."""
         n, height, width, c = x.shape
         h = GroupNorm(self.norm_groups, silu=False, dtype=self.dtype, name='norm')(x).reshape(n, height * width, c)
         qkv = Dense(3 * c, self.dtype, name='qkv')(h)
         # Split before the heads are told apart: a TPU pads arrays whose last side is a head's.
-        q, k, v = (x.reshape(n, -1, self.num_heads, c // self.num_heads) for x in jnp.split(qkv, 3, axis=-1))
-        h = attention(q, k, v, kernel=self.kernel).reshape(n, height * width, c)
+        q, k, v = jnp.split(qkv, 3, axis=-1)
+        if change is not None and change.sigma is None:
+            h = v
+        else:
+            q = q if change is None else blur(q.reshape(x.shape), sigma=change.sigma)
+            q, k, v = (of.reshape(n, -1, self.num_heads, c // self.num_heads) for of in (q, k, v))
+            h = attention(q, k, v, kernel=self.kernel).reshape(n, height * width, c)
         return x + Dense(c, self.dtype, zero=True, name='proj')(h).reshape(x.shape)
 
 
@@ -147,6 +153,7 @@ class Encoder(nn.Module, kw_only=True):
       dtype: compute type, float32 or bfloat16; parameters are float32.
       time_fn: logsnr -> the number that is embedded, of the same shape; see `cfg.models.time`.
       remat: whether the backward pass computes each block again from its input instead of keeping what is inside.
+      perturbation: makes self-attention worse, to guide with; None for the network that is trained.
     """
 
     channels: int
@@ -161,10 +168,12 @@ class Encoder(nn.Module, kw_only=True):
     dtype: Any = jnp.float32
     time_fn: Callable[[Array], Array] = logsnr_to_time
     remat: bool = False
+    perturbation: Perturbation | None = None
 
     def setup(self) -> None:
         """Makes the layers, under the names of their parameters; those that are not called have none."""
-        remat = nn.remat if self.remat else lambda block: block
+        # A perturbed network has no backward pass, and what is said to its blocks is no array.
+        remat = nn.remat if self.remat and self.perturbation is None else lambda block: block
 
         def attention_block(name, channels):
             heads = self.num_heads or channels // self.head_channels
@@ -206,12 +215,30 @@ class Encoder(nn.Module, kw_only=True):
           The coarsest feature map, and the map after each step on the way down, the finest first.
         """
         down, middle, _ = self.ways()
+        changes = self.changes(z.shape[1])
         skips = [self.conv_in(z)]
         for place in down:
-            skips.append(self.run(place, skips[-1], emb, dropout_keys))
+            skips.append(self.run(place, skips[-1], emb, dropout_keys, changes.get(place.name)))
         h = self.run(middle[0], skips[-1], emb, dropout_keys)
-        h = self.run(middle[1], self.middle_attention(h), emb, dropout_keys)
+        h = self.run(middle[1], self.middle_attention(h, changes.get('middle')), emb, dropout_keys)
         return h, skips
+
+    @nn.nowrap
+    def changes(self, height: int) -> dict[str, Perturbation]:
+        """Returns the perturbation of the attention of each place that has one, 'middle' among them.
+
+        Args:
+          height: of the images.
+        """
+        if self.perturbation is None:
+            return {}
+        attending = []
+        for place in self.ways()[0]:
+            if place.resample:
+                height //= 2
+            elif height in self.attention_resolutions:
+                attending.append(place.name)
+        return dict.fromkeys([*attending, 'middle'][-self.perturbation.blocks :], self.perturbation)
 
     @nn.nowrap
     def ways(self) -> tuple[list[Place], list[Place], list[Place]]:
@@ -219,7 +246,9 @@ class Encoder(nn.Module, kw_only=True):
         return places([int(self.channels * mult) for mult in self.channel_mult], self.num_res_blocks)
 
     @nn.nowrap
-    def run(self, place: Place, h: Array, emb: Array, dropout_keys: Array | None) -> Array:
+    def run(
+        self, place: Place, h: Array, emb: Array, dropout_keys: Array | None, change: Perturbation | None = None
+    ) -> Array:
         """Runs the residual block of a place, and self-attention where the map has one of the heights that attend.
 
         After resampling, and in the middle, there is none here.
@@ -229,4 +258,4 @@ class Encoder(nn.Module, kw_only=True):
             keys = jax.vmap(lambda key: jax.random.fold_in(key, place.number))(dropout_keys)
         h = self.blocks[place.name](h, emb, keys)
         attends = place.name in self.attention and h.shape[1] in self.attention_resolutions
-        return self.attention[place.name](h) if attends else h
+        return self.attention[place.name](h, change) if attends else h

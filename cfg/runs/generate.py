@@ -38,7 +38,11 @@ def binder(network: UNet, prediction: str) -> Callable[[Any], Denoiser]:
         if network.takes_w:
             return Denoiser(lambda *inputs: apply(*inputs[:3], w=inputs[3]), network.num_classes, prediction)
         both = functools.partial(apply, method='both') if network.label_in == 'decoder' else None
-        return Denoiser(apply, network.num_classes, prediction, both)
+
+        def perturbed(perturbation):
+            return functools.partial(network.clone(perturbation=perturbation).apply, {'params': params})
+
+        return Denoiser(apply, network.num_classes, prediction, both, perturbed)
 
     return bind
 

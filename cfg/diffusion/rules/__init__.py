@@ -8,8 +8,9 @@ means s = 1 + w.
 from cfg.diffusion.rules.corrected import Apg, CfgZero, Fdg, Power, Rescale, Tcfg
 from cfg.diffusion.rules.costs import Adaptive, RectifiedGradient
 from cfg.diffusion.rules.feedback import Feedback
-from cfg.diffusion.rules.pairs import Autoguidance, Cfg, CfgPlusPlus
+from cfg.diffusion.rules.pairs import Cfg, CfgPlusPlus
 from cfg.diffusion.rules.single import Classifier, OnePass, ScaledScore, Temperature
+from cfg.diffusion.rules.worse import Autoguidance, BlurredAttention, PerturbedAttention, TimeStep
 
 # Those that a config may name.
 RULES = (
@@ -25,6 +26,9 @@ RULES = (
     RectifiedGradient,
     Feedback,
     Autoguidance,
+    TimeStep,
+    PerturbedAttention,
+    BlurredAttention,
     Classifier,
     ScaledScore,
     Temperature,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cfg.diffusion import denoiser, options, process
+from cfg.diffusion import denoiser, process
 from cfg.diffusion.denoiser import Models, Point
 from cfg.diffusion.process import Prediction
 from cfg.diffusion.rules.base import Levelled, Passes, Rule, against, threshold
@@ -86,7 +86,7 @@ class Pair(Rule):
 
     def passes(self, w: np.ndarray, *, second_uncond: bool) -> Passes:
         cond, other = self.needs(w)
-        if self.companion or (second_uncond and self.compares_with_null):
+        if second_uncond and self.compares_with_null:
             return Passes(single=int(cond.sum()), second=int(other.sum()))
         both = int(np.sum(cond & other))
         return Passes(single=len(w) - both, both=both)
@@ -128,20 +128,3 @@ class CfgPlusPlus(Pair):
 
     def combine(self, at, cond, other, memory):
         return Prediction(at.read(classifier_free(cond, other, at.w)).x, at.read(other).eps), memory
-
-
-@dataclass(frozen=True, kw_only=True)
-class Autoguidance(Levelled, Pair):
-    """Autoguidance is Eq. 6 with a worse model of the same kind in place of the unconditional one (Karras 2024).
-
-    arXiv 2406.02507. Both predictions are conditional. The worse model, smaller or less trained, is a checkpoint of
-    this run (`step`) or of another one (`workdir`). Two passes, the second cheaper if the model is smaller.
-    """
-
-    name: ClassVar[str] = 'autoguidance'
-    companion: ClassVar[str] = 'weaker'
-    step: int = options.whole(-1, -1, 'a step, or -1 for the newest')
-    workdir: str = options.folder()
-
-    def outputs(self, models, z, logsnr, labels, keys, needed):
-        return denoiser.of_two_networks((models.model, models.weaker), z, logsnr, labels, labels, needed)
