@@ -64,6 +64,7 @@ LONGEST = (
     'test_accelerator.py',
     'test_describe_target.py',
     'test_describe.py',
+    'test_guidance_rules.py',
     'test_classifier.py',
     'test_import_adm.py',
     'test_npz_modes.py',
