@@ -203,7 +203,7 @@ def inception(run: Run) -> Iterator[Row]:
     """Times Inception, and compares its features with float32 on the host, as such and as FID."""
     from cfg.features.inception import Inception
     from cfg.features.network import default_cache, inception_features
-    from cfg.features.weights import load_inception
+    from cfg.features.weights import INCEPTION_FILES, load_weights
     from cfg.metrics.distances import fid
     from cfg.metrics.moments import Moments
 
@@ -214,7 +214,7 @@ def inception(run: Run) -> Iterator[Row]:
         yield row(f'batch {batch}', figures, f'{config.data.image_size} pixels, features to the host')
 
     try:
-        params, weights = load_inception('', default_cache('')).params, 'its weights'
+        params, weights = load_weights(INCEPTION_FILES, '', default_cache('')).params, 'its weights'
     except UserError:
         params, weights = evaluation.random_inception(), 'random weights, as the file is not there'
     count, width = (4, 16) if run.tiny else (128, 2048)

@@ -1,4 +1,4 @@
-"""Opens pytorch-fid and torch-fidelity, whatever build of torchvision is installed, which both import.
+"""Opens pytorch-fid, torch-fidelity and transformers, whatever build of torchvision is installed, which all import.
 
 Beside a CPU build of torch a CUDA build of torchvision cannot load its compiled operators, and then fails to describe
 two of them. None of them is used here.
@@ -31,4 +31,19 @@ import pytorch_fid.inception as pytorch_fid_inception  # noqa: E402 (after the a
 import torch_fidelity.feature_extractor_inceptionv3 as torch_fidelity_inception  # noqa: E402
 from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc  # noqa: E402
 
-__all__ = ['metric_fid', 'metric_isc', 'metric_kid', 'metric_prc', 'pytorch_fid_inception', 'torch_fidelity_inception']
+__all__ = [
+    'dinov2',
+    'metric_fid',
+    'metric_isc',
+    'metric_kid',
+    'metric_prc',
+    'pytorch_fid_inception',
+    'torch_fidelity_inception',
+]
+
+
+def dinov2():
+    """Returns transformers' (Dinov2Config, Dinov2Model), whose import takes seconds."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    return Dinov2Config, Dinov2Model

@@ -128,9 +128,9 @@ def inception(weights: str, cache: Path, *, batch_size: int) -> FeatureNetwork:
     Raises:
       UserError: when the weights are missing or damaged.
     """
-    from cfg.features.weights import load_inception
+    from cfg.features.weights import INCEPTION_FILES, load_weights
 
-    loaded = load_inception(weights, cache)
+    loaded = load_weights(INCEPTION_FILES, weights, cache)
     return FeatureNetwork(
         name=INCEPTION,
         sha256=loaded.params_sha256,

@@ -1,5 +1,6 @@
-"""The three files of Inception, the cache, and the download."""
+"""The public files, the cache, and the download."""
 
+import dataclasses
 import functools
 import http.server
 import threading
@@ -12,7 +13,7 @@ import torch
 from cfg.features import weights
 from cfg.features.inception import resize_tf1
 from cfg.features.network import inception
-from cfg.features.weights import PUBLIC_FILES, fetch_weights, load_inception
+from cfg.features.weights import INCEPTION_FILES, dinov2_files, fetch_weights, load_weights
 from cfg.runtime.errors import UserError
 from tests.inception_file import random_state, write_graph, write_torch
 from tests.peers import pytorch_fid_inception, torch_fidelity_inception
@@ -36,7 +37,7 @@ def same(a, b):
 @pytest.fixture(scope='module', name='loaded')
 def loaded_fixture(files, tmp_path_factory):
     cache = tmp_path_factory.mktemp('cache')
-    return cache, {name: load_inception(str(files / name), cache) for name in PUBLIC_FILES}
+    return cache, {name: load_weights(INCEPTION_FILES, str(files / name), cache) for name in INCEPTION_FILES.names}
 
 
 def test_all_three_files_are_the_same_network(loaded):
@@ -80,43 +81,42 @@ def close(ours, theirs):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * scale)
 
 
-def test_a_file_is_converted_once(files, loaded, monkeypatch, caplog):
+def test_a_file_is_converted_once(files, loaded, caplog):
     cache, found = loaded
     path = str(files / weights.PYTORCH_FID)
-    with monkeypatch.context() as patch:
-        patch.setattr(weights, '_convert', lambda _: pytest.fail('converted again'))
-        again = load_inception(path, cache)
+    unwilling = dataclasses.replace(INCEPTION_FILES, convert=lambda _: pytest.fail('converted again'))
+    again = load_weights(unwilling, path, cache)
     assert again.params_sha256 == found[weights.PYTORCH_FID].params_sha256
     (converted,) = cache.glob(f'inception_{again.file_sha256[:16]}.npz')
     converted.write_bytes(converted.read_bytes()[:1000])
     with caplog.at_level('WARNING', 'cfg'):
-        mended = load_inception(path, cache)
+        mended = load_weights(INCEPTION_FILES, path, cache)
     assert 'is damaged' in caplog.text
     assert same(mended.params, again.params)
 
 
 def test_a_file_in_the_cache_is_found(files, tmp_path):
     (tmp_path / weights.TORCH_FIDELITY).symlink_to(files / weights.TORCH_FIDELITY)
-    assert load_inception('', tmp_path).file == weights.TORCH_FIDELITY
+    assert load_weights(INCEPTION_FILES, '', tmp_path).file == weights.TORCH_FIDELITY
 
 
 def test_missing_files_say_what_to_put_where(tmp_path):
     with pytest.raises(UserError) as caught:
-        load_inception('', tmp_path / 'cache')
-    for part in (*PUBLIC_FILES, str(tmp_path / 'cache'), '--mode=fetch_weights', '--config.eval.weights=PATH'):
+        load_weights(INCEPTION_FILES, '', tmp_path / 'cache')
+    for part in (*INCEPTION_FILES.names, str(tmp_path / 'cache'), '--mode=fetch_weights', '--config.eval.weights=PATH'):
         assert part in str(caught.value)
     with pytest.raises(UserError, match=r'config\.eval\.weights=/nowhere/x\.pth does not exist'):
-        load_inception('/nowhere/x.pth', tmp_path)
+        load_weights(INCEPTION_FILES, '/nowhere/x.pth', tmp_path)
 
 
-@pytest.mark.parametrize('name', PUBLIC_FILES)
+@pytest.mark.parametrize('name', INCEPTION_FILES.names)
 def test_a_truncated_file_is_one_sentence(files, tmp_path, name):
     content = (files / name).read_bytes()
     path = tmp_path / name
     for size in (len(content) - 1000, len(content) // 3, 40):
         path.write_bytes(content[:size])
         with pytest.raises(UserError, match=rf'{name}.*(damaged|cut short|lack)'):
-            load_inception(str(path), tmp_path)
+            load_weights(INCEPTION_FILES, str(path), tmp_path)
     assert not list(tmp_path.glob('*.npz'))
 
 
@@ -128,21 +128,21 @@ def test_a_pickle_that_names_code_is_not_run(tmp_path):
     path = tmp_path / 'evil.pth'
     torch.save({'fc.weight': Evil()}, path)
     with pytest.raises(UserError, match=r'evil\.pth'):
-        load_inception(str(path), tmp_path)
+        load_weights(INCEPTION_FILES, str(path), tmp_path)
 
 
 def test_a_file_of_other_weights_is_named(tmp_path):
     path = tmp_path / 'other.pth'
     torch.save({'fc.weight': torch.zeros(3)}, path)
     with pytest.raises(UserError, match=r'other\.pth: The Inception weights lack Conv2d_1a_3x3\.conv\.weight: give'):
-        load_inception(str(path), tmp_path)
+        load_weights(INCEPTION_FILES, str(path), tmp_path)
 
 
 def test_a_foreign_file_is_refused(tmp_path):
     path = tmp_path / 'notes.txt'
     path.write_text('hello, this is no network at all')
     with pytest.raises(UserError, match=r'three public files|cannot be read as weights'):
-        load_inception(str(path), tmp_path)
+        load_weights(INCEPTION_FILES, str(path), tmp_path)
 
 
 class Server(http.server.BaseHTTPRequestHandler):
@@ -194,52 +194,66 @@ def prefix():
     return hashlib.sha256(CONTENT).hexdigest()[:8]
 
 
+def fetched(cache, url, expected=None):
+    expected = prefix() if expected is None else expected
+    return fetch_weights(cache, dataclasses.replace(INCEPTION_FILES, url=url, sha256_prefix=expected))
+
+
 def test_a_download_is_checked_and_kept(serve, tmp_path):
     url, seen = serve(CONTENT)
-    path = fetch_weights(tmp_path / 'new', url=url, sha256_prefix=prefix())
+    path = fetched(tmp_path / 'new', url)
     assert path == tmp_path / 'new' / weights.PYTORCH_FID
     assert path.read_bytes() == CONTENT
-    assert fetch_weights(tmp_path / 'new', url=url, sha256_prefix=prefix()) == path
+    assert fetched(tmp_path / 'new', url) == path
     assert seen == [0]
 
 
 def test_a_broken_download_goes_on(serve, tmp_path):
     url, _ = serve(CONTENT, cut=1_000_000)
     with pytest.raises(UserError, match=r'cannot be downloaded .*goes on where it broke off'):
-        fetch_weights(tmp_path, url=url, sha256_prefix=prefix())
+        fetched(tmp_path, url)
     (part,) = tmp_path.glob('*.part')
     assert part.stat().st_size == 1_000_000
     url, seen = serve(CONTENT)
-    assert fetch_weights(tmp_path, url=url, sha256_prefix=prefix()).read_bytes() == CONTENT
+    assert fetched(tmp_path, url).read_bytes() == CONTENT
     assert seen == [1_000_000]
 
 
 def test_a_server_without_ranges_starts_over(serve, tmp_path):
     (tmp_path / f'{weights.PYTORCH_FID}.part').write_bytes(b'something else')
     url, _ = serve(CONTENT, ranges=False)
-    assert fetch_weights(tmp_path, url=url, sha256_prefix=prefix()).read_bytes() == CONTENT
+    assert fetched(tmp_path, url).read_bytes() == CONTENT
 
 
 def test_a_finished_part_is_not_downloaded_again(serve, tmp_path):
     (tmp_path / f'{weights.PYTORCH_FID}.part').write_bytes(CONTENT)
     url, _ = serve(CONTENT)
-    assert fetch_weights(tmp_path, url=url, sha256_prefix=prefix()).read_bytes() == CONTENT
+    assert fetched(tmp_path, url).read_bytes() == CONTENT
 
 
 def test_a_wrong_file_is_not_kept(serve, tmp_path):
     url, _ = serve(b'an error page')
     with pytest.raises(UserError, match=r'gave a file with SHA-256 .*, not 6726825d\.\.\.'):
-        fetch_weights(tmp_path, url=url)
+        fetched(tmp_path, url, INCEPTION_FILES.sha256_prefix)
     assert not list(tmp_path.glob('*.p*'))
 
 
 def test_no_network_says_which_file_to_put_where(tmp_path):
     with pytest.raises(UserError) as caught:
-        fetch_weights(tmp_path, url=f'http://127.0.0.1:9/{weights.PYTORCH_FID}')
-    assert all(name in str(caught.value) for name in (*PUBLIC_FILES, str(tmp_path)))
+        fetched(tmp_path, f'http://127.0.0.1:9/{weights.PYTORCH_FID}')
+    assert all(name in str(caught.value) for name in (*INCEPTION_FILES.names, str(tmp_path)))
 
 
 def test_a_damaged_file_is_downloaded_again(serve, tmp_path):
     (tmp_path / weights.PYTORCH_FID).write_bytes(b'half')
     url, _ = serve(CONTENT)
-    assert fetch_weights(tmp_path, url=url, sha256_prefix=prefix()).read_bytes() == CONTENT
+    assert fetched(tmp_path, url).read_bytes() == CONTENT
+
+
+def test_a_download_whose_hash_nobody_publishes_says_it(serve, tmp_path, caplog):
+    url, _ = serve(CONTENT)
+    public = dataclasses.replace(dinov2_files(), url=url)
+    with caplog.at_level('INFO', 'cfg'):
+        path = fetch_weights(tmp_path, public)
+    assert path.read_bytes() == CONTENT
+    assert f'{path} has the SHA-256 {prefix()}' in caplog.text
