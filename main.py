@@ -36,6 +36,7 @@ MODES = {
     'eval': Mode('evaluate', 'existing', several=True),
     'report': Mode('report', 'existing', devices=False),
     'compare': Mode('compare', 'existing', several=True),
+    'tune': Mode('tune', 'existing', several=True),
     'status': Mode('status', 'own', config=False),
     'describe': Mode('describe', 'none'),
     'import_adm': Mode('import_adm', 'made'),

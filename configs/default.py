@@ -150,6 +150,31 @@ def get_config() -> ConfigDict:
     config.eval.keep_samples = 1000  # samples of each row that are kept in an npz, at most
     config.eval.save_seconds = 60.0  # between two savings of a row that is being measured
 
+    # --mode=tune, the search for the best setting (docs/tuning.md). Values: ours.
+    config.tune = ConfigDict()
+    config.tune.evaluations = 64  # of networks, for one sample, at most
+    config.tune.samples = 750_000  # in all, those at the end included
+    config.tune.first_samples = 5000  # of each candidate of the first rung; others have a multiple of it
+    config.tune.factor = 3  # one candidate in so many goes on to the next rung
+    config.tune.final_seeds = 3  # of the fresh samples at the end, eval.num_samples each
+    config.tune.seed = 1000  # of the choice of candidates and the noise of the first rung; further ones follow
+    # The candidates are the product of these. The guidance 'one_pass' is for networks that take w, the others are not.
+    config.tune.w = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+    config.tune.guidance = (  # rules; () = sampling.guidance
+        'cfg',
+        'cfg(interval=(-3, 3))',
+        'cfg(interval=(-1, 5))',
+        "cfg(schedule='linear')",
+        "cfg(schedule='cosine')",
+        'apg',
+        'one_pass',
+    )
+    config.tune.sampler = ('ddim', 'dpm_solver_2m', 'dpm_solver_2m(stochastic=True)')  # () = sampling.sampler
+    config.tune.grid = ('paper', 'uniform', 'nested')  # () = sampling.grid
+    config.tune.num_steps = ()  # values of T; () = the largest that the evaluations pay for, or what a student learned
+    config.tune.steps = ()  # checkpoints; () = the newest
+    config.tune.ema = ()  # averaged parameters or not; () = sampling.ema
+
     # --mode=stats
     config.stats = ConfigDict()
     config.stats.path = ''  # of the npz; '' = in eval.cache_dir

@@ -135,8 +135,16 @@ class Described:
 
     @property
     def text(self) -> str:
-        """Returns the canonical text."""
-        said = [(field, getattr(self, field.name)) for field in self.options() if field.metadata['printed']]
+        """Returns the canonical text, which says what it is, and not where folders lie."""
+        return self._text(lambda field: field.metadata['printed'])
+
+    @property
+    def whole_text(self) -> str:
+        """Returns the text of all options, from which `parse` makes the same again."""
+        return self._text(lambda field: True)
+
+    def _text(self, told: Callable[[dataclasses.Field], bool]) -> str:
+        said = [(field, getattr(self, field.name)) for field in self.options() if told(field)]
         changed = [f'{field.name}={value!r}' for field, value in said if value != field.default]
         return f'{self.name}({", ".join(changed)})' if changed else self.name
 

@@ -87,7 +87,7 @@ def plan(config: ConfigDict, point: Point, networks: Networks, method: Method) -
 def config_sha256(config: ConfigDict) -> str:
     """Returns the digest of the whole config, but for which rows are asked for and how the work is divided."""
     values = config_dict(config)
-    del values['processes']
+    del values['processes'], values['tune']
     for name in ('steps', 'w', 'job', 'save_seconds'):
         del values['eval'][name]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -64,13 +64,17 @@ def evaluate(config: ConfigDict, workdir: Path, draw: Callable[[int], Any] | Non
 
 
 @contextlib.contextmanager
-def opened(config: ConfigDict, workdir: Path) -> Iterator['Sweep']:
-    """Opens and checks all that a sweep needs, and keeps others from the same share of its workdir, while entered."""
+def opened(config: ConfigDict, workdir: Path, *, fewest: int | None = None) -> Iterator['Sweep']:
+    """Opens and checks all that a sweep needs, and keeps others from the same share of its workdir, while entered.
+
+    Args:
+      fewest: samples of a row that is chosen by, which must be more than there are features.
+    """
     processes.on_first(Results(workdir).check)
     part = 'eval{}of{}'.format(*parse_job(config.eval.job))
     with processes.held_by_first(lambda: lock(workdir, 'eval', part=part)), StopSignal() as stop:
         # What the first process finds missing, such as the moments of the real images, it makes for all.
-        yield processes.in_turn(lambda: Sweep(config, workdir, stop))
+        yield processes.in_turn(lambda: Sweep(config, workdir, stop, fewest))
 
 
 class _Redraw:
@@ -98,7 +102,7 @@ class Sweep:
     and the results are the first process's alone.
     """
 
-    def __init__(self, config: ConfigDict, workdir: Path, stop: StopSignal):
+    def __init__(self, config: ConfigDict, workdir: Path, stop: StopSignal, fewest: int | None):
         self._config, self._workdir, self._stop = config, workdir, stop
         options = config.eval
         self._source = open_source(config) if not options.reference else None
@@ -112,6 +116,11 @@ class Sweep:
         self._results = Results(workdir)
         spec = self._drawing.spec
         self._features = opening.open_features(config, spec.image_shape, f'The data set {spec.name}')
+        if fewest is not None and fewest <= self._features.width:
+            raise UserError(
+                f'config.tune.first_samples={fewest} is too small: FID means little with no more samples than the '
+                f'{self._features.width} features of {self._features.name}.'
+            )
         if not processes.is_first():
             return
         self._results.read()  # says now what is wrong with a row

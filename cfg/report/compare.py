@@ -30,7 +30,7 @@ def write(origins: Sequence[Run], *, note: str = '') -> Path:
         UserError: when there are no rows, or they cannot be compared.
     """
     workdir = origins[0].folder
-    runs = [Results(origin.folder).read() for origin in origins]
+    runs = [Results(origin.folder).swept() for origin in origins]
     found = frontier.points(runs, origins)
     if not found:
         raise UserError(f'{workdir} holds no rows to compare: run --mode=compare or --mode=eval first.')

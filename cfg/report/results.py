@@ -48,6 +48,10 @@ class Results:
         rows = [self._kind.from_json(path.read_bytes(), str(path)) for path in self._files()]
         return sorted(rows, key=lambda row: row.order)
 
+    def swept(self) -> list[Row]:
+        """Returns the rows that are of no search, likewise."""
+        return [row for row in self.read() if not row.tuned]
+
     def write(self, row: Row | FileRow) -> None:
         """Writes the file of a row, and then that of all rows.
 

@@ -18,6 +18,9 @@ from cfg.runtime.errors import UserError
 # Guidance, sampler and grid of the paper.
 PAPER = {'guidance': 'cfg', 'sampler': 'ancestral', 'grid': 'paper'}
 
+# How a warning of a row begins that belongs to a search, and to neither a curve nor a comparison.
+TUNED = 'Of --mode=tune'
+
 
 class _Checked:
     """This dataclass refuses values of another type than its fields'; what JSON writes otherwise is converted."""
@@ -218,6 +221,11 @@ class Row(_Measured):
     samples: str | None  # the file of the kept samples, relative to the workdir; None if none were kept
     config_sha256: str  # of the whole config, but for how the work was divided
     seconds: float  # that the row took the process that finished it
+
+    @property
+    def tuned(self) -> bool:
+        """Tells whether it is of a search, which report and comparison leave out."""
+        return any(text.startswith(TUNED) for text in self.origin.warnings)
 
     @property
     def order(self) -> tuple:

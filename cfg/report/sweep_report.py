@@ -126,7 +126,7 @@ def write_report(
 def _rows_of(workdir: Path, *, own: bool) -> list[Row]:
     """Reads the rows of a workdir; the sample files of another one get their whole path."""
     results = Results(workdir)
-    rows = results.read()
+    rows = results.swept()
     if not rows:
         raise UserError(f'{results.folder} has no rows: run --mode=eval first.')
     if own:

@@ -36,20 +36,23 @@ def with_logvar_interp(solver: Solver, value: float) -> Solver:
 
 
 def check_texts(config: ConfigDict) -> None:
-    """Checks the guidance, sampler and grid of a sample and of the sweep: each text, and that they fit each other.
+    """Checks guidance, sampler and grid of a sample, of the sweep and of the search: each text, and that they fit.
+
+    A search leaves out what does not fit.
 
     Raises:
       UserError: names the field, what is wrong, and what it may be.
     """
-    sampling, sweep = {}, {}
+    found = {part: {} for part in ('sampling', 'eval', 'tune')}
     for name, parse in PARSERS.items():
-        one, several = config.sampling[name], config.eval[name]
-        sampling[name] = [parse(one, f'sampling.{name}')]
-        sweep[name] = [parse(text, f'eval.{name}') for text in several] or sampling[name]
+        found['sampling'][name] = one = [parse(config.sampling[name], f'sampling.{name}')]
+        for part in ('eval', 'tune'):
+            found[part][name] = [parse(text, f'{part}.{name}') for text in config[part][name]] or one
     ends = {'logsnr_min': config.diffusion.logsnr_min, 'logsnr_max': config.diffusion.logsnr_max}
-    for part, chosen in (('sampling', sampling), ('eval', sweep)):
+    for part, chosen in found.items():
         for rule, solver in itertools.product(chosen['guidance'], chosen['sampler']):
-            samplers.check_fit(rule, solver)
+            if part != 'tune':
+                samplers.check_fit(rule, solver)
             check_w(rule, f'{part}.w', config[part].w)
         for grid in chosen['grid']:
             steps = config[part].num_steps

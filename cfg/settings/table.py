@@ -113,6 +113,17 @@ _NETWORK = {
     'dropout': _SHARE,
 }
 
+# Of a sweep, and of a search.
+_AXES = {
+    'w': _STRENGTHS,
+    'guidance': _texts('cfg', 'apg'),
+    'sampler': _texts('ancestral', 'ddim'),
+    'grid': _texts('paper', 'uniform'),
+    'steps': _several(_whole(-1), 'whole numbers'),
+    'ema': _several(_FLAG, 'made of True and False'),
+    'num_steps': _STEPS,
+}
+
 # By the names of parts and fields in configs/default.py.
 TABLE: dict[str, dict[str, Check]] = {
     '': {'seed': SEED},
@@ -184,15 +195,9 @@ TABLE: dict[str, dict[str, Check]] = {
         'labels': _several(_whole(0), 'whole numbers of at least 0'),
         'num_samples': _whole(1),
     },
-    'eval': {
-        'w': _STRENGTHS,
+    'eval': _AXES
+    | {
         'num_samples': _whole(2),
-        'guidance': _texts('cfg', 'apg'),
-        'sampler': _texts('ancestral', 'ddim'),
-        'grid': _texts('paper', 'uniform'),
-        'steps': _several(_whole(-1), 'whole numbers'),
-        'ema': _several(_FLAG, 'made of True and False'),
-        'num_steps': _STEPS,
         'logvar_interp': _several(_number(0, 1), 'numbers in [0, 1]'),
         'seeds': _several(SEED, 'whole numbers of at least 0 and below 2^32'),
         'job': _TEXT,
@@ -205,6 +210,10 @@ TABLE: dict[str, dict[str, Check]] = {
     }
     | dict.fromkeys(('is_split_size', 'batch_size', 'kid_subsets'), _whole(1))
     | dict.fromkeys(('weights', 'cache_dir', 'reference', 'samples', 'classifier_workdir'), _PATH),
+    'tune': _AXES
+    | dict.fromkeys(('evaluations', 'samples'), _whole(1))
+    | dict.fromkeys(('first_samples', 'factor', 'final_seeds'), _whole(2))
+    | {'seed': _whole(0)},
     'stats': {'path': _PATH, 'num_images': _whole(0)},
     'report': {
         'title': _TEXT._replace(read=_none_is_empty),

@@ -1,0 +1,53 @@
+"""Successive halving: how many candidates each rung has with how many samples, and which of them go on.
+
+Pure functions, which take scores and know nothing of samples.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+PLAIN_SHARE = 3  # of a rung one in so many is plain, so that the one that the best is set beside was searched for too
+
+
+class Rung(NamedTuple):
+    """A rung measures so many candidates with so many samples each."""
+
+    candidates: int
+    samples: int
+
+
+def plan(budget: int, *, candidates: int, least: int, factor: int) -> list[Rung]:
+    """Returns as many rungs as leave two candidates in the last one; none where the budget pays for no rung.
+
+    Each has an equal share of the budget. One in `factor` candidates goes on, and so has `factor` times the samples.
+
+    Args:
+      budget: samples in all.
+      candidates: how many there are; the first rung has as many of them as its share pays for.
+      least: samples of a candidate, which has a multiple of it.
+    """
+    best = []
+    while True:
+        share, rungs = budget // (len(best) + 1), []
+        alive = min(candidates, share // least)
+        while len(rungs) <= len(best) and alive >= 2:
+            rungs.append(Rung(alive, share // (alive * least) * least))
+            alive //= factor
+        if len(rungs) <= len(best):
+            return best
+        best = rungs
+
+
+def kept(scores: Sequence[float], count: int, plain: Sequence[bool]) -> list[int]:
+    """Returns the places of the `count` lowest scores, the lowest first; of equal ones the first counts.
+
+    A third of them are plain where so many are there. What is not finite is not kept.
+
+    Args:
+      plain: whether a candidate is plain, for each.
+    """
+    order = sorted((place for place, score in enumerate(scores) if math.isfinite(score)), key=lambda i: (scores[i], i))
+    first = [place for place in order if plain[place]][: -(-count // PLAIN_SHARE)]
+    others = [place for place in order if place not in first][: count - len(first)]
+    return sorted(first + others, key=order.index)

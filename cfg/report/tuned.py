@@ -1,0 +1,118 @@
+"""Writes what a search found: fresh scores of the setting that it chose beside those of plain guidance, and its rungs.
+
+The scores that it chose by are lower than those of other samples would be, and are not told.
+"""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cfg.report import html
+from cfg.report.rows import Row
+from cfg.runtime.files import write_whole
+
+FOLDER = 'tune'
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """These are the rows of one setting on fresh seeds, in the order of the seeds."""
+
+    words: str  # of the setting
+    rows: tuple[Row, ...]
+
+    @property
+    def fids(self) -> np.ndarray:
+        """Returns the FID of each seed, float64 [seeds]."""
+        return np.array([row.scores.fid for row in self.rows])
+
+    @property
+    def cells(self) -> list[str]:
+        """Returns the setting, what a sample costs, and the scores."""
+        scores = [self.fids, np.array([row.scores.inception_score for row in self.rows])]
+        return [self.words, str(self.rows[0].evaluations), *map(_spread, scores)]
+
+
+@dataclass(frozen=True)
+class Round:
+    """This is a rung as it was: its settings in words, best first, of which the first `kept` went on."""
+
+    samples: int
+    words: tuple[str, ...]
+    kept: int
+
+
+HEADS = ('setting', 'evaluations', 'FID', 'IS')
+
+
+def _spread(values: np.ndarray, sign: str = '') -> str:
+    return f'{values.mean():{sign}.3f} ± {values.std(ddof=1):.3f}'
+
+
+def verdict(chosen: Fresh, plain: Fresh | None) -> str:
+    """Returns a sentence on whether what was chosen is better than plain guidance by more than its spread."""
+    if plain is None:
+        return 'No plain cfg was among the candidates, so nothing stands beside it.'
+    if plain is chosen:
+        return 'The best of the search is plain cfg.'
+    less = chosen.fids - plain.fids
+    better = bool(less.mean() < -less.std(ddof=1))
+    words = 'better by more than its spread' if better else 'not better by more than its spread'
+    return f'FID less that of plain cfg, seed by seed: {_spread(less, "+")}. It is {words}.'
+
+
+def config_text(setting: Mapping[str, Any]) -> str:
+    """Returns lines for a config file that say a setting, {'sampling.w': (0.5,), ...}."""
+    return ''.join(f'config.{name} = {value!r}\n' for name, value in setting.items())
+
+
+def flags(setting: Mapping[str, Any]) -> str:
+    """Returns the same as words of a command line."""
+    return shlex.join(f'--config.{name}={value}' for name, value in setting.items())
+
+
+def write(
+    workdir: Path,
+    *,
+    chosen: Fresh,
+    plain: Fresh | None,
+    setting: Mapping[str, Any],
+    rounds: Sequence[Round],
+    notes: Sequence[str],
+) -> str:
+    """Writes `tune`/tuned.py and `tune`/index.html; returns what to print.
+
+    Args:
+      chosen: the setting that was found.
+      plain: plain guidance at the best that the search found for it; `chosen` itself if that is plain, None for none.
+      setting: the fields of a config that make the setting.
+      notes: sentences on the candidates.
+    """
+    folder = workdir / FOLDER
+    folder.mkdir(exist_ok=True)
+    table = [fresh.cells for fresh in ([chosen] if plain in (None, chosen) else [chosen, plain])]
+    row = chosen.rows[0]
+    of = f'{len(chosen.rows)} fresh seeds of {row.method.num_samples:,} samples each, mean ± standard deviation'
+    scored = f'features: {row.method.features}; reference: {row.beside.reference}'
+    lines = [': '.join([cells[0], ', '.join(map(' '.join, zip(HEADS[1:], cells[1:], strict=True)))]) for cells in table]
+    lines += [verdict(chosen, plain), f'{of}; {scored}']
+    text = config_text(setting)
+    head = ''.join(f'# {line}\n' for line in lines)
+    write_whole(folder / 'tuned.py', f'{head}{text}# {flags(setting)}\n'.encode())
+    page = html.write(
+        folder / 'index.html',
+        'tune.html',
+        heads=HEADS,
+        table=table,
+        verdict=verdict(chosen, plain),
+        of=f'{of}; {scored}',
+        text=text,
+        flags=flags(setting),
+        rounds=rounds,
+        notes=notes,
+    )
+    return '\n'.join([*lines, '', text, flags(setting), '', str(folder / 'tuned.py'), str(page)])
