@@ -1,9 +1,9 @@
 # Two commands set everything up on a machine that has Python 3.11 or later and make:
 #   make digits   trains, evaluates and reports on real data, into runs/digits
 #   make test     runs the tests
-# Beyond them: `make chaos` (runs that are killed at random), `make mixture`, `make compare` and
-# `make students` (docs/mixture.md, docs/digits.md, docs/students.md), `make accelerator`
-# (benchmarks/README.md), `make lint`, `make format`.
+# Beyond them: `make chaos` (runs that are killed at random), `make mixture`, `make compare`,
+# `make students` and `make tune` (docs/mixture.md, docs/digits.md, docs/students.md, docs/tuning.md),
+# `make accelerator` (benchmarks/README.md), `make lint`, `make format`.
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,7 +16,7 @@ COMPARE := $(PY) main.py $(FLAGS) --config=configs/digits_compare.py
 
 PEER :=
 
-.PHONY: install install-dev digits compare students mixture accelerator test chaos lint format clean
+.PHONY: install install-dev digits compare students tune mixture accelerator test chaos lint format clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev .compilers/.installed
@@ -74,6 +74,10 @@ students: install
 	    --config.report.workdirs="('runs/students/guided', 'runs/students/32', 'runs/students/16', 'runs/students/8', 'runs/students/4', 'runs/students/2', 'runs/students/1')"; \
 	done
 	@echo "Open runs/students/teacher/report/index.html and runs/students/teacher/compare/index.html"
+
+# The best setting of the early checkpoint of `make digits`, within a budget.
+tune: install
+	$(PY) main.py --config=configs/digits_tune.py --workdir=$(RUN) $(FLAGS) --mode=tune
 
 mixture: install
 	$(PY) main.py --config=configs/mixture.py --workdir=$(MIXTURE) --mode=report

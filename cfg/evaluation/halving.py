@@ -4,7 +4,7 @@ Pure functions, which take scores and know nothing of samples.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 PLAIN_SHARE = 3  # of a rung one in so many is plain, so that the one that the best is set beside was searched for too
@@ -51,3 +51,33 @@ def kept(scores: Sequence[float], count: int, plain: Sequence[bool]) -> list[int
     first = [place for place in order if plain[place]][: -(-count // PLAIN_SHARE)]
     others = [place for place in order if place not in first][: count - len(first)]
     return sorted(first + others, key=order.index)
+
+
+class Climbed(NamedTuple):
+    """This is a rung that was climbed: its candidates, those that went on before the others, each the lowest first."""
+
+    ranked: list[int]
+    kept: int
+
+
+def climb(
+    rungs: Sequence[Rung], alive: Sequence[int], plain: Sequence[bool], measure: Callable[[int, list[int]], list[float]]
+) -> list[Climbed]:
+    """Climbs all rungs; the first of the last one's candidates is the best, plain or not.
+
+    Args:
+      alive: the candidates of the first rung.
+      plain: whether a candidate is plain, for each that there is.
+      measure: (number of the rung, from 0; its candidates) -> their scores, inf for one that has none.
+    """
+    found, alive = [], list(alive)
+    for number in range(len(rungs)):
+        scores = measure(number, alive)
+        of_alive = [plain[candidate] for candidate in alive]
+        order = kept(scores, len(alive), of_alive)
+        last = number + 1 == len(rungs)
+        best = order[:1] if last else kept(scores, rungs[number + 1].candidates, of_alive)
+        ranked = [alive[place] for place in dict.fromkeys([*best, *order])]
+        found.append(Climbed(ranked, len(best)))
+        alive = ranked[: len(best)]
+    return found

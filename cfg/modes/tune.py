@@ -45,7 +45,7 @@ def run(config: ConfigDict, workdir: Path) -> str | None:
         log.info('%s', note)
     with sweep.opened(searched, workdir, fewest=config.tune.first_samples) as opened:
         search = _Search(opened, config, rungs)
-        chosen, plain = search.climb([found[place] for place in drawn])
+        chosen, plain = search.climb(found, drawn)
         entrants = search.fresh(list(dict.fromkeys(point for point in (chosen, plain) if point)))
         if not processes.is_first():
             return None
@@ -104,22 +104,24 @@ class _Search:
         self._total = 2 * config.tune.final_seeds * self._final + sum(math.prod(rung) for rung in rungs)
         self.rounds: list[Round] = []
 
-    def climb(self, alive: Sequence[Point]) -> tuple[Point, Point | None]:
+    def climb(self, found: Sequence[Point], drawn: Sequence[int]) -> tuple[Point, Point | None]:
         """Returns the best of the last rung, and the best plain one of it, if any."""
-        for number, rung in enumerate(self._rungs, start=1):
-            seeded = [point._replace(seed=self._tune.seed + number - 1) for point in alive]
-            what = f'tune, rung {number} of {len(self._rungs)}'
-            fids = self._measure(seeded, rung.samples, what, _CHOSE)
-            scores = [math.inf if fid is None else fid for fid in fids]
-            plain = [is_plain(point) for point in alive]
-            order = halving.kept(scores, len(scores), plain)
-            last = number == len(self._rungs)
-            best = order[:1] if last else halving.kept(scores, self._rungs[number].candidates, plain)
-            ranked = [alive[place] for place in dict.fromkeys([*best, *order])]
-            self.rounds.append(Round(rung.samples, tuple(map(_words, ranked)), len(best)))
-            if not last:
-                log.info('Rung %d: %d of %d settings go on.', number, len(best), len(alive))
-                alive = ranked[: len(best)]
+
+        def measure(number, alive):
+            log.info('Rung %d of %d: %d settings.', number + 1, len(self._rungs), len(alive))
+            # A seed for each rung, so that nobody's luck goes on with him.
+            points = [found[place]._replace(seed=self._tune.seed + number) for place in sorted(alive)]
+            what = f'tune, rung {number + 1} of {len(self._rungs)}'
+            fids = dict(
+                zip(sorted(alive), self._measure(points, self._rungs[number].samples, what, _CHOSE), strict=True)
+            )
+            return [math.inf if fids[place] is None else fids[place] for place in alive]
+
+        climbed = halving.climb(self._rungs, drawn, [is_plain(point) for point in found], measure)
+        for rung, one in zip(self._rungs, climbed, strict=True):
+            words = tuple(_words(found[place]) for place in one.ranked)
+            self.rounds.append(Round(rung.samples, words, one.kept))
+        ranked = [found[place] for place in climbed[-1].ranked]
         return ranked[0], next(filter(is_plain, ranked), None)
 
     def fresh(self, points: Sequence[Point]) -> list[Fresh]:
