@@ -72,6 +72,24 @@ def adaptive_projection(x_cond: Array, update: Array, w: Array, *, eta: Array, n
     return x_cond + expand(w, x_cond) * (orthogonal + expand(eta, x_cond) * parallel)
 
 
+def anneal(y: Array, noise: Array, *, kept: Array, scale: Array, mix: Array) -> Array:
+    """Returns a label's embedding with noise, kept in [0, 1] of it (Sadat et al. 2023, arXiv 2310.17347).
+
+    y' = sqrt(kept) y + scale sqrt(1 - kept) noise; then psi times y' with the mean and deviation of y, each over the
+    components of an example, and 1 - psi times y' as it is, where `mix` is psi. kept = 1 is y to the bit.
+
+    Args:
+      y, noise: [N, E]; the noise is standard normal.
+      kept, scale, mix: [N].
+    """
+    kept, scale, mix = (expand(each, y) for each in (kept, scale, mix))
+    noisy = jnp.sqrt(kept) * y + scale * jnp.sqrt(1.0 - kept) * noise
+    centred, deviation = noisy - noisy.mean(axis=1, keepdims=True), noisy.std(axis=1, keepdims=True)
+    centred = centred / jnp.where(deviation > 0.0, deviation, 1.0)
+    restored = centred * y.std(axis=1, keepdims=True) + y.mean(axis=1, keepdims=True)
+    return jnp.where(kept == 1.0, y, mix * restored + (1.0 - mix) * noisy)
+
+
 def cosine(one: Array, other: Array) -> Array:
     """Returns the cosine of the angle between two images, [N], at most 1; 0 where one of them is 0."""
     sizes = (jnp.sqrt(jnp.sum(jnp.square(each), axis=_axes(each))) for each in (one, other))

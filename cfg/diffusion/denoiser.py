@@ -27,6 +27,15 @@ class Perturbation(NamedTuple):
     sigma: float | None = None  # of a Gaussian over positions that blurs the queries; None for identity attention
 
 
+class Annealing(NamedTuple):
+    """An annealing says how the embeddings of classes are changed by noise, see `corrections.anneal`; each is [N]."""
+
+    keys: Array  # of the noise, each example's own
+    kept: Array  # of the embedding; 1 is all
+    scale: Array  # of the noise
+    mix: Array  # how far mean and deviation of the embedding are restored
+
+
 @dataclass(frozen=True)
 class Denoiser:
     """A denoiser is a network with its parameters, or any eps function.
@@ -38,6 +47,7 @@ class Denoiser:
       prediction: what the network predicts: eps, x or v.
       both_fn: (z, logsnr, labels, other_labels) -> two of what `fn` returns, where that is cheaper than a batch of 2N.
       perturbed_fn: a perturbation of the network's attention -> another `fn`.
+      anneal: what `fn` and `both_fn` are told by a keyword of that name, of each example; None for nothing.
     """
 
     fn: EpsFn
@@ -45,6 +55,7 @@ class Denoiser:
     prediction: str = 'eps'
     both_fn: Callable[[Array, Array, Array, Array], tuple[Array, Array]] | None = None
     perturbed_fn: Callable[[Perturbation], EpsFn] | None = None
+    anneal: Annealing | None = None
 
     @property
     def null_label(self) -> int:
@@ -53,7 +64,7 @@ class Denoiser:
 
     def __call__(self, z: Array, logsnr: Array, labels: Array) -> Array:
         """Returns what the network predicts, [N, ..., C]."""
-        return self._of(self.fn(z, logsnr, labels), z)
+        return self._of(self.fn(z, logsnr, labels, **self._told), z)
 
     def at_strength(self, z: Array, logsnr: Array, labels: Array, w: Array) -> Array:
         """Returns what a network predicts that takes the guidance strength, [N, ..., C]."""
@@ -62,12 +73,16 @@ class Denoiser:
     def both(self, z: Array, logsnr: Array, labels: Array, other_labels: Array) -> tuple[Array, Array]:
         """Returns the outputs for `labels` and for `other_labels`, by `both_fn` or from one batch of 2N."""
         if self.both_fn is not None:
-            output, other = self.both_fn(z, logsnr, labels, other_labels)
+            output, other = self.both_fn(z, logsnr, labels, other_labels, **self._told)
             return self._of(output, z), self._of(other, z)
         levels = jnp.broadcast_to(logsnr, labels.shape)
         two = [jnp.concatenate(pair) for pair in ((z, z), (levels, levels), (labels, other_labels))]
-        output, other = jnp.split(self(*two), 2)
+        output, other = jnp.split(self.annealed(twice(self.anneal))(*two), 2)
         return output, other
+
+    def annealed(self, anneal: Annealing | None) -> 'Denoiser':
+        """Returns the network with noise on the embeddings of classes, of so many examples as it will be asked for."""
+        return dataclasses.replace(self, anneal=anneal)
 
     def perturbed(self, perturbation: Perturbation) -> 'Denoiser':
         """Returns the network with perturbed attention; raises ValueError for a function that is not told of any."""
@@ -75,8 +90,17 @@ class Denoiser:
             raise ValueError('this network has no attention to perturb: give its Denoiser a perturbed_fn')
         return dataclasses.replace(self, fn=self.perturbed_fn(perturbation), both_fn=None)
 
+    @property
+    def _told(self) -> dict[str, Annealing]:
+        return {} if self.anneal is None else {'anneal': self.anneal}
+
     def _of(self, output: Array, z: Array) -> Array:
         return output[..., : z.shape[-1]].astype(z.dtype)
+
+
+def twice(told: Annealing | None) -> Annealing | None:
+    """Returns what two batches of the same examples are told, one after the other."""
+    return jax.tree.map(lambda of: jnp.concatenate([of, of]), told)
 
 
 class Models(NamedTuple):

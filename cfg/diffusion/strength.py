@@ -35,3 +35,13 @@ def cosine(w: Array, logsnr: Array, *, logsnr_min: float, logsnr_max: float) -> 
     """Returns (1 + cos(pi u)) w with the time u of the level: as `linear`, but level at both ends (Wang et al.)."""
     u = schedule.u_from_logsnr(logsnr, logsnr_min=logsnr_min, logsnr_max=logsnr_max)
     return (1.0 + jnp.cos(jnp.pi * u)) * w
+
+
+def annealing(logsnr: Array, *, tau1: float, tau2: float) -> Array:
+    """Returns what is kept of a label at a level: 1 at times up to tau1, 0 from tau2 on, linear between.
+
+    Sadat et al. 2023, arXiv 2310.17347. Their time goes from 0 at the data to 1 at the noise. Here it is that of the
+    cosine schedule, the u of p(logsnr) over all levels, (2 / pi) arctan(e^(-logsnr / 2)).
+    """
+    time = 2.0 / jnp.pi * jnp.arctan(jnp.exp(-0.5 * logsnr))
+    return jnp.clip((tau2 - time) / (tau2 - tau1), 0.0, 1.0)

@@ -10,6 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cfg.diffusion import corrections
+from cfg.diffusion.denoiser import Annealing, twice
 from cfg.models.blocks import Encoder
 from cfg.models.layers import Conv, Dense
 from cfg.models.time import sinusoidal_embedding, strength_to_time
@@ -50,7 +52,14 @@ class UNet(Encoder, kw_only=True):
         self.conv_out = Conv(self.out_channels, 3, jnp.float32, zero=True)
 
     def __call__(
-        self, z: Array, logsnr: Array, labels: Array, dropout_keys: Array | None = None, w: Array | None = None
+        self,
+        z: Array,
+        logsnr: Array,
+        labels: Array,
+        dropout_keys: Array | None = None,
+        *,
+        w: Array | None = None,
+        anneal: Annealing | None = None,
     ) -> Array:
         """Predicts from noisy images.
 
@@ -60,6 +69,7 @@ class UNet(Encoder, kw_only=True):
           labels: int32 [N] in [0, num_classes]; num_classes is the null label.
           dropout_keys: [N] typed PRNG keys, one an example, or None for no dropout.
           w: the guidance strength, above -1, [] or [N], for a network that takes one; None for 0.
+          anneal: noise on the embeddings of classes; None for none.
 
         Returns:
           [N, H, W, out_channels] float32.
@@ -68,18 +78,29 @@ class UNet(Encoder, kw_only=True):
         if self.takes_w:
             told = strength_to_time(jnp.broadcast_to(0.0 if w is None else w, labels.shape))
             level += self.w_1(nn.silu(self.w_0(sinusoidal_embedding(told, self.channels))))
-        emb = level + self.classes(labels)
+        emb = level + self.embed_labels(labels, anneal)
         h, skips = self.encode(z, emb if self.label_in == 'everywhere' else level, dropout_keys)
         return self.decode(h, skips, emb, dropout_keys)
 
-    def both(self, z: Array, logsnr: Array, labels: Array, other_labels: Array) -> tuple[Array, Array]:
+    def embed_labels(self, labels: Array, anneal: Annealing | None = None) -> Array:
+        """Embeds labels [N], with noise on those of classes if wanted: [N, 4 channels] float32."""
+        y = self.classes(labels)
+        if anneal is None:
+            return y
+        noise = jax.vmap(lambda key: jax.random.normal(key, y.shape[1:]))(anneal.keys)
+        noisy = corrections.anneal(y, noise, kept=anneal.kept, scale=anneal.scale, mix=anneal.mix)
+        return jnp.where((labels == self.num_classes)[:, None], y, noisy)
+
+    def both(
+        self, z: Array, logsnr: Array, labels: Array, other_labels: Array, anneal: Annealing | None = None
+    ) -> tuple[Array, Array]:
         """Predicts for `labels` and for `other_labels` of the same z, without dropout.
 
         With label_in='decoder' the encoder runs once for the two, on N images, and the decoder on 2N; else all of the
         network runs on 2N.
 
         Args:
-          z, logsnr: as in a call.
+          z, logsnr, anneal: as in a call.
           labels, other_labels: int32 [N].
 
         Returns:
@@ -87,11 +108,12 @@ class UNet(Encoder, kw_only=True):
         """
         logsnr, asked = jnp.broadcast_to(logsnr, labels.shape), jnp.concatenate([labels, other_labels])
         if self.label_in == 'everywhere':
-            outputs = self(_twice(z), _twice(logsnr), asked)
+            outputs = self(_twice(z), _twice(logsnr), asked, anneal=twice(anneal))
         else:
             level = self.embed_level(logsnr)
             h, skips = self.encode(z, level)
-            outputs = self.decode(_twice(h), [_twice(skip) for skip in skips], _twice(level) + self.classes(asked))
+            emb = _twice(level) + self.embed_labels(asked, twice(anneal))
+            outputs = self.decode(_twice(h), [_twice(skip) for skip in skips], emb)
         output, other = jnp.split(outputs, 2)
         return output, other
 

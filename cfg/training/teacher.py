@@ -61,6 +61,8 @@ def open_teacher(config: ConfigDict, source: Source) -> Teacher:
     require(not (rule.renoises or rule.scales_noise or rule.w), 'train.teacher_guidance', rule.text, words)
     words = 'a rule that a single evaluation shows, as a student learns from each alone'
     require(not rule.remembers, 'train.teacher_guidance', rule.text, words)
+    words = 'a rule without anneal_label, whose noise a student is not told'
+    require(rule.anneal_label is None, 'train.teacher_guidance', rule.text, words)
     companions = open_companions(config, model, rule)
     check_guidable(tuple(options.w), model, rule, companions)
     _check_learned(config, model)

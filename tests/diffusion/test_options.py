@@ -76,7 +76,7 @@ def test_a_rule_may_bring_its_own_w():
     ('parse', 'text', 'expected'),
     [
         (parse_rule, 'cgf', 'must be one of cfg, cfg_plus_plus, rescale'),
-        (parse_rule, 'cfg(phi=0.5)', "an option 'phi' that cfg does not have: it has against, interval"),
+        (parse_rule, 'cfg(phi=0.5)', "an option 'phi' that cfg does not have: it has against, anneal_label, interval"),
         (parse_rule, 'cfg_plus_plus(interval=(-3, 3))', "'interval' that cfg_plus_plus does not have"),
         (parse_rule, 'cfg_plus_plus(schedule="cosine")', "'schedule' that cfg_plus_plus does not have"),
         (parse_rule, 'rescale(phi=1.5)', r'phi must be a number from 0 to 1'),
@@ -182,6 +182,7 @@ VALUES = {
     'schedule': st.sampled_from(['constant', 'linear', 'cosine']),
     'threshold': st.none() | _SHARE,
     'against': st.sampled_from(['null', 'random']),
+    'anneal_label': st.none() | st.tuples(_SHARE, st.floats(1.5, 2), st.floats(0, 3), _SHARE),
     'phi': _SHARE,
     'prediction': st.sampled_from(PREDICTIONS),
     'eta': _SHARE,

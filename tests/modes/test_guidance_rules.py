@@ -22,6 +22,7 @@ RULES = {
     'adaptive': (8, True),
     'rectified_gradient': (8, True),
     'feedback(pi=0.8)': (8, False),
+    'cfg(anneal_label=(0.2, 0.9, 1.0, 0.5))': (8, False),
     'time_step(shift=1.0)': (7, True),  # nothing is noisier than the first level
     'perturbed_attention': (8, True),
     'blurred_attention(sigma=1.0)': (8, True),

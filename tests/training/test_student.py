@@ -184,6 +184,7 @@ def test_another_teacher_is_refused(student, tmp_path):
         ('train', {'teacher_guidance': 'feedback'}, 'must be a rule that a single evaluation shows'),
         ('train', {'teacher_guidance': 'adaptive'}, 'must be a rule that a single evaluation shows'),
         ('train', {'teacher_guidance': 'cfg_zero(zero_init=1)'}, 'must be a rule that a single evaluation shows'),
+        ('train', {'teacher_guidance': 'cfg(anneal_label=(0.5, 0.9, 1.0, 1.0))'}, 'a rule without anneal_label'),
         ('train', {'kind': 'guidance_free', 'p_uncond': 0.0}, 'p_uncond=0.0 must be below 1 .*above 0'),
         ('train', {'p_uncond': 1.0}, 'p_uncond=1.0 must be below 1'),
         ('train', {'kind': 'model'}, "config.sampling.guidance='one_pass' must be another than 'one_pass'"),

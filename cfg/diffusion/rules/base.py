@@ -83,7 +83,7 @@ class Rule(options.Described):
     divides: ClassVar[bool] = False
     companion: ClassVar[str | None] = None
     # Options that a subclass may declare; one without them acts as these say.
-    against, interval, schedule, threshold = None, None, 'constant', None
+    against, anneal_label, interval, schedule, threshold = None, None, None, 'constant', None
     w: tuple[float, ...] | None = options.option(
         None, _read_w, 'a number or several, such as (0.5, 1.0)', printed=False
     )

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from cfg.diffusion import corrections, options, process, schedule
 from cfg.diffusion.denoiser import Point
 from cfg.diffusion.process import Prediction
-from cfg.diffusion.rules.base import Levelled, against, end_of
-from cfg.diffusion.rules.pairs import Pair, classifier_free
+from cfg.diffusion.rules.base import Levelled, end_of
+from cfg.diffusion.rules.pairs import Labelled, classifier_free
 
 Array = jax.Array
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rescale(Levelled, Pair):
+class Rescale(Levelled, Labelled):
     """Eq. 6 is rescaled to the conditional output's standard deviation: see `corrections.rescale` (Lin et al. 2023).
 
     phi = 0 is Eq. 6. `prediction` says of which output the deviation is matched: the paper's models output v, and
@@ -28,7 +28,6 @@ class Rescale(Levelled, Pair):
     no_cond_at: ClassVar[float] = math.nan
     phi: float = options.number(0.7, 0.0, 1.0)
     prediction: str = options.choice('v', 'eps', 'x')
-    against: str = against()
 
     def combine(self, at, cond, other, memory):
         combined = classifier_free(cond, other, at.w)
@@ -37,7 +36,7 @@ class Rescale(Levelled, Pair):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Apg(Levelled, Pair):
+class Apg(Levelled, Labelled):
     """APG projects the update of x adaptively: see `corrections.adaptive_projection` (Sadat et al. 2024).
 
     `eta` is what is kept of the parallel part of the update, `norm_threshold` the paper's r (of the L2 norm of an
@@ -51,7 +50,6 @@ class Apg(Levelled, Pair):
     eta: float = options.number(0.0)
     norm_threshold: float | None = options.number(None, 0.0, above=True, optional=True)
     momentum: float = options.number(0.0, -1.0, 1.0)
-    against: str = against()
 
     def memory(self, z):
         return jnp.zeros_like(z)
@@ -66,7 +64,7 @@ class Apg(Levelled, Pair):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Power(Levelled, Pair):
+class Power(Levelled, Labelled):
     """Power-law guidance is eps_cond + w ||d / sigma||^alpha d, d = eps_cond - eps_other (arXiv 2502.07849).
 
     The norm is of the difference of the scores, over all components of an image, so it grows with the image's size and
@@ -77,7 +75,6 @@ class Power(Levelled, Pair):
     name: ClassVar[str] = 'power'
     no_cond_at: ClassVar[float] = math.nan
     alpha: float = options.number(0.9, 0.0)
-    against: str = against()
 
     def combine(self, at, cond, other, memory):
         a, sigma = schedule.alpha_sigma(at.logsnr)
@@ -88,7 +85,7 @@ class Power(Levelled, Pair):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CfgZero(Levelled, Pair):
+class CfgZero(Levelled, Labelled):
     """CFG-Zero* scales the other prediction to the conditional one: (1 + w) v - w s v', s = <v, v'> / ||v'||^2.
 
     Fan et al. 2025, arXiv 2503.18886, for velocities of flows. Ours is v = alpha eps - sigma x, and `prediction` may
@@ -103,7 +100,6 @@ class CfgZero(Levelled, Pair):
     no_cond_at: ClassVar[float] = math.nan
     zero_init: int = options.whole(0, 0, 'a whole number, 0 or more')
     prediction: str = options.choice('v', 'eps', 'x')
-    against: str = against()
 
     @property
     def remembers(self):
@@ -123,7 +119,7 @@ class CfgZero(Levelled, Pair):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tcfg(Levelled, Pair):
+class Tcfg(Levelled, Labelled):
     """Tangential damping is Eq. 6 without the part of eps_other in which the two differ (arXiv 2503.18137).
 
     The part is along the second right singular vector of the two, see `corrections.along_common`. The source takes
@@ -134,7 +130,6 @@ class Tcfg(Levelled, Pair):
     name: ClassVar[str] = 'tcfg'
     no_cond_at: ClassVar[float] = math.nan
     prediction: str = options.choice('eps', 'v', 'x')
-    against: str = against()
 
     def combine(self, at, cond, other, memory):
         one, two = (at.told_in(output, self.prediction) for output in (cond, other))
@@ -143,7 +138,7 @@ class Tcfg(Levelled, Pair):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fdg(Levelled, Pair):
+class Fdg(Levelled, Labelled):
     """Frequency-decoupled guidance is Eq. 6 with a weaker w, low w, for low frequencies (arXiv 2506.19713).
 
     eps_cond + w (d - (1 - low) L d), d = eps_cond - eps_other, where L d is the low one of the two bands of a Laplacian
@@ -155,7 +150,6 @@ class Fdg(Levelled, Pair):
     name: ClassVar[str] = 'fdg'
     no_cond_at: ClassVar[float] = math.nan
     low: float = options.number(0.5, 0.0)
-    against: str = against()
 
     def combine(self, at, cond, other, memory):
         kept = other + (1.0 - self.low) * corrections.low_pass(cond - other)

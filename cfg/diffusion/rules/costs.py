@@ -9,12 +9,12 @@ import jax.numpy as jnp
 
 from cfg.diffusion import corrections, options, process, schedule
 from cfg.diffusion.denoiser import Point
-from cfg.diffusion.rules.base import Levelled, Passes, against
-from cfg.diffusion.rules.pairs import Pair, classifier_free
+from cfg.diffusion.rules.base import Levelled, Passes
+from cfg.diffusion.rules.pairs import Labelled, classifier_free
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adaptive(Levelled, Pair):
+class Adaptive(Levelled, Labelled):
     """Adaptive guidance is Eq. 6 until the two predictions agree, then the conditional one (arXiv 2312.12487).
 
     They agree once their cosine is above `cosine`, for each sample on its own; its later evaluations have w = 0. The
@@ -28,7 +28,6 @@ class Adaptive(Levelled, Pair):
     no_cond_at: ClassVar[float] = math.nan
     cosine: float = options.number(0.991, -1.0, 1.0)
     prediction: str = options.choice('x', 'eps', 'v')
-    against: str = against()
 
     @property
     def remembers(self):
@@ -47,7 +46,7 @@ class Adaptive(Levelled, Pair):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RectifiedGradient(Levelled, Pair):
+class RectifiedGradient(Levelled, Labelled):
     """Rectified gradient guidance is eps_cond + w (1 - sigma g) d with g = grad_z sum(eps_cond) (arXiv 2501.18865).
 
     g has a number for each component, and d = eps_cond - eps_other. 1 - sigma g is alpha grad_z sum(x_cond), so the
@@ -57,7 +56,6 @@ class RectifiedGradient(Levelled, Pair):
 
     name: ClassVar[str] = 'rectified_gradient'
     no_cond_at: ClassVar[float] = math.nan
-    against: str = against()
 
     def outputs(self, models, z, logsnr, labels, keys, needed):
         _, guided = needed

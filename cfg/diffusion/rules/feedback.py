@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from cfg.diffusion import options, process
-from cfg.diffusion.rules.base import Levelled, against
-from cfg.diffusion.rules.pairs import Pair, classifier_free
+from cfg.diffusion.rules.base import Levelled
+from cfg.diffusion.rules.pairs import Labelled, classifier_free
 
 Array = jax.Array
 
@@ -27,7 +27,7 @@ class _Seen(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Feedback(Levelled, Pair):
+class Feedback(Levelled, Labelled):
     """Feedback guidance is Eq. 6 at the strength w + lambda - 1, lambda = p / (p - (1 - pi)) (arXiv 2506.06085).
 
     p is what the way so far says of the class. It starts at 1, and with t the level before and s this one
@@ -47,7 +47,6 @@ class Feedback(Levelled, Pair):
     tau: float = options.number(0.2, 0.0)
     delta: float = options.number(-0.02)
     limit: float = options.number(10.0, 1.0, above=True)
-    against: str = against()
 
     @property
     def remembers(self):

@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cfg.diffusion import denoiser, process
-from cfg.diffusion.denoiser import Models, Point
+from cfg.diffusion import denoiser, options, process, strength
+from cfg.diffusion.denoiser import Annealing, Models, Point
 from cfg.diffusion.process import Prediction
 from cfg.diffusion.rules.base import Levelled, Passes, Rule, against, threshold
 
 Array = jax.Array
 
-# Separates what rules draw from the noise of the samplers, which is numbered from 0.
-_STREAM = 0x52554C45
+# Separates what rules draw from the noise of the samplers, which is numbered from 0, and noise from labels.
+_STREAM, _NOISE = 0x52554C45, 0x43414453
 
 
 def classifier_free(eps_cond: Array, eps_uncond: Array, w: Array) -> Array:
@@ -59,20 +59,11 @@ class Pair(Rule):
     def outputs(
         self, models: Models, z: Array, logsnr: Array, labels: Array, keys: Array, needed: tuple[Array, Array]
     ) -> tuple[Array, Array]:
-        """Returns the two outputs; what no example needs is not computed.
+        """Returns the two outputs; what no example needs, of two bool [N], is not computed.
 
-        'random' draws another class anew for every evaluation, from the example's own key: independent condition
-        guidance, for a network that has no null label (Sadat et al. 2024, arXiv 2407.02687).
+        `keys` [N] are the examples' own, new at each evaluation.
         """
-        model = models.model
-        if self.compares_with_null and models.uncond is not None:
-            null = jnp.full_like(labels, models.uncond.null_label)
-            return denoiser.of_two_networks((model, models.uncond), z, logsnr, labels, null, needed)
-        if self.compares_with_null:
-            others = jnp.full_like(labels, model.null_label)
-        else:
-            others = jax.vmap(lambda key: jax.random.randint(key, (), 0, model.num_classes, labels.dtype))(keys)
-        return denoiser.of_one_network(model, z, logsnr, labels, others, needed)
+        raise NotImplementedError
 
     def init(self, keys: Array, z: Array) -> _PairState:
         streams = jax.vmap(lambda key: jax.random.fold_in(key, _STREAM))(keys)
@@ -91,6 +82,56 @@ class Pair(Rule):
         both = int(np.sum(cond & other))
         return Passes(single=len(w) - both, both=both)
 
+
+def _read_anneal(value: Any) -> tuple[float, float, float, float] | None:
+    if value is None:
+        return None
+    tau1, tau2, scale, mix = map(options.finite, value)
+    if not (0.0 <= tau1 < tau2 and scale >= 0.0 and 0.0 <= mix <= 1.0):
+        raise ValueError
+    return tau1, tau2, scale, mix
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled(Pair):
+    """A labelled pair compares what the network predicts for the label with what it predicts for another one.
+
+    Attributes:
+      against: the other label, the null label or a random class. That is drawn anew for every evaluation, from the
+        example's own key: independent condition guidance, for a network that has no null label (Sadat et al. 2024,
+        arXiv 2407.02687).
+      anneal_label: tau1, tau2, s and psi of noise on the embeddings of classes, see `denoiser.Annealing`, at the time t
+        of the level (`strength.annealing`); the null label has none. It goes with every rule and sampler, and costs
+        nothing. None, and tau1 >= 1, are no noise.
+    """
+
+    against: str = against()
+    anneal_label: tuple | None = options.option(
+        None, _read_anneal, '(tau1, tau2, s, psi), tau1 < tau2, s at least 0 and psi from 0 to 1, or None'
+    )
+
+    def predict(self, models, z, logsnr, labels, w, state):
+        if self.anneal_label is not None:
+            tau1, tau2, *rest = self.anneal_label
+            kept = strength.annealing(logsnr, tau1=tau1, tau2=tau2)
+            keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, _NOISE), state.count))(state.keys)
+            told = (jnp.broadcast_to(jnp.asarray(each, jnp.float32), labels.shape) for each in (kept, *rest))
+            models = models._replace(model=models.model.annealed(Annealing(keys, *told)))
+        return super().predict(models, z, logsnr, labels, w, state)
+
+    def outputs(
+        self, models: Models, z: Array, logsnr: Array, labels: Array, keys: Array, needed: tuple[Array, Array]
+    ) -> tuple[Array, Array]:
+        model = models.model
+        if self.compares_with_null and models.uncond is not None:
+            null = jnp.full_like(labels, models.uncond.null_label)
+            return denoiser.of_two_networks((model, models.uncond), z, logsnr, labels, null, needed)
+        if self.compares_with_null:
+            others = jnp.full_like(labels, model.null_label)
+        else:
+            others = jax.vmap(lambda key: jax.random.randint(key, (), 0, model.num_classes, labels.dtype))(keys)
+        return denoiser.of_one_network(model, z, logsnr, labels, others, needed)
+
     def asks_for(self, w: float) -> tuple[bool, bool]:
         if not self.compares_with_null:
             return True, False
@@ -99,18 +140,17 @@ class Pair(Rule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cfg(Levelled, Pair):
+class Cfg(Levelled, Labelled):
     """Classifier-free guidance is eps = (1 + w) eps_cond - w eps_other (Eq. 6).
 
     Two evaluations; one where every w is 0 or -1.
     """
 
     name: ClassVar[str] = 'cfg'
-    against: str = against()
 
 
 @dataclass(frozen=True, kw_only=True)
-class CfgPlusPlus(Pair):
+class CfgPlusPlus(Labelled):
     """CFG++ takes x from the guided eps and renoises with the unguided one (Chung et al. 2024, arXiv 2406.08070).
 
     x comes from eps_other + lambda (eps_cond - eps_other), and the next z from x and eps_other. Our w is lambda - 1, so
@@ -123,7 +163,7 @@ class CfgPlusPlus(Pair):
     name: ClassVar[str] = 'cfg_plus_plus'
     renoises: ClassVar[bool] = True
     no_other_at: ClassVar[float] = math.nan
-    against: str = against()
+    against: str = against()  # again, as options are said in the order in which a class names them
     threshold: float | None = threshold()
 
     def combine(self, at, cond, other, memory):
