@@ -18,6 +18,9 @@ pytestmark = pytest.mark.timeout(1500)
 STEPS = 24
 TRAIN = ('--mode=train',)
 SWEEP = ('--mode=eval', '--config.eval.keep_samples=80')
+TUNE = ('--mode=tune', '--config.tune.evaluations=8', '--config.tune.num_steps=(4,)', '--config.tune.final_seeds=2')
+TUNE += ('--config.tune.guidance=("cfg", "apg")', '--config.tune.sampler=()', '--config.tune.grid=()')
+TUNE += ('--config.tune.first_samples=80', '--config.tune.samples=640')  # one rung of four
 
 
 def state_of(workdir, step=STEPS):
@@ -91,12 +94,13 @@ def test_samples_are_the_same_bit_for_bit_and_so_are_the_metrics(one, folder, di
     copy, cache = folder / 'copy', folder / 'cache'
     digits_classifier(cache)  # without what was measured of the real images
     sample = ('--mode=sample', '--config.sampling.num_samples=100', '--config.sampling.w=(0.0, 1.0)')
-    for arguments in (SWEEP, sample):
+    for arguments in (SWEEP, sample, TUNE):
         ok([Run(f'--workdir={one}', *arguments, output=folder / 'one.log')])
-    shutil.copytree(one, copy, ignore=shutil.ignore_patterns('results*', 'samples'))
-    for arguments in (SWEEP, sample):
+    shutil.copytree(one, copy, ignore=shutil.ignore_patterns('results*', 'samples', 'tune'))
+    for arguments in (SWEEP, sample, TUNE):
         ok(group(f'--workdir={copy}', *arguments, f'--config.eval.cache_dir={cache}', folder=folder / 'logs'))
-    assert len(rows(one)) == len(rows(copy)) == 6
+    assert len(rows(one)) == len(rows(copy)) >= 6 + 4 + 2
+    assert (one / 'tune' / 'tuned.py').read_text() == (copy / 'tune' / 'tuned.py').read_text()
     for row, other in zip(rows(one), rows(copy), strict=True):
         assert row['identity'] == other['identity']
         for name, value in row.items():
