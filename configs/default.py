@@ -171,7 +171,7 @@ def get_config() -> ConfigDict:
     )
     config.tune.sampler = ('ddim', 'dpm_solver_2m', 'dpm_solver_2m(stochastic=True)')  # () = sampling.sampler
     config.tune.grid = ('paper', 'uniform', 'nested')  # () = sampling.grid
-    config.tune.num_steps = ()  # values of T; () = the largest that the evaluations pay for, or what a student learned
+    config.tune.num_steps = ()  # values of T; () = the largest that the evaluations pay for
     config.tune.steps = ()  # checkpoints; () = the newest
     config.tune.ema = ()  # averaged parameters or not; () = sampling.ema
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from cfg.diffusion.rules.base import Rule
 from cfg.diffusion.rules.pairs import Cfg
 from cfg.diffusion.sampler import Sampler, fits, parse_rule
 from cfg.evaluation.points import Point, points_of
@@ -14,14 +15,17 @@ from cfg.runtime.errors import UserError
 
 
 def as_sweep(config: ConfigDict, workdir: Path) -> ConfigDict:
-    """Returns a config whose sweep has the axes of `config.tune`, with those rules that the networks can have.
+    """Returns a config whose sweep has the axes of `config.tune`, with those rules that the network can have.
+
+    A student of few steps has the sampler, the grid and the T that it learned.
 
     Raises:
       UserError: when a checkpoint does not exist, or no rule is left.
     """
     found, tune = config.copy_and_resolve_references(), config.tune
     step = tune.steps[0] if tune.steps else -1
-    takes_w = TrainedRun.of_config(config, workdir, step).network.takes_w
+    model = TrainedRun.of_config(config, workdir, step)
+    takes_w = model.network.takes_w
     named = tuple(tune.guidance) or (config.sampling.guidance,)
     rules = [text for text in named if (parse_rule(text, 'tune.guidance').name == 'one_pass') is takes_w]
     if not rules:
@@ -30,6 +34,9 @@ def as_sweep(config: ConfigDict, workdir: Path) -> ConfigDict:
     with found.ignore_type():
         for name in ('sampler', 'grid', 'num_steps', 'steps', 'ema', 'w'):
             found.eval[name] = tune[name]
+        if model.student_steps:
+            found.eval.sampler, found.eval.grid = (model.student_sampler,), ('nested',)
+            found.eval.num_steps = (model.student_steps,)
         found.eval.guidance, found.eval.seeds, found.eval.logvar_interp = tuple(rules), (tune.seed,), ()
         found.eval.keep_samples = 0
     return found
@@ -40,10 +47,14 @@ def is_plain(point: Point) -> bool:
     return point.sampler.rule == Cfg()
 
 
+def _is_plain_somewhere(rule: Rule) -> bool:
+    return isinstance(rule, Cfg) and dataclasses.replace(rule, interval=None, schedule='constant') == Cfg()
+
+
 def candidates(config: ConfigDict, workdir: Path) -> tuple[list[Point], list[str]]:
     """Returns the points of a sweep by `as_sweep` that its budget pays for, and sentences on those left out.
 
-    Without `config.tune.num_steps` each has the largest T that the budget pays for, or a student the T that it learned.
+    Where the sweep has no values of T, each has the largest that the budget pays for.
 
     Raises:
       UserError: when fewer than two are left.
@@ -55,12 +66,12 @@ def candidates(config: ConfigDict, workdir: Path) -> tuple[list[Point], list[str
     left_out = collections.Counter()
     for point in points_of(config, of_step):
         sampler, model = point.sampler, of_step[point.step]
-        if point.w == 0 and not is_plain(point) and not sampler.rule.renoises:
+        if point.w == 0 and _is_plain_somewhere(sampler.rule) and not is_plain(point):
             continue  # the conditional model, which is a candidate once
         if not fits(sampler.rule, sampler.solver):
             left_out['scale noise that their sampler does not add'] += 1
             continue
-        steps = sampler.num_steps if tune.num_steps else model.student_steps or _most_steps(sampler, point.w, tune)
+        steps = sampler.num_steps if config.eval.num_steps else _most_steps(sampler, point.w, tune.evaluations)
         sampler = dataclasses.replace(sampler, num_steps=steps)
         if steps < sampler.grid.least_steps or sampler.passes(point.w).total > tune.evaluations:
             left_out[f'cost more than config.tune.evaluations={tune.evaluations}'] += 1
@@ -77,15 +88,11 @@ def candidates(config: ConfigDict, workdir: Path) -> tuple[list[Point], list[str
     return list(found), notes
 
 
-def _most_steps(sampler: Sampler, w: float, tune: ConfigDict) -> int:
-    """Returns the largest T that the budget pays for, 0 if none."""
-    low, high = 0, tune.evaluations
+def _most_steps(sampler: Sampler, w: float, budget: int) -> int:
+    """Returns the largest T that the budget pays for; fewer than the grid has at least if none."""
+    low, high = sampler.grid.least_steps - 1, budget
     while low < high:
         steps = (low + high + 1) // 2
-        affordable = steps < sampler.grid.least_steps or _evaluations(sampler, steps, w) <= tune.evaluations
+        affordable = dataclasses.replace(sampler, num_steps=steps).passes(w).total <= budget
         low, high = (steps, high) if affordable else (low, steps - 1)
     return low
-
-
-def _evaluations(sampler: Sampler, steps: int, w: float) -> int:
-    return dataclasses.replace(sampler, num_steps=steps).passes(w).total

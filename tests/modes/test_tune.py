@@ -1,5 +1,6 @@
 """--mode=tune on a tiny network: its rungs, its fresh seeds, going on after a kill, and the config that it prints."""
 
+import itertools
 import json
 import re
 import shlex
@@ -265,20 +266,20 @@ def test_report_and_comparison_leave_a_search_out(tuned, tmp_path):
     assert len((workdir / 'compare' / 'points.csv').read_text().splitlines()) == 3
 
 
-def test_what_costs_too_much_or_does_not_fit_is_left_out_and_said(workdir, caplog):
-    config = config_of(guidance=('cfg', 'temperature', 'one_pass'), w=(0.0, 1.0))
-    searched = candidates.as_sweep(config, workdir)
-    assert searched.eval.guidance == ('cfg', 'temperature')
+def test_what_costs_too_much_or_does_not_fit_is_left_out_and_said(workdir):
+    """And w = 0, which no interval changes, is there once."""
+    cut = 'cfg(interval=(None, 5.0))'
+    searched = candidates.as_sweep(config_of(guidance=('cfg', cut, 'temperature', 'one_pass'), w=(0.0, 1.0)), workdir)
+    assert searched.eval.guidance == ('cfg', cut, 'temperature')
     found, notes = candidates.candidates(searched, workdir)
-    said = [(it.sampler.rule.name, it.sampler.solver.name, it.sampler.num_steps, it.w) for it in found]
-    assert sorted(said) == [
-        *(('cfg', solver, *rest) for solver in ('ancestral', 'ddim') for rest in ((4, 0.0), (4, 1.0), (8, 0.0))),
-        ('temperature', 'ancestral', 4, 1.0),
-        ('temperature', 'ancestral', 8, 1.0),
-    ]
+    said = {(it.sampler.rule.text, it.sampler.solver.name, it.sampler.num_steps, it.w) for it in found}
+    plain = [('cfg', 4, 0.0), ('cfg', 4, 1.0), ('cfg', 8, 0.0), (cut, 4, 1.0)]
+    expected = {(rule, solver, *rest) for solver in ('ancestral', 'ddim') for rule, *rest in plain}
+    assert said == expected | {('temperature', 'ancestral', *rest) for rest in itertools.product((4, 8), (0.0, 1.0))}
+    assert len(said) == len(found)
     assert notes == [
-        '2 candidates cost more than config.tune.evaluations=8, and are left out.',
-        '2 candidates scale noise that their sampler does not add, and are left out.',
+        '4 candidates cost more than config.tune.evaluations=8, and are left out.',
+        '4 candidates scale noise that their sampler does not add, and are left out.',
     ]
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from cfg.data.digits import digits
 from cfg.diffusion.rules import Cfg, OnePass
-from cfg.evaluation import sweep
+from cfg.evaluation import candidates, sweep
+from cfg.modes import tune
 from cfg.modes.status import run as describe
 from cfg.report.results import Results
 from cfg.runs.generate import Generator, binder
@@ -103,6 +104,11 @@ def test_a_student_of_few_steps_learns_from_a_network_that_takes_w(tmp_path, ste
             row['warnings']
         )
         assert asked is (row['num_steps'] == 4)
+    config.tune.w = (0.0, 1.0, 5.0)
+    found, notes = candidates.candidates(candidates.as_sweep(config, workdir), workdir)
+    learned = read_sampler(config)
+    assert [(point.sampler, point.w) for point in found] == [(learned, 0.0), (learned, 1.0)]
+    assert notes == ['1 candidates are not what the network learned, and are left out.']
 
 
 def retold(workdir, place, **train):
@@ -215,6 +221,10 @@ def test_a_student_is_evaluated_as_any_run(teacher, student, tmp_path):
     warning = 'w = 5 is outside the range 0 to 4 that the network learned.'
     assert warning in outside['warnings']
     assert warning not in inside['warnings']
+    config.tune.evaluations, config.tune.w, config.tune.num_steps = 4, (1.0, 2.0), (4,)
+    config.tune.sampler, config.tune.grid, config.tune.final_seeds = (), (), 2
+    config.tune.first_samples, config.tune.samples = 65, 2 * 65 + 2 * 2 * 20
+    assert 'No plain cfg was among the candidates' in tune.run(config, workdir)
     config.eval.guidance = ('cfg',)
     with pytest.raises(UserError, match="takes w as an input, so its guidance is 'one_pass'"):
         sweep.evaluate(config, workdir)
