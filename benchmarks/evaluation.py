@@ -111,7 +111,7 @@ def other_parts(
     from cfg.evaluation.measurement import Measurement
     from cfg.evaluation.scoring import KID_SEED, NEAREST, kid_subset_size
     from cfg.features.inception import NUM_CLASSES, SPATIAL_WIDTH, WIDTH
-    from cfg.features.network import INCEPTION, INCEPTION_IMAGES, FeatureNetwork, Features
+    from cfg.features.network import COLOUR_IMAGES, INCEPTION, FeatureNetwork, Features
     from cfg.metrics import distances
     from cfg.metrics.neighbours import precision_recall
     from cfg.settings.data import spec_of
@@ -126,7 +126,7 @@ def other_parts(
         spatial = rng.standard_normal((len(images), spatial_width), np.float32)
         return Features(pool, spatial, log_p[: len(images)], None)
 
-    network = FeatureNetwork(INCEPTION, '', None, width, spatial_width, INCEPTION_IMAGES, random_features, None, folder)
+    network = FeatureNetwork(INCEPTION, '', None, width, spatial_width, COLOUR_IMAGES, random_features, None, folder)
     shape = spec_of(config).image_shape
     images = np.zeros((batch, *shape), np.uint8)
     real = rng.standard_normal((num_real, width), np.float32) ** 2

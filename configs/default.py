@@ -136,8 +136,11 @@ def get_config() -> ConfigDict:
     config.eval.labels = 'random'  # how labels are drawn: 'random' (uniform) or 'balanced'
     config.eval.is_split_size = 5000  # samples a split of the inception score (ADM's evaluator)
     # The feature network: 'inception' (of published numbers), or 'small_classifier', trained on the data set itself.
+    # 'inception, dinov2' measures FD-DINOv2 beside, in one pass over the samples.
     config.eval.features = 'inception'
     config.eval.weights = ''  # of Inception: one of its three public files; '' = what is in cache_dir
+    config.eval.dinov2_weights = ''  # of DINOv2 ViT-L/14: Meta's .pth or safetensors; '' = what is in cache_dir
+    config.eval.dinov2_resize = 'torch'  # to its 224 pixels: as EDM2's tables ('torch') or as dgm-eval ('pil')
     config.eval.cache_dir = ''  # of feature networks and statistics of real images; '' = ~/.cache/cfg_diffusion
     config.eval.batch_size = 64  # images at a time in the feature network, over all devices
     # What samples are compared with: an npz (ADM's files, or of --mode=stats); '' = the images of data.split.

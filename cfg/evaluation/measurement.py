@@ -90,7 +90,10 @@ class Measurement:
         self.moments = self.moments.merge(Moments.of(features.pool))
         if self.spatial is not None:
             self.spatial = self.spatial.merge(Moments.of(features.spatial))
-        self.splits.add(features.log_p)
+        if self.second is not None:
+            self.second = self.second.merge(Moments.of(features.second))
+        if features.log_p is not None:
+            self.splits.add(features.log_p)
         if labels is not None and features.classes is not None:
             self.agree += int(np.sum(features.classes == labels))
         kept = np.ascontiguousarray(features.pool[keep_features], '<f4')
@@ -111,11 +114,10 @@ class Measurement:
             file.flush()
             os.fsync(file.fileno())
         arrays = {'counts': np.array([self.count, self.agree, self._num_features, self._num_images], np.int64)}
-        parts = {'moments': self.moments, 'splits': self.splits}
-        if self.spatial is not None:
-            parts['spatial'] = self.spatial
+        parts = {'moments': self.moments, 'splits': self.splits, 'spatial': self.spatial, 'second': self.second}
         for name, part in parts.items():
-            arrays |= {f'{name}.{key}': value for key, value in part.state().items()}
+            if part is not None:
+                arrays |= {f'{name}.{key}': value for key, value in part.state().items()}
         with replacing(self._folder / _STATE) as file:
             np.savez(file, **arrays)
         self._saved, self._dirty = time.monotonic(), False
@@ -141,9 +143,10 @@ class Measurement:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _clear(self) -> None:
-        width = self._network.spatial_width
+        width, second = self._network.spatial_width, self._network.second
         self.moments = Moments.empty(self._network.width)  # of the pool features
         self.spatial = Moments.empty(width) if width else None  # those of the spatial features
+        self.second = Moments.empty(second.width) if second else None  # those of the second network's features
         self.splits = Splits(self._is_split_size)  # the sums of the inception score
         self.count = self._num_features = self._num_images = 0  # images so far, and those of which it keeps what
         self.agree = 0  # how many are classified as their label
@@ -157,6 +160,7 @@ class Measurement:
 
         self.moments = Moments.from_state(part('moments'))
         self.spatial = Moments.from_state(part('spatial')) if self._network.spatial_width else None
+        self.second = Moments.from_state(part('second')) if self._network.second else None
         self.splits = Splits.from_state(part('splits'))
         self.count, self.agree, self._num_features, self._num_images = (int(value) for value in arrays['counts'])
         for name, size in self._sizes().items():

@@ -1,8 +1,9 @@
 """Reads files of samples and of references in ADM's layout as a stream: no pickle is opened, nothing is held whole.
 
 A sample file holds `arr_0`, uint8 [N, H, W, C], and maybe `arr_1`, labels [N]. A reference file holds any of `arr_0`,
-`mu` [2048] and `sigma` of the pool features, `mu_s` [2023] and `sigma_s` of the spatial ones; ours also say in
-`features_sha256` which network they are of, a string that other readers pass over.
+`mu` [2048] and `sigma` of the pool features, `mu_s` [2023] and `sigma_s` of the spatial ones. Ours also say in
+`features_sha256` which network they are of, and may hold `mu_dinov2` [1024], `sigma_dinov2` and `dinov2_sha256` of
+DINOv2's. Other readers pass over these.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ from cfg.runtime.files import BROKEN_NPZ, replacing, sha256_of_file
 
 Array = np.ndarray
 
-MOMENTS = (('mu', 'sigma'), ('mu_s', 'sigma_s'))
+MOMENTS = (('mu', 'sigma'), ('mu_s', 'sigma_s'), ('mu_dinov2', 'sigma_dinov2'))
 _LOOKED_AT = 1 << 22  # values of an array of another type, at most
 # What values in [low, high] most likely are, some beyond these limits included, and how they become uint8.
 _RECIPES = (
@@ -54,10 +55,9 @@ class File:
         """Tells whether it holds `arr_0`, of at least one image."""
         return 'arr_0' in self.names and self._header()[0][:1] != (0,)
 
-    @property
-    def features_sha256(self) -> str | None:
-        """Returns the SHA-256 of the weights that the moments were made with; None if it does not say."""
-        return str(self._array('features_sha256')) if 'features_sha256' in self.names else None
+    def made_with(self, name: str) -> str | None:
+        """Returns the SHA-256, by the `name` of an array, that says what moments were made with; None without."""
+        return str(self._array(name)) if name in self.names else None
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -65,14 +65,14 @@ class File:
         return sha256_of_file(self.path)
 
     def moments(self) -> dict[str, Array] | None:
-        """Returns `mu`, `sigma`, and where present `mu_s` and `sigma_s`, float64; None if there is no `mu`."""
+        """Returns `mu`, `sigma`, and where present the other `MOMENTS`, float64; None if there is no `mu`."""
         moments = {}
         for mean, cov in MOMENTS:
             if mean in self.names:
                 if cov not in self.names:
                     raise UserError(f'{self._named} holds {mean} but no {cov}: make it again.')
                 moments |= {name: self._array(name) for name in (mean, cov)}
-                _check_moments(moments, mean, cov, self._named)
+                check_moments(moments, mean, cov, self._named)
         if 'mu' not in moments:
             return None
         return {name: np.asarray(value, np.float64) for name, value in moments.items()}
@@ -172,7 +172,8 @@ def write_reference(
     spatial: Moments | None,
     shape: tuple[int, ...],
     batches: Iterable[Array],
-    features_sha256: str,
+    hashes: dict[str, str],
+    second: Moments | None = None,
 ) -> None:
     """Writes a reference file in ADM's layout, whole or not at all.
 
@@ -181,11 +182,13 @@ def write_reference(
       spatial: of the spatial features; None without.
       shape: [M, H, W, C] of the images beside them, some of those that the moments are of; M = 0 leaves them out.
       batches: uint8 [n, H, W, C], all M in order; one is held at a time.
-      features_sha256: of the weights that the features are of.
+      hashes: `features_sha256`, of the network that the features are of, and `dinov2_sha256`.
+      second: of DINOv2's features; None without.
     """
-    arrays = {'mu': moments.mean, 'sigma': moments.covariance(), 'features_sha256': np.array(features_sha256)}
-    if spatial is not None:
-        arrays |= {'mu_s': spatial.mean, 'sigma_s': spatial.covariance()}
+    arrays = {name: np.array(value) for name, value in hashes.items()}
+    for (mean, cov), it in zip(MOMENTS, (moments, spatial, second), strict=True):
+        if it is not None:
+            arrays |= {mean: it.mean, cov: it.covariance()}
     with replacing(path) as file, zipfile.ZipFile(file, 'w') as archive:
         for name, array in arrays.items():
             with archive.open(f'{name}.npy', 'w', force_zip64=True) as member:
@@ -198,7 +201,7 @@ def write_reference(
                     member.write(np.ascontiguousarray(images))
 
 
-def _check_moments(moments: dict[str, Array], mean_name: str, cov_name: str, named: str) -> None:
+def check_moments(moments: dict[str, Array], mean_name: str, cov_name: str, named: str) -> None:
     mean, cov = moments[mean_name], moments[cov_name]
     right = mean.ndim == 1 and cov.shape == (len(mean), len(mean))
     right = right and all(np.issubdtype(x.dtype, np.floating) and np.isfinite(x).all() for x in (mean, cov))

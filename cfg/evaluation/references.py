@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cfg.data.source import Source
-from cfg.evaluation import npz
+from cfg.evaluation import edm2, npz
 from cfg.evaluation.measurement import Measurement
 from cfg.features.network import FeatureNetwork
 from cfg.metrics import distances
@@ -53,6 +53,7 @@ class Reference:
     count: int | None  # images that the moments are of; None where they were read, as files do not say
     pool: Gaussian  # of the pool features
     spatial: Gaussian | None  # of the spatial features; None without
+    second: Gaussian | None  # of the second network's features; None without
     features: Array | None  # float32 [M, D], of some of the images, for precision, recall and KID; None without
 
     @property
@@ -145,6 +146,7 @@ def measuring(
       SystemExit: on a signal, after what is measured was saved.
     """
     identity = [network.sha256, network.classifier, stream.sha256, stream.count, len(stream.kept), is_split_size]
+    identity += [network.second.sha256] if network.second else []
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     parent = network.cache / folder
     check_writable(parent, f'The cache folder {parent}')
@@ -198,7 +200,8 @@ def open_reference(config: ConfigDict, network: FeatureNetwork, stop: StopSignal
     if config.eval.reference:
         return _reference_of_file(config, network, stop)
     source = open_source(config)
-    measured = measure(config, stream_of_source(source, config.stats.num_images), network, stop)
+    stream = stream_of_source(source, config.stats.num_images)
+    measured = measure(config, stream, network, stop)
     return Reference(
         name=f'{source.name} ({len(source)} real images)',
         sha256=source.fingerprint,
@@ -207,14 +210,15 @@ def open_reference(config: ConfigDict, network: FeatureNetwork, stop: StopSignal
         count=measured.count,
         pool=Gaussian.of(measured.moments),
         spatial=Gaussian.of(measured.spatial),
+        second=_second(config, stream, network, stop),
         features=measured.features if len(measured.features) else None,
     )
 
 
 def _reference_of_file(config: ConfigDict, network: FeatureNetwork, stop: StopSignal) -> Reference:
-    """Reads an npz in ADM's layout: its moments if it holds any, or else those of its images."""
+    """Reads an npz in ADM's layout, or EDM2's statistics: the moments if it holds any, or else those of its images."""
     path, what = Path(config.eval.reference), 'config.eval.reference'
-    file, images, measured = npz.File(path, what), None, None
+    file, images, measured = edm2.reference_file(path, what), None, None
     stored = file.moments()
     if stored is not None:
         _check_features(file, stored, network)
@@ -226,10 +230,14 @@ def _reference_of_file(config: ConfigDict, network: FeatureNetwork, stop: StopSi
         measured = measure(config, stream_of_file(images), network, stop)
     if stored is None:
         pool, spatial = Gaussian.of(measured.moments), Gaussian.of(measured.spatial)
+        second = _second(config, stream_of_file(images), network, stop)
     else:
-        pool, spatial = Gaussian(stored['mu'], stored['sigma']), None
-        if 'mu_s' in stored and network.spatial_width:
-            spatial = Gaussian(stored['mu_s'], stored['sigma_s'])
+        wanted = (True, network.spatial_width, network.second)
+        found = [
+            Gaussian(stored[mean], stored[cov]) if mean in stored and used else None
+            for (mean, cov), used in zip(npz.MOMENTS, wanted, strict=True)
+        ]
+        pool, spatial, second = found
     sha256 = (images or file).sha256
     parts = ([] if stored is None else ['moments']) + ([] if measured is None else [f'{measured.count} images'])
     return Reference(
@@ -240,25 +248,36 @@ def _reference_of_file(config: ConfigDict, network: FeatureNetwork, stop: StopSi
         count=measured.count if stored is None else None,
         pool=pool,
         spatial=spatial,
+        second=second,
         features=None if measured is None else measured.features,
     )
 
 
+def _second(config: ConfigDict, stream: Stream, network: FeatureNetwork, stop: StopSignal) -> Gaussian | None:
+    """Measures the features of the second network; None without one."""
+    return Gaussian.of(measure(config, stream, network.second, stop).moments) if network.second else None
+
+
 def _check_features(file: npz.File, stored: dict[str, Array], network: FeatureNetwork) -> None:
-    """Checks that stored moments are as many as the network's, and of the same weights where the file says."""
-    made_with = file.features_sha256
+    """Checks that stored moments are as many as the networks', and of the same weights where the file says."""
     remedy = 'give a reference that was made with the same network, as --mode=stats makes one'
-    for name, width in (('mu', network.width), ('mu_s', network.spatial_width)):
+    widths = [('mu', network, network.width), ('mu_s', network, network.spatial_width)]
+    hashes = [('features_sha256', network)]
+    if network.second:
+        widths.append(('mu_dinov2', network.second, network.second.width))
+        hashes.append(('dinov2_sha256', network.second))
+    for name, it, width in widths:
         if width and name in stored and len(stored[name]) != width:
             raise UserError(
-                f'{file.path} holds moments of {len(stored[name])} features ({name}), but {network.name} has {width}: '
+                f'{file.path} holds moments of {len(stored[name])} features ({name}), but {it.name} has {width}: '
                 f'{remedy}.'
             )
-    if made_with not in (None, network.sha256):
-        raise UserError(
-            f'{file.path} was made with another network (features_sha256 {made_with[:12]}) than {network.name} '
-            f'({network.sha256[:12]}): {remedy}.'
-        )
+    for name, it in hashes:
+        if (made_with := file.made_with(name)) not in (None, it.sha256):
+            raise UserError(
+                f'{file.path} was made with another network ({name} {made_with[:12]}) than {it.name} '
+                f'({it.sha256[:12]}): {remedy}.'
+            )
 
 
 def floor(config: ConfigDict, source: Source, network: FeatureNetwork, stop: StopSignal) -> dict[str, Any]:
@@ -275,12 +294,15 @@ def floor(config: ConfigDict, source: Source, network: FeatureNetwork, stop: Sto
         return {}
     train = open_source(config, 'train')
     real = train if train.fingerprint != source.fingerprint else source
-    of_train = measure(config, stream_of_source(real, config.stats.num_images), network, stop)
+    stream = stream_of_source(real, config.stats.num_images)
+    of_train = measure(config, stream, network, stop)
     of_held_out = measure(config, stream_of_source(held_out, config.stats.num_images), network, stop, scored=True)
     score, _ = distances.inception_score(of_held_out.splits.sums)
+    second = network.second and measure(config, stream, network.second, stop).moments
     return {
         'floor': f'{describe_split(held_out)} against {describe_split(train)}',
         'floor_fid': distances.fid(of_held_out.moments, of_train.moments),
+        'floor_fd_dinov2': distances.fid(of_held_out.second, second) if second else None,
         'floor_inception_score': score,
         'floor_accuracy': of_held_out.accuracy,
     }

@@ -45,6 +45,9 @@ class Scoring:
         }
         if spatial is not None and reference.spatial is not None:
             found['sfid'] = distances.frechet_distance(spatial.mean, spatial.covariance(), *reference.spatial)
+        second = measured.second
+        if second is not None and reference.second is not None:
+            found['fd_dinov2'] = distances.frechet_distance(second.mean, second.covariance(), *reference.second)
         if reference.features is not None:
             features, real, options = measured.features, reference.features, self.options
             if min(len(features), len(real)) > NEAREST:
@@ -61,7 +64,7 @@ class Scoring:
     @property
     def method(self) -> Method:
         """Returns what a row says of how it was scored."""
-        names = ('is_split_size', 'neighbours_dtype', 'kid_subsets', 'kid_subset_size')
+        names, second = ('is_split_size', 'neighbours_dtype', 'kid_subsets', 'kid_subset_size'), self.network.second
         return Method(
             num_samples=self.num_samples,
             **{name: self.options[name] for name in names},
@@ -69,6 +72,8 @@ class Scoring:
             features=self.network.name,
             features_sha256=self.network.sha256,
             classifier=self.network.classifier,
+            dinov2=second.name if second else None,
+            dinov2_sha256=second.sha256 if second else None,
             reference_sha256=self.reference.sha256,
         )
 
@@ -77,6 +82,7 @@ class Scoring:
         return Origin(
             warnings=(*self.warnings, *warnings),
             features_file_sha256=self.network.file_sha256,
+            dinov2_file_sha256=self.network.second.file_sha256 if self.network.second else None,
             device=jax.devices()[0].device_kind,
             versions={name: importlib.metadata.version(name) for name in LIBRARIES} | environment.recorded(),
             finished=datetime.datetime.now(datetime.UTC).isoformat(timespec='milliseconds'),
@@ -87,16 +93,20 @@ class Scoring:
         """Returns what a reader of the numbers must know, a sentence each; it stays in the row."""
         options, network, reference, num_samples = self.options, self.network, self.reference, self.num_samples
         found = []
-        if num_samples <= network.width:
-            found.append(
-                f'{num_samples} samples are no more than the {network.width} features, so their covariance is singular '
-                'and FID is far too high: compare it only with FIDs of as many samples.'
-            )
-        if reference.count is not None and reference.count <= network.width:
-            found.append(
-                f'The moments of the reference are of {reference.count} images, no more than the {network.width} '
-                'features, so their covariance is singular and FID is far too high: give a reference of more images.'
-            )
+        for it, score, features in ((network, 'FID', 'features'), (network.second, 'FD-DINOv2', 'features of DINOv2')):
+            if it and num_samples <= it.width:
+                found.append(
+                    f'{num_samples} samples are no more than the {it.width} {features}, so their covariance is '
+                    f'singular and {score} is far too high: compare it only with {score}s of as many samples.'
+                )
+            if it and reference.count is not None and reference.count <= it.width:
+                found.append(
+                    f'The moments of the reference are of {reference.count} images, no more than the {it.width} '
+                    f'{features}, so their covariance is singular and {score} is far too high: give a reference of '
+                    'more images.'
+                )
+        if network.second and reference.second is None:
+            found.append('The reference holds no moments of DINOv2, so there is no FD-DINOv2.')
         last = num_samples % options.is_split_size
         if num_samples > options.is_split_size and last:
             found.append(

@@ -8,6 +8,7 @@ Where a job is several processes, they share the networks' work on every batch; 
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import shutil
 import time
@@ -17,7 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cfg.evaluation import npz, references
+from cfg.evaluation import edm2, references
 from cfg.evaluation.drawing import Drawing
 from cfg.evaluation.measurement import Measurement
 from cfg.evaluation.points import Planned, Point, config_sha256, plan, points_of
@@ -111,7 +112,7 @@ class Sweep:
         if self._source is not None:
             self._drawing.model(self.points[0]).check_data(config)
         else:
-            npz.File(Path(options.reference), 'config.eval.reference')
+            edm2.reference_file(Path(options.reference), 'config.eval.reference')
         self._drawing.generator(self.points[0])  # says whether the batch fits the devices
         self._results = Results(workdir)
         spec = self._drawing.spec
@@ -157,8 +158,9 @@ class Sweep:
           draw: see `evaluate`.
           what: is going on, for the progress, in which so many samples came `before` these rows and come `after` them.
         """
-        first = processes.from_first(self._features.sha256)
-        processes.on_each(lambda: self._features.check_same(first))
+        for network in filter(None, (self._features, self._features.second)):
+            first = processes.from_first(network.sha256)
+            processes.on_each(functools.partial(network.check_same, first))
         todo = processes.on_first(self._missing) or []
         places = processes.from_first([self._asked_of.index(row.point) for row in todo])
         points = [self._asked_of[place] for place in places]

@@ -20,7 +20,6 @@ Array = jax.Array
 # Of ImageNet's pixels in [0, 1], for each colour.
 MEAN = (0.485, 0.456, 0.406)
 DEVIATION = (0.229, 0.224, 0.225)
-RESIZES = ('torch', 'pil')
 
 
 @dataclass(frozen=True)

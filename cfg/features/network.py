@@ -1,6 +1,7 @@
 """Puts the feature networks of FID and the other metrics behind one interface."""
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from cfg.features.dinov2 import VIT_L14, Dinov2, Sizes, resize_pil
 from cfg.features.inception import SPATIAL_WIDTH, WIDTH, Inception
 from cfg.runtime import parallel, processes
 from cfg.runtime.errors import UserError
@@ -18,7 +20,8 @@ from cfg.runtime.paths import user_path
 Array = np.ndarray
 
 INCEPTION = 'Inception (2015-12-05)'
-INCEPTION_IMAGES = (None, None, 3)
+DINOV2 = 'DINOv2 ViT-L/14'
+COLOUR_IMAGES = (None, None, 3)
 
 
 class Features(NamedTuple):
@@ -26,8 +29,9 @@ class Features(NamedTuple):
 
     pool: Array  # [N, D], for FID, KID, precision and recall
     spatial: Array | None  # [N, S], for sFID; None if the network has none
-    log_p: Array  # log p(class of the network), [N, C], for the inception score
+    log_p: Array | None  # log p(class of the network), [N, C], for the inception score; None if it tells no classes
     classes: Array | None  # the most likely class of the data set, int32 [N]; None where no classifier of it is at hand
+    second: Array | None = None  # pool features of the second network, [N, E]; None without
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,8 @@ class FeatureNetwork:
     extract: Callable[[Array], Features]  # uint8 [N, H, W, C] -> Features on the host
     classifier: str | None  # what gives the classes of the data set, for results; None if nothing does
     cache: Path  # folder for what is measured of real images
-    plain: 'FeatureNetwork | None' = None  # the same without the classifier, where that is another network
+    plain: 'FeatureNetwork | None' = None  # without the classifier and the second network, where it has one of them
+    second: 'FeatureNetwork | None' = None  # another one that sees the same images, for its Frechet distance
 
     def check_images(self, image_shape: tuple[int, ...], what: str) -> None:
         """Raises a UserError that names `what` holds the images, unless it takes such images."""
@@ -111,6 +116,15 @@ def shared(network: FeatureNetwork) -> FeatureNetwork:
     return dataclasses.replace(network, extract=extract)
 
 
+def with_second(network: FeatureNetwork, second: FeatureNetwork) -> FeatureNetwork:
+    """Puts a second network beside one: both see each image, and their features come together."""
+
+    def extract(images: Array) -> Features:
+        return network.extract(images)._replace(second=second.extract(images).pool)
+
+    return dataclasses.replace(network, extract=extract, plain=network.plain or network, second=second)
+
+
 def inception_features(params: Any, images: jax.Array) -> Features:
     """Computes the features of uint8 images [N, H, W, 3], in float32 throughout, as published numbers are."""
     with jax.default_matmul_precision('highest'):
@@ -137,8 +151,40 @@ def inception(weights: str, cache: Path, *, batch_size: int) -> FeatureNetwork:
         file_sha256=loaded.file_sha256,
         width=WIDTH,
         spatial_width=SPATIAL_WIDTH,
-        image_shape=INCEPTION_IMAGES,
+        image_shape=COLOUR_IMAGES,
         extract=on_devices(inception_features, loaded.params, batch_size=batch_size),
+        classifier=None,
+        cache=cache,
+    )
+
+
+def dinov2(weights: str, cache: Path, *, resize: str, batch_size: int, sizes: Sizes = VIT_L14) -> FeatureNetwork:
+    """Opens DINOv2, whose class token is the features of published FD-DINOv2.
+
+    Args:
+      weights: path of one of its public files; '' = the one in `cache`.
+      resize: 'torch' or 'pil', see `resize_torch` and `resize_pil`.
+      batch_size: images at a time over all devices.
+
+    Raises:
+      UserError: when the weights are missing or damaged.
+    """
+    from cfg.features.weights import dinov2_files, load_weights
+
+    def features(params: Any, images: jax.Array) -> Features:
+        with jax.default_matmul_precision('highest'):
+            return Features(Dinov2(sizes).apply({'params': params}, images), None, None, None)
+
+    loaded = load_weights(dinov2_files(sizes), weights, cache)
+    run = on_devices(features, loaded.params, batch_size=batch_size)
+    return FeatureNetwork(
+        name=f'{DINOV2} (bicubic of {resize})',
+        sha256=hashlib.sha256(f'{loaded.params_sha256} {resize}'.encode()).hexdigest(),
+        file_sha256=loaded.file_sha256,
+        width=sizes.width,
+        spatial_width=0,
+        image_shape=COLOUR_IMAGES,
+        extract=run if resize == 'torch' else lambda images: run(resize_pil(images, sizes.pixels)),
         classifier=None,
         cache=cache,
     )

@@ -39,7 +39,7 @@ class Public:
     field: str  # of the config, that names a file
     names: tuple[str, ...]  # under which they are looked for in the cache
     url: str  # of one of them
-    sha256_prefix: str  # how its hash begins; '' where whoever publishes it does not say
+    sha256_prefix: str  # how its hash begins; '' where that is not known
     convert: Callable[[Path], Any]  # to the parameters of the network; raises a UserError
 
 
@@ -152,7 +152,7 @@ def dinov2_files(sizes: Sizes = VIT_L14) -> Public:
 def fetch_weights(cache: Path, public: Public = INCEPTION_FILES) -> Path:
     """Downloads a weight file into `cache`, or goes on with it, checks how its hash begins, and returns its path.
 
-    Where nobody says what its hash is, a line of the log does, and all rows of results that are measured with it.
+    Where it is not known how its hash begins, the log says what the hash is, and so do all rows of results.
 
     Raises:
       UserError: when there is no network or the file is a wrong one; it says which file to put where.
@@ -182,7 +182,7 @@ def fetch_weights(cache: Path, public: Public = INCEPTION_FILES) -> Path:
                 f'into {cache}.'
             )
         if not expected:
-            log.info('%s has the SHA-256 %s; nobody publishes what it should be.', path, found)
+            log.info('%s has the SHA-256 %s, with which nothing is compared.', path, found)
         part.replace(path)
     return path
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from cfg.evaluation import npz
+from cfg.evaluation import edm2, npz
 from cfg.evaluation.references import measuring, open_reference, stream_of_file
 from cfg.evaluation.scoring import Scoring
 from cfg.features import opening
@@ -37,7 +37,7 @@ def run(config: ConfigDict, workdir: Path | None) -> str:
         raise UserError(f'{what} holds {file.count} images: give at least 2.')
     # Says now what is wrong with them, and not when the reference has been measured.
     file.labels(spec_of(config).num_classes if opening.classifies(options) else None)
-    npz.File(Path(options.reference), 'config.eval.reference')
+    edm2.reference_file(Path(options.reference), 'config.eval.reference')
     network = opening.open_features(config, file.image_shape, what)
     with StopSignal() as stop:
         reference = open_reference(config, network, stop)

@@ -30,10 +30,13 @@ def run(config: ConfigDict, workdir: None = None) -> Path:
     source = open_source(config)
     network = opening.open_features(config, source.image_shape, f'The data set {source.name}')
     data = source.name.rpartition(':')[2].strip('/').replace('/', '_')
-    name = f'{data}_{source.fingerprint[:8]}_{network.sha256[:8]}.npz'
-    path = Path(config.stats.path or cache / name)
+    hashes = {'features_sha256': network.sha256} | ({'dinov2_sha256': network.second.sha256} if network.second else {})
+    name = '_'.join([data, source.fingerprint[:8], *(it[:8] for it in hashes.values())])
+    path = Path(config.stats.path or cache / f'{name}.npz')
+    stream = stream_of_source(source, config.stats.num_images)
     with StopSignal() as stop:
-        measured = measure(config, stream_of_source(source, config.stats.num_images), network, stop)
+        measured = measure(config, stream, network, stop)
+        second = measure(config, stream, network.second, stop).moments if network.second else None
     indices = chosen(len(source), config.stats.num_images)
     npz.write_reference(
         path,
@@ -41,7 +44,8 @@ def run(config: ConfigDict, workdir: None = None) -> Path:
         spatial=measured.spatial,
         shape=(len(indices), *source.image_shape),
         batches=images_of(source, indices),
-        features_sha256=network.sha256,
+        hashes=hashes,
+        second=second,
     )
     log.info('Moments of %d images by %s, and %d images.', measured.count, network.name, len(indices))
     return path

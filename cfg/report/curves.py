@@ -19,10 +19,10 @@ _SETTINGS = (
 )
 # These say little to people, and the hashes differ between steps by nature, so a label names them only where it would
 # be ambiguous without.
-_DETAILS = ('neighbours_dtype', 'kid_subsets', 'kid_subset_size', 'num_reference_features', 'classifier')
+_DETAILS = ('neighbours_dtype', 'kid_subsets', 'kid_subset_size', 'num_reference_features', 'classifier', 'dinov2')
 _HASHES = (
     *('params_sha256', 'uncond_params_sha256', 'weaker_params_sha256', 'classifier_params_sha256'),
-    *('features_sha256', 'reference_sha256'),
+    *('features_sha256', 'dinov2_sha256', 'reference_sha256'),
 )
 
 # Settings in the fewest words that still say what they are: with a value, and without one.
@@ -36,6 +36,8 @@ _PHRASES = dict.fromkeys(('features', 'reference', 'network', 'guidance', 'sampl
     'neighbours_dtype': ('precision and recall in {}', ''),
     'num_reference_features': ('{:,} reference images', 'no reference images'),
     'classifier': ('classes by {}', 'no classifier'),
+    'dinov2': ('FD of {}', 'no FD-DINOv2'),
+    'dinov2_sha256': ('DINOv2 {:.8}', 'no DINOv2'),
     'uncond_params_sha256': ('second model {:.8}', 'no second model'),
     'weaker_params_sha256': ('weaker model {:.8}', 'no weaker model'),
     'classifier_params_sha256': ('guiding classifier {:.8}', 'no guiding classifier'),

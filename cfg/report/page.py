@@ -106,7 +106,8 @@ def floor_lines(curves: Sequence[Curve]) -> list[tuple[str, dict[str, str]]]:
         beside = row.beside
         cells = {'fid': score_text(beside.floor_fid), 'inception_score': score_text(beside.floor_inception_score)}
         accuracy = '' if beside.floor_accuracy is None else percent(beside.floor_accuracy)
-        lines.append((f'Floor: {label}', cells | {'accuracy': accuracy}))
+        distance = '' if beside.floor_fd_dinov2 is None else score_text(beside.floor_fd_dinov2)
+        lines.append((f'Floor: {label}', cells | {'accuracy': accuracy, 'fd_dinov2': distance}))
     for count, value in finite_sample_floors(curves):
         label = f"Floor of {count:,} samples: as many draws of a Gaussian with the reference's own moments"
         lines.append((label, {'fid': score_text(value)}))
@@ -118,6 +119,9 @@ _PROVENANCE = {
     'Features': 'features',
     'Features SHA-256': 'features_sha256',
     'Weight file SHA-256': 'features_file_sha256',
+    'FD-DINOv2': 'dinov2',
+    'DINOv2 SHA-256': 'dinov2_sha256',
+    'DINOv2 file SHA-256': 'dinov2_file_sha256',
     'Reference': 'reference',
     'Reference SHA-256': 'reference_sha256',
     'Floor': 'floor',

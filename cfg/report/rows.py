@@ -1,7 +1,7 @@
 """Says what a row of results is: one measurement of samples, with what it was made of.
 
 The file of a row holds one JSON object, in which the fields of a row's parts stand side by side: `w`, `fid`,
-`reference`. Every field is there, and null where there is nothing to say.
+`reference`. Every field is there, and null where there is nothing to say; rows of older versions lack those of `LATER`.
 """
 
 import dataclasses
@@ -17,6 +17,8 @@ from cfg.runtime.errors import UserError
 
 # Guidance, sampler and grid of the paper.
 PAPER = {'guidance': 'cfg', 'sampler': 'ancestral', 'grid': 'paper'}
+# Fields that older rows lack, where they count as null; null they are no part of an identity.
+LATER = ('fd_dinov2', 'floor_fd_dinov2', 'dinov2', 'dinov2_sha256', 'dinov2_file_sha256')
 
 # How a warning of a row begins that belongs to a search, and to neither a curve nor a comparison.
 TUNED = 'Of --mode=tune'
@@ -90,6 +92,13 @@ class Method(_Checked):
     features_sha256: str  # of its parameters
     classifier: str | None  # what says the class of a sample; None if nothing does
     reference_sha256: str  # of the real images, or of the file that stands for them
+    dinov2: str | None = None  # the network of FD-DINOv2, in words; None where it is not measured
+    dinov2_sha256: str | None = None  # of its parameters and resize
+
+    @property
+    def networks(self) -> str:
+        """Returns the networks of all features, in words."""
+        return self.features + (f', {self.dinov2}' if self.dinov2 else '')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +115,7 @@ class Scores(_Checked):
     kid_std: float | None = None
     kid_standard_error: float | None = None
     accuracy: float | None = None
+    fd_dinov2: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +129,7 @@ class Beside(_Checked):
     floor_fid: float | None = None
     floor_inception_score: float | None = None
     floor_accuracy: float | None = None
+    floor_fd_dinov2: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +138,7 @@ class Origin(_Checked):
 
     warnings: tuple[str, ...]  # sentences that a reader of the scores must know
     features_file_sha256: str | None  # None if the features' network has no file
+    dinov2_file_sha256: str | None = None
     device: str  # its kind
     versions: dict[str, str]  # of the libraries, and settings of the environment, that a number may depend on
     finished: str  # when, in UTC (ISO 8601)
@@ -179,6 +191,7 @@ class _Measured(_Checked):
         Raises:
           ValueError: when a field is missing or of another type than it should be.
         """
+        values = dict.fromkeys(LATER) | values
         parts = [field for field in dataclasses.fields(cls) if dataclasses.is_dataclass(field.type)]
         return _of(cls, values | {part.name: _of(part.type, values) for part in parts})
 
@@ -196,7 +209,7 @@ class _Measured(_Checked):
             row = cls.from_flat(values)
             if row.not_finite:
                 raise ValueError(f'says that {row.not_finite[0]}, which is no number')
-            expected = json.loads(row.to_json())
+            values, expected = dict.fromkeys(LATER) | values, json.loads(row.to_json())
             if wrong := [name for name in values | expected if values.get(name, ...) != expected.get(name, ...)]:
                 raise ValueError(f'has {wrong[0]}={_shown(values.get(wrong[0]))}, which does not fit its other fields')
             return row
@@ -254,7 +267,10 @@ class FileRow(_Measured):
 
 def identity_of(source: Drawn | Given, method: Method) -> str:
     """Returns the identity of a row, measured or not: 16 hexadecimal digits."""
-    values = [dataclasses.asdict(source), dataclasses.asdict(method)]
+    values = [
+        {name: value for name, value in dataclasses.asdict(it).items() if value is not None or name not in LATER}
+        for it in (source, method)
+    ]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 

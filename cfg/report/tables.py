@@ -55,6 +55,7 @@ METRICS = (
     Metric('precision', 'precision ↑', lambda scores: _share(scores.precision)),
     Metric('recall', 'recall ↑', lambda scores: _share(scores.recall)),
     Metric('kid', 'KID x 1000 ↓', _kid),
+    Metric('fd_dinov2', 'FD-DINOv2 ↓', lambda scores: score_text(scores.fd_dinov2)),
     Metric('accuracy', 'accuracy', lambda scores: percent(scores.accuracy)),
 )
 
@@ -82,6 +83,7 @@ _PRINTED = (
     ('precision', 'precision', '.4f'),
     ('recall', 'recall', '.4f'),
     ('KID', 'kid', '9.6f'),
+    ('FD-DINOv2', 'fd_dinov2', '9.4f'),
     ('accuracy', 'accuracy', '.4f'),
     ('evaluations', 'evaluations', 'd'),
     ('samples', 'num_samples', '8d'),
@@ -101,7 +103,7 @@ def text_table(rows: Sequence[Row | FileRow]) -> str:
             width = max(map(len, cells))
             columns.append([cell.rjust(width) for cell in cells])
     lines = [' '.join(cells) for cells in zip(*columns, strict=True)]
-    lines += dict.fromkeys(f'features: {row.method.features}; reference: {row.beside.reference}' for row in rows)
+    lines += dict.fromkeys(f'features: {row.method.networks}; reference: {row.beside.reference}' for row in rows)
     for beside in {row.beside.floor: row.beside for row in rows if row.beside.floor is not None}.values():
         lines.append(f'floor: FID {beside.floor_fid:.4f}, IS {beside.floor_inception_score:.4f} ({beside.floor})')
     for count, value in {row.method.num_samples: row.beside.finite_sample_fid for row in rows}.items():

@@ -18,7 +18,7 @@ from cfg.runtime.paths import is_remote, user_path
 
 DTYPES = ('float32', 'bfloat16')
 MIXTURE = 'mixture'  # a name of `data.name` that has exact scores in the place of images
-FEATURES = ('inception', 'small_classifier')
+FEATURES = ('inception', 'small_classifier')  # one of them; 'dinov2' may be a second
 TABLES = ('table1_imagenet64', 'table2_imagenet128')  # of the paper, see cfg/report/paper.py
 
 
@@ -55,6 +55,17 @@ def _one_of(*values: str) -> Check:
 
 def _either(*values: str) -> Check:
     return Check(lambda value: value in values, ' or '.join(map(repr, values)))
+
+
+def feature_names(text: str) -> tuple[str, ...]:
+    """Returns the networks that `config.eval.features` names, as 'inception, dinov2' or "('inception', 'dinov2')"."""
+    parts = (part.strip(' \'"') for part in text.strip('()[] ').split(','))
+    return tuple(part for part in parts if part)
+
+
+def _are_features(text: Any) -> bool:
+    names = feature_names(text) if isinstance(text, str) else ()
+    return len([name for name in names if name in FEATURES]) == 1 and names.count('dinov2') == len(names) - 1 < 2
 
 
 def _several(one: Check, words: str, *, least: int = 0, most: float = math.inf) -> Check:
@@ -202,14 +213,15 @@ TABLE: dict[str, dict[str, Check]] = {
         'seeds': _several(SEED, 'whole numbers of at least 0 and below 2^32'),
         'job': _TEXT,
         'labels': _either('random', 'balanced'),
-        'features': _one_of(*FEATURES),
+        'features': Check(_are_features, f"one of {', '.join(FEATURES)}, or one and dinov2: 'inception, dinov2'"),
+        'dinov2_resize': _either('torch', 'pil'),
         'neighbours_dtype': _either('float32', 'float16'),
         'kid_subset_size': _whole(2),
         'keep_samples': _whole(0),
         'save_seconds': _number(0),
     }
     | dict.fromkeys(('is_split_size', 'batch_size', 'kid_subsets'), _whole(1))
-    | dict.fromkeys(('weights', 'cache_dir', 'reference', 'samples', 'classifier_workdir'), _PATH),
+    | dict.fromkeys(('weights', 'dinov2_weights', 'cache_dir', 'reference', 'samples', 'classifier_workdir'), _PATH),
     'tune': _AXES
     | dict.fromkeys(('evaluations', 'samples'), _whole(1))
     | dict.fromkeys(('first_samples', 'factor', 'final_seeds'), _whole(2))

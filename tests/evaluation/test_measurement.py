@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cfg.evaluation.measurement import Measurement
-from cfg.features.network import FeatureNetwork, Features
+from cfg.features.network import FeatureNetwork, Features, with_second
 from cfg.metrics.moments import Moments, Splits
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,11 @@ def extract(images):
     return Features(pool, flat[:, :4], log_p, log_p.argmax(axis=1))
 
 
-NETWORK = FeatureNetwork(
+def extract_second(images):
+    return Features(images.reshape(len(images), -1)[:, 4:7].astype(np.float32) / 256, None, None, None)
+
+
+LINEAR = FeatureNetwork(
     name='linear',
     sha256='0' * 64,
     file_sha256=None,
@@ -38,6 +42,8 @@ NETWORK = FeatureNetwork(
     classifier='itself',
     cache=Path('unused'),
 )
+SECOND = FeatureNetwork('second', '1' * 64, None, 3, 0, (2, 2, 3), extract_second, None, Path('unused'))
+NETWORK = with_second(LINEAR, SECOND)
 IMAGES = np.random.default_rng(1).integers(0, 256, (60, 2, 2, 3)).astype(np.uint8)
 LABELS = np.arange(60) % 3
 
@@ -47,7 +53,7 @@ def opened(folder):
 
 
 def numbers(measured):
-    parts = {'moments': measured.moments, 'spatial': measured.spatial, 'splits': measured.splits}
+    parts = {name: getattr(measured, name) for name in ('moments', 'spatial', 'second', 'splits')}
     state = {f'{name}.{key}': np.array(value) for name, part in parts.items() for key, value in part.state().items()}
     return state | {
         'features': np.array(measured.features),
@@ -91,6 +97,9 @@ def test_the_numbers_do_not_depend_on_the_batches(tmp_path_factory, cuts):
     features = extract(IMAGES)
     np.testing.assert_allclose(measured.moments.covariance(), np.cov(features.pool.T.astype(np.float64)), rtol=1e-9)
     np.testing.assert_allclose(measured.spatial.mean, features.spatial.mean(axis=0, dtype=np.float64), rtol=1e-9)
+    second = extract_second(IMAGES).pool.astype(np.float64)
+    np.testing.assert_allclose(measured.second.mean, second.mean(axis=0), rtol=1e-9)
+    np.testing.assert_allclose(measured.second.covariance(), np.cov(second.T), rtol=1e-9)
     assert np.array_equal(found['features'], features.pool)
     assert list(found['splits.counts']) == [25, 25, 10]
     assert np.array_equal(found['images'], IMAGES[:20])
@@ -218,3 +227,16 @@ def test_distances_of_many_samples_are_never_in_memory_at_once(dtype, count, lim
     assert kilobytes * 2**10 < limit
     assert 0.7 < precision < 0.8  # of two draws from one distribution
     assert precision == pytest.approx(recall, abs=0.02)
+
+
+def test_a_network_may_stand_alone_or_tell_no_classes(tmp_path):
+    for name, network in (('alone', LINEAR), ('no classes', SECOND)):
+        folder = tmp_path / name
+        for count in (0, 30):
+            with Measurement(folder, network, is_split_size=9, image_shape=(2, 2, 3), save_seconds=1e9) as measured:
+                assert measured.count == count
+                measured.add(IMAGES[count : count + 30])
+                measured.save()
+        assert measured.second is None
+        assert measured.moments.count == 60
+        assert len(measured.splits.sums) == (7 if network is LINEAR else 0)

@@ -17,9 +17,11 @@ import torch
 from cfg.data.digits import digits
 from cfg.evaluation import drawing, references, sweep
 from cfg.evaluation.points import config_sha256
-from cfg.features.network import default_cache
+from cfg.features.network import FeatureNetwork, Features, default_cache, with_second
+from cfg.features.opening import open_features
 from cfg.features.small_classifier import small_classifier
 from cfg.metrics import distances
+from cfg.metrics.moments import Moments
 from cfg.modes import compare, evaluate, import_adm, report
 from cfg.report.curves import group_curves
 from cfg.report.results import Results
@@ -395,6 +397,35 @@ def test_a_row_goes_on_where_its_process_died(workdir, tmp_path, monkeypatch):
     assert (sum(drawn), sum(again)) == (60, 40)
     assert rows_of(workdir) == rows_of(alone)
     assert not list((workdir / sweep.UNFINISHED).glob('[!.]*'))
+
+
+def test_a_second_network_sees_the_same_samples_and_goes_on_too(workdir, tmp_path, monkeypatch):
+    def extract(images):
+        return Features(images.reshape(len(images), -1)[:, 18:24].astype(np.float32) / 256, None, None, None)
+
+    second = FeatureNetwork('second', '2' * 64, None, 6, 0, (8, 8, 1), extract, None, tmp_path / 'cache')
+    monkeypatch.setattr(sweep.opening, 'open_features', lambda *args: with_second(open_features(*args), second))
+    config, alone = config_of(w=(1.0,), keep_samples=100), shutil.copytree(workdir, tmp_path / 'alone')
+    sweep.evaluate(config, alone)
+    add, drawn = sweep.Measurement.add, []
+
+    def dying(self, images, *args, **kwargs):
+        drawn.append(len(images))
+        if len(drawn) == 3:
+            raise Died
+        return add(self, images, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(Died):
+        patch.setattr(sweep.Measurement, 'add', dying)
+        sweep.evaluate(config, workdir)
+    sweep.evaluate(config, workdir)
+    (row,) = rows_of(workdir)
+    assert [row] == rows_of(alone)
+    with np.load(workdir / row['samples']) as file:
+        samples = Moments.of(extract(file['arr_0']).pool)
+    real = {split: Moments.of(extract(digits(split).images).pool) for split in ('all', 'train', 'test')}
+    assert row['fd_dinov2'] == pytest.approx(distances.fid(samples, real['all']), rel=1e-9)
+    assert row['floor_fd_dinov2'] == pytest.approx(distances.fid(real['test'], real['train']), rel=1e-9)
 
 
 @pytest.mark.parametrize(('before', 'after', 'kept'), [(10, 1000, 10), (1000, 30, 30)])

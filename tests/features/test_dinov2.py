@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import save_file
 
+from cfg.features import opening
 from cfg.features.dinov2 import (
     DEVIATION,
     MEAN,
@@ -24,8 +25,12 @@ from cfg.features.dinov2 import (
     resize_torch,
 )
 from cfg.features.dinov2_weights import META, params_from_tensors, read_tensors, resized
+from cfg.features.network import COLOUR_IMAGES, FeatureNetwork, Features, dinov2
 from cfg.features.weights import dinov2_files, load_weights
+from cfg.modes import fetch_weights
 from cfg.runtime.errors import UserError
+from cfg.settings.checks import check_config
+from cfg.settings.table import feature_names
 from tests import peers
 
 SMALL = Sizes(width=32, depth=2, heads=4, patch=14, grid=3)
@@ -277,3 +282,64 @@ def test_missing_weights_and_wrong_ones_say_what_to_do(files, tmp_path):
         load_weights(dinov2_files(), '', tmp_path)
     with pytest.raises(UserError, match=r'meta\.pth: cls_token of the weights of DINOv2 has shape'):
         load_weights(dinov2_files(), str(files / 'meta.pth'), tmp_path)
+
+
+def fake_inception(cache):
+    def extract(images):
+        return Features(np.zeros((len(images), 2), np.float32), None, np.zeros((len(images), 1)), None)
+
+    return FeatureNetwork('fake', 'f' * 64, None, 2, 0, COLOUR_IMAGES, extract, None, cache)
+
+
+def test_a_config_opens_it_beside_inception(peer, files, small_config, monkeypatch, tmp_path):
+    as_metas_network(peer, monkeypatch)
+    monkeypatch.setattr(opening, 'inception', lambda *_, **__: fake_inception(tmp_path))
+    monkeypatch.setattr(opening, 'dinov2', functools.partial(dinov2, sizes=SMALL))
+    options, images, found = small_config.eval, pictures(64, 5), []
+    options.features, options.batch_size, options.cache_dir = "('inception', 'dinov2')", 4, str(tmp_path)
+    options.dinov2_weights = str(files / 'meta.pth')
+    for resize in ('torch', 'pil'):
+        options.dinov2_resize = resize
+        network = opening.open_features(small_config, (64, 64, 3), 'x')
+        features, expected = network.extract(images), theirs(peer, images, pil=resize == 'pil')
+        np.testing.assert_allclose(features.second, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+        assert features.pool.shape == (5, 2)
+        found.append(network.second)
+        assert resize in network.second.name
+    assert found[0].file_sha256 == found[1].file_sha256
+    assert found[0].sha256 != found[1].sha256  # features of another resize are others
+    options.features = 'dinov2, small_classifier'
+    with pytest.raises(UserError, match='x has images of 8x8x1, but DINOv2'):
+        opening.open_features(small_config, (8, 8, 1), 'x')
+
+
+@pytest.mark.parametrize(
+    ('text', 'names'),
+    [
+        ('inception', ('inception',)),
+        ("('small_classifier',)", ('small_classifier',)),
+        ('inception,dinov2', ('inception', 'dinov2')),
+        ('dinov2, inception', ('dinov2', 'inception')),
+        ('[\'small_classifier\', "dinov2"]', ('small_classifier', 'dinov2')),
+    ],
+)
+def test_the_networks_that_a_config_may_name(small_config, text, names):
+    small_config.eval.features = text
+    check_config(small_config)
+    assert feature_names(small_config.eval.features) == names
+
+
+@pytest.mark.parametrize('text', ['', 'dinov2', 'inception, small_classifier', 'inception, dinov2, dinov2', 'a'])
+def test_the_networks_that_a_config_may_not_name(small_config, text):
+    small_config.eval.features = text
+    with pytest.raises(UserError, match='one of inception, small_classifier, or one and dinov2'):
+        check_config(small_config)
+
+
+@pytest.mark.parametrize(('text', 'count'), [('inception', 1), ('inception, dinov2', 2)])
+def test_weights_are_fetched_of_all_that_a_config_names(small_config, tmp_path, monkeypatch, text, count):
+    fetched = []
+    monkeypatch.setattr('cfg.modes.fetch_weights.fetch_weights', lambda cache, public: fetched.append(public.network))
+    small_config.eval.features, small_config.eval.cache_dir = text, str(tmp_path)
+    fetch_weights.run(small_config)
+    assert fetched == ['Inception', 'DINOv2'][:count]

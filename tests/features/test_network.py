@@ -14,7 +14,7 @@ from cfg.data.digits import digits
 from cfg.data.source import ArraySource
 from cfg.evaluation.references import BATCH, chosen, measuring, stream_of_source
 from cfg.features import small_classifier
-from cfg.features.network import INCEPTION, INCEPTION_IMAGES, Features, check_images, default_cache
+from cfg.features.network import COLOUR_IMAGES, INCEPTION, Features, check_images, default_cache
 from cfg.features.opening import open_features
 from cfg.metrics import distances
 from cfg.metrics.moments import Moments, Splits
@@ -188,11 +188,11 @@ def test_images_that_inception_does_not_take_are_named(shape):
     with pytest.raises(
         UserError, match=rf'^x\.npz has images of {"x".join(map(str, shape))}, but Inception .* takes images of 3 '
     ):
-        check_images(INCEPTION_IMAGES, shape, 'x.npz', INCEPTION)
+        check_images(COLOUR_IMAGES, shape, 'x.npz', INCEPTION)
 
 
 def test_images_of_any_size_go_into_inception():
-    check_images(INCEPTION_IMAGES, (5, 900, 3), 'x.npz', INCEPTION)
+    check_images(COLOUR_IMAGES, (5, 900, 3), 'x.npz', INCEPTION)
 
 
 def test_grey_images_are_refused_before_weights_are_looked_for(small_config, tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ import pytest
 from cfg.data.digits import digits
 from cfg.data.source import ArraySource
 from cfg.evaluation import references
-from cfg.features.network import FeatureNetwork, Features
+from cfg.features.network import FeatureNetwork, Features, with_second
 from cfg.features.weights import PYTORCH_FID
+from cfg.metrics.distances import frechet_distance
 from cfg.modes import evaluate_npz, stats
 from cfg.report.rows import Scores
 from cfg.runtime.errors import UserError
@@ -439,3 +441,94 @@ def test_a_reference_says_which_network_made_it(source, fake, tmp_path):
         assert str(file['features_sha256']) == fake.sha256
     np.savez(tmp_path / 'samples.npz', colours(30))
     assert scored(tmp_path, 'samples.npz', 'r.npz')['fid'] > 0
+
+
+def second_features(images):
+    return Features(images.reshape(len(images), -1)[:, 10:15].astype(np.float32) / 256, None, None, None)
+
+
+@pytest.fixture(name='two')
+def two_fixture(fake, monkeypatch):
+    """A second network beside the fake, in the place of DINOv2."""
+    second = FeatureNetwork('DINOv2', 'd' * 64, 'b' * 64, 5, 0, (None, None, 3), second_features, None, fake.cache)
+    network = with_second(fake, second)
+    monkeypatch.setattr('cfg.features.opening.open_features', lambda *_: network)
+    return network
+
+
+def fd(samples, reference):
+    parts = [second_features(images).pool.astype(np.float64) for images in (samples, reference)]
+    return frechet_distance(*(part for x in parts for part in (x.mean(axis=0), np.cov(x.T))))
+
+
+def test_one_pass_gives_both_distances(two, fake, source, tmp_path, monkeypatch):
+    """Against moments that --mode=stats wrote, against EDM2's statistics, and against images."""
+    samples, real = colours(30), source.images
+    np.savez(tmp_path / 'samples.npz', samples)
+    path = stats.run(config_of(tmp_path, stats__path=str(tmp_path / 'r.npz')), None)
+    with np.load(path, allow_pickle=False) as file:
+        assert {'mu_dinov2', 'sigma_dinov2', 'dinov2_sha256'} < {*file.files}
+        assert file['mu_dinov2'].shape == (5,)
+        assert str(file['dinov2_sha256']) == two.second.sha256
+        named = {'fid': ('mu', 'sigma'), 'fd_dinov2': ('mu_dinov2', 'sigma_dinov2')}
+        edm2 = {name: {'mu': file[mean], 'sigma': file[cov]} for name, (mean, cov) in named.items()}
+    (tmp_path / 'edm2.pkl').write_bytes(pickle.dumps(edm2, 4))
+    np.savez(tmp_path / 'images.npz', real)
+    rows = [scored(tmp_path, 'samples.npz', name) for name in ('r.npz', 'edm2.pkl', 'images.npz')]
+    replace_features(monkeypatch, fake)
+    alone = scored(tmp_path, 'samples.npz', 'r.npz')
+    for row in rows:
+        assert row['fd_dinov2'] == pytest.approx(fd(samples, real), rel=1e-6)
+        assert row['fid'] == pytest.approx(alone['fid'], rel=1e-9)
+        assert (row['dinov2'], row['dinov2_sha256'], row['dinov2_file_sha256']) == ('DINOv2', 'd' * 64, 'b' * 64)
+    assert rows[0]['fid'] == alone['fid']
+    assert alone['fd_dinov2'] is alone['dinov2'] is alone['dinov2_sha256'] is None
+    assert [any('holds no images' in text for text in row['warnings']) for row in rows] == [False, True, False]
+
+
+def test_a_reference_without_dinov2s_moments_gives_no_distance(two, tmp_path):
+    np.savez(tmp_path / 'samples.npz', colours(30))
+    np.savez(tmp_path / 'r.npz', colours(40, seed=1), **moments_of(colours(40, seed=1)))
+    row = scored(tmp_path, 'samples.npz', 'r.npz')
+    assert row['fd_dinov2'] is None
+    assert 'The reference holds no moments of DINOv2, so there is no FD-DINOv2.' in row['warnings']
+
+
+def test_few_samples_for_dinov2_are_a_warning(two, tmp_path):
+    np.savez(tmp_path / 'samples.npz', colours(5))
+    np.savez(tmp_path / 'r.npz', colours(40, seed=1))
+    texts = ' '.join(scored(tmp_path, 'samples.npz', 'r.npz')['warnings'])
+    assert '5 samples are no more than the 5 features of DINOv2, so their covariance is singular and FD-DINOv2' in texts
+
+
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [({'sha256': '0' * 64}, 'made with another network'), ({'width': 4}, r'moments of 5 features \(mu_dinov2\)')],
+)
+def test_a_reference_of_another_dinov2_is_refused(two, source, fake, tmp_path, monkeypatch, changes, words):
+    stats.run(config_of(tmp_path, stats__path=str(tmp_path / 'r.npz')), None)
+    np.savez(tmp_path / 'samples.npz', colours(30))
+    other = with_second(fake, dataclasses.replace(two.second, **changes))
+    replace_features(monkeypatch, other)
+    with pytest.raises(UserError, match=words):
+        scored(tmp_path, 'samples.npz', 'r.npz')
+
+
+def test_references_of_the_networks_are_measured_apart(two, fake, tmp_path, monkeypatch):
+    """So that DINOv2 may come later, and what was measured with the first network stays."""
+    np.savez(tmp_path / 'samples.npz', colours(30))
+    np.savez(tmp_path / 'r.npz', colours(40, seed=1))
+    replace_features(monkeypatch, fake)
+    scored(tmp_path, 'samples.npz', 'r.npz')
+    (first,) = folders(tmp_path / 'cache' / 'measured')
+    seen = []
+
+    def extract(images):
+        seen.append(len(images))
+        return fake_features(images)
+
+    replace_features(monkeypatch, with_second(dataclasses.replace(fake, extract=extract), two.second))
+    scored(tmp_path, 'samples.npz', 'r.npz')
+    assert sum(seen) == 30  # the samples alone
+    assert first in folders(tmp_path / 'cache' / 'measured')
+    assert len(folders(tmp_path / 'cache' / 'measured')) == 2

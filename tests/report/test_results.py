@@ -7,7 +7,7 @@ import re
 import pytest
 
 from cfg.report.results import Results
-from cfg.report.rows import Drawn, FileRow, Given, Method, Row, identity_of
+from cfg.report.rows import LATER, Drawn, FileRow, Given, Method, Row, identity_of
 from cfg.runtime.errors import UserError
 from tests.report.rows import row_of, write_rows
 
@@ -48,6 +48,18 @@ def test_the_identity_is_of_all_that_a_row_measures_and_of_nothing_else():
         assert row_of(sampling={name: other}).identity != row.identity, name
     assert row_of(fid=1.0, p_uncond=0.5, cost=1.0).identity == row.identity == identity_of(row.source, row.method)
     assert re.fullmatch('[0-9a-f]{16}', row.identity)
+
+
+def test_rows_of_older_versions_are_read_and_stay_the_same_measurements(tmp_path):
+    """Fields that came later are null in them, and say nothing of their identity."""
+    row = row_of()
+    assert row.identity == 'b1c838c751fa40d1'  # as it was before there were such fields
+    write_rows(tmp_path, [row])
+    path = Results(tmp_path).path(row.identity)
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in values.items() if name not in LATER}))
+    assert Results(tmp_path).read() == [row]
+    assert set(LATER) < values.keys()
 
 
 def _union(hint):
