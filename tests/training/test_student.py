@@ -18,9 +18,10 @@ from cfg.runs.run_files import sealed
 from cfg.runs.trained import counted
 from cfg.runtime import parallel
 from cfg.runtime.errors import UserError
-from cfg.settings.networks import build_network, init_params
+from cfg.settings.networks import abstract_params, build_network, init_params
 from cfg.settings.sampler import read_sampler
 from cfg.training import loop
+from cfg.training.build import objective_of
 from cfg.training.teacher import open_teacher, taught
 from tests.conftest import small_config
 
@@ -74,6 +75,28 @@ def test_a_student_begins_as_its_teacher_without_guidance(teacher):
         replicated = parallel.replicate({'model': values}, jax.local_devices()[:1])
         images.append(np.concatenate([batch.images for batch in generator(replicated, labels, w, seed=1)]))
     np.testing.assert_array_equal(*images)
+
+
+LEARNED = ('power', 'cfg_zero', 'tcfg', 'fdg', 'rectified_gradient', 'feedback(pi=1.0)')
+LEARNED += ('time_step', 'perturbed_attention', 'blurred_attention(sigma=1.0)')
+
+
+@pytest.mark.parametrize('text', LEARNED)
+def test_rules_that_a_single_evaluation_shows_can_be_learned(teacher, text):
+    """Their objective has a gradient, of a batch whose examples each have their level and w."""
+    config, source = student_of(teacher, teacher_guidance=text), digits('all')
+    network, opened = build_network(config, source), open_teacher(config, source)
+    objective, params = objective_of(config, network, opened), abstract_params(network, source)
+    batch = source.fetch(np.arange(4))
+    images, labels = np.float32(batch['image']) / 127.5 - 1, batch['label']
+    fixed = {name: run.params() for name, run in opened.networks.items()}
+
+    def mean_loss(params):
+        keys = jax.random.split(jax.random.key(0), 4)
+        return objective(params, images, labels, keys, np.arange(4), fixed)[0].mean()
+
+    gradient = jax.eval_shape(jax.grad(mean_loss), params)
+    assert jax.tree.map(lambda leaf: leaf.shape, gradient) == jax.tree.map(lambda leaf: leaf.shape, params)
 
 
 def test_a_student_that_was_stopped_ends_as_one_that_was_not(teacher, student, tmp_path):
