@@ -4,6 +4,7 @@ Without options it is the paper's: Eq. 6, Alg. 2, a grid uniform in u. The texts
 `parse_solver` and `parse_grid`; what they read prints itself as `text`.
 """
 
+import dataclasses
 import functools
 from dataclasses import dataclass, field
 
@@ -18,6 +19,7 @@ from cfg.diffusion.process import Prediction
 from cfg.diffusion.rules import RULES, Cfg
 from cfg.diffusion.rules.base import Passes, Rule
 from cfg.diffusion.solvers import SOLVERS, Ancestral, Guided, Solver
+from cfg.diffusion.tilted import FeynmanKac, Gibbs
 from cfg.runtime.errors import UserError
 
 Array = jax.Array
@@ -48,21 +50,22 @@ class Sampler:
           labels: int32 [N].
           w: the paper's guidance strength, [] or [N]; it may be traced, so that a sweep compiles once.
         """
-        logsnrs = self.grid.levels(self.num_steps, **self._ends)
+        logsnrs = self.solver.levels(self.grid, self.num_steps, **self._ends)
         return self.solver.sample(self.guided(models, labels, w), keys, logsnrs, shape=shape)
 
     def guided(self, models: Models, labels: Array, w: Array) -> Guided:
         """Returns what the solver steps with: the rule's predictions, thresholded and clipped as the options say."""
-        rule = self.rule
+        rule = self.solver.weighted(self.rule)
         changes = []
         if rule.threshold is not None:
             changes.append(functools.partial(corrections.dynamic_threshold, quantile=rule.threshold))
         if self.clip_x:
             changes.append(lambda x: jnp.clip(x, -1.0, 1.0))
 
-        def predict(z, logsnr, state):
-            now = jnp.broadcast_to(rule.strength_at(w, logsnr, **self._ends), labels.shape)
-            prediction, state = rule.predict(models, z, logsnr, labels, now, state)
+        def predict(z, logsnr, state, share=1.0):
+            now = jnp.broadcast_to(share * rule.strength_at(w, logsnr, **self._ends), labels.shape)
+            of_each = (jnp.repeat(one, len(z) // len(labels)) for one in (labels, now))
+            prediction, state = rule.predict(models, z, logsnr, *of_each, state)
             for change in changes:
                 x = change(prediction.x)
                 # The eps that matches x; of a rule that renoises, the one that matches the changed x of its own eps.
@@ -77,18 +80,25 @@ class Sampler:
 
         `second_uncond` tells whether a second model gives the unconditional prediction.
         """
-        visited = self.solver.visits(np.asarray(self.grid.levels(self.num_steps, **self._ends)))
+        levels = np.asarray(self.solver.levels(self.grid, self.num_steps, **self._ends))
+        visited = self.solver.visits(levels)
         now = np.asarray(self.rule.strength_at(jnp.float32(w), jnp.asarray(visited), **self._ends))
+        now = now * self.solver.shares(levels)
         return self.rule.passes(np.broadcast_to(now, visited.shape), second_uncond=second_uncond)
 
 
 def check_fit(rule: Rule, solver: Solver) -> None:
-    """Refuses a rule that changes nothing with a solver.
+    """Refuses a rule that means nothing with a solver.
 
     Raises:
       UserError: says with which it does.
     """
-    if not fits(rule, solver):
+    if solver.tilts and dataclasses.replace(rule, w=None) != Cfg():
+        raise UserError(
+            f'The sampler {solver.text!r} aims at p(z | c) p(c | z)^w and follows it from level to level, which the '
+            f"guidance {rule.text!r} does not: use 'cfg' without options, or another sampler."
+        )
+    if rule.scales_noise and not solver.adds_noise:
         raise UserError(
             f'The guidance {rule.name!r} scales the noise of the steps, and the sampler {solver.text!r} adds none '
             "that it could scale: use 'ancestral', 'ddim' with eta, or 'dpm_solver_2m(stochastic=True)'."
@@ -97,7 +107,11 @@ def check_fit(rule: Rule, solver: Solver) -> None:
 
 def fits(rule: Rule, solver: Solver) -> bool:
     """Tells whether a rule means something with a solver."""
-    return solver.adds_noise or not rule.scales_noise
+    try:
+        check_fit(rule, solver)
+    except UserError:
+        return False
+    return True
 
 
 @functools.lru_cache(maxsize=1024)
@@ -109,7 +123,7 @@ def parse_rule(text: str, field: str = 'sampling.guidance') -> Rule:
 @functools.lru_cache(maxsize=1024)
 def parse_solver(text: str, field: str = 'sampling.sampler') -> Solver:
     """Reads a solver; see `options.parse`."""
-    return options.parse(text, SOLVERS, field)
+    return options.parse(text, (*SOLVERS, FeynmanKac, Gibbs), field)
 
 
 @functools.lru_cache(maxsize=1024)

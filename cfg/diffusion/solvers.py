@@ -3,7 +3,8 @@ options.
 
 All give the estimate of x at the last level of the grid, so that the last step adds no noise, and each is one scan.
 Steps go from logsnr_t to logsnr_s > logsnr_t; h = (logsnr_s - logsnr_t) / 2 is the step in log(alpha / sigma).
-`temperature` is the factor of the noise that steps add. SOLVERS at the end lists those that a config may name.
+`temperature` is the factor of the noise that steps add. SOLVERS at the end lists those that a config may name; `tilted`
+has two more.
 """
 
 import functools
@@ -17,7 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from cfg.diffusion import options, process, schedule
+from cfg.diffusion.grids import Grid
 from cfg.diffusion.process import Prediction
+from cfg.diffusion.rules.base import Rule
 
 Array = jax.Array
 
@@ -26,8 +29,9 @@ class Guided(NamedTuple):
     """A `Guided` is what a solver steps with: a rule with its networks, labels and strengths."""
 
     init: Callable[[Array, Array], Any]  # (keys [N], z [N, ...]) -> state
-    # (z [N, ...], logsnr [] or [N], state) -> (prediction, state), for every evaluation
-    predict: Callable[[Array, Array, Any], tuple[Prediction, Any]]
+    # (z [N, ...], logsnr [] or [N], state, share=1.0) -> (prediction, state), for every evaluation. A solver may ask
+    # for a share [] of w, and about K particles of every sample, z [N K, ...] with those of a sample together.
+    predict: Callable[..., tuple[Prediction, Any]]
     renoises: bool = False  # whether the eps of a prediction is not the one of its x
     noise_factor: Array | float = 1.0  # of the noise that steps add, [] or [N]; below 1 it blurs (Section 3)
 
@@ -61,7 +65,15 @@ def noise(keys: Array, index: Array, shape: tuple[int, ...]) -> Array:
 
 @dataclass(frozen=True, kw_only=True)
 class Solver(options.Described):
-    """A way from noise to a sample; subclasses say what a step is."""
+    """A way from noise to a sample; subclasses say what a step is.
+
+    Attributes:
+      tilts: whether it aims at p(z | c) p(c | z)^w itself, which only Eq. 6 with a constant w and w >= -1 has.
+      logsnr: a level where it begins anew, which must lie on the grid's way; None for none.
+    """
+
+    tilts: ClassVar[bool] = False
+    logsnr = None
 
     def sample(self, guided: Guided, keys: Array, logsnrs: Array, *, shape: tuple[int, ...]) -> Array:
         """Draws samples [N, *shape]: starts from N(0, I) at the first of the increasing levels [T].
@@ -74,7 +86,7 @@ class Solver(options.Described):
 
         z = noise(keys, 0, shape)
         start = (z, guided.init(keys, z), self.memory(z, logsnrs.shape[0]))
-        (x, *_), _ = jax.lax.scan(step, start, steps(logsnrs))
+        (x, *_), _ = jax.lax.scan(step, start, self.steps(logsnrs))
         return x
 
     def step(
@@ -90,9 +102,29 @@ class Solver(options.Described):
         """Returns what the solver remembers before the first of its steps."""
         return ()
 
+    def steps(self, logsnrs: Array) -> Step:
+        """Returns all steps over the levels [T]."""
+        return steps(logsnrs)
+
+    def runs(self, num_steps: int) -> tuple[int, ...]:
+        """Returns the number of levels of its way from noise to a sample, or of the first and of each later one."""
+        return (num_steps,)
+
+    def levels(self, grid: Grid, num_steps: int, *, logsnr_min: float, logsnr_max: float) -> Array:
+        """Returns the levels [T] of its way, or ways, for a model of these ends."""
+        return grid.levels(num_steps, logsnr_min=logsnr_min, logsnr_max=logsnr_max)
+
     def visits(self, logsnrs: np.ndarray) -> np.ndarray:
-        """Returns the level of every evaluation on a grid [T], in order."""
+        """Returns the level of every evaluation on the levels [T], in order."""
         return logsnrs
+
+    def shares(self, logsnrs: np.ndarray) -> np.ndarray | float:
+        """Returns the share of w that every evaluation has, in the order of `visits`, or the same one for all."""
+        return 1.0
+
+    def weighted(self, rule: Rule) -> Rule:
+        """Returns what it steps with in the place of a rule, and remembers what this solver must know."""
+        return rule
 
     @property
     def adds_noise(self) -> bool:

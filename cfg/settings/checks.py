@@ -93,9 +93,11 @@ def _check_study(config: ConfigDict) -> None:
         for option in ('workdir', 'step'):
             kept = getattr(rule, option, None) in (None, '', -1)
             require(kept, 'mixture.guidance', rule.text, f'without {option}: here all models are exact')
-        if not any(samplers.fits(rule, solver) for solver in solvers['rule_samplers']):
+        fitting = [solver for solver in solvers['rule_samplers'] if samplers.fits(rule, solver)]
+        if not fitting:
             samplers.check_fit(rule, solvers['rule_samplers'][-1])
-        check_w(rule, 'mixture.w', mixture.w)
+        for solver in fitting:
+            check_w(rule, solver, 'mixture.w', mixture.w)
     some = len(mixture.steps) > 0 or not mixture.samplers
     require(some, 'mixture.steps', mixture.steps, 'one or more whole numbers of at least 2')
     last = config.sampling.seed + mixture.num_seeds - 1

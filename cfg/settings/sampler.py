@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cfg.diffusion import sampler as samplers
+from cfg.diffusion.grids import Grid
 from cfg.diffusion.rules.base import Rule
 from cfg.diffusion.sampler import Sampler
 from cfg.diffusion.solvers import Solver
@@ -51,26 +52,44 @@ def check_texts(config: ConfigDict) -> None:
     ends = {'logsnr_min': config.diffusion.logsnr_min, 'logsnr_max': config.diffusion.logsnr_max}
     for part, chosen in found.items():
         for rule, solver in itertools.product(chosen['guidance'], chosen['sampler']):
-            if part != 'tune':
-                samplers.check_fit(rule, solver)
-            check_w(rule, f'{part}.w', config[part].w)
-        for grid in chosen['grid']:
-            steps = config[part].num_steps
-            least = min(steps if isinstance(steps, tuple | list) else (steps,), default=grid.least_steps)
-            words = f'at least {grid.least_steps} with the grid {grid.text!r}'
-            require(least >= grid.least_steps, f'{part}.num_steps', steps, words)
+            if part == 'tune' and not samplers.fits(rule, solver):
+                continue  # it is left out of the search
+            samplers.check_fit(rule, solver)
+            check_w(rule, solver, f'{part}.w', config[part].w)
+        for grid, solver in itertools.product(chosen['grid'], chosen['sampler']):
             low, high = grid.ends(**ends).values()
             within = ends['logsnr_min'] <= low < high <= ends['logsnr_max']
             limits = f'both within {ends["logsnr_min"]:g} and {ends["logsnr_max"]:g} (config.diffusion)'
             expected = f'a grid with logsnr_min smaller than logsnr_max, {limits}'
             require(within, f'{part}.grid', grid.text, expected)
+            check_levels(grid, solver, part, config[part].num_steps, **ends)
 
 
-def check_w(rule: Rule, field: str, ws: Sequence[float]) -> None:
+def check_levels(grid: Grid, solver: Solver, part: str, steps: int | Sequence[int], **ends: float) -> None:
+    """Checks that a number of steps, or each of several, is enough, and the level where a solver begins anew.
+
+    Raises:
+      UserError: names `num_steps` or `sampler` of the part of the config.
+    """
+    each = steps if isinstance(steps, tuple | list) else (steps,)
+    enough = all(min(solver.runs(num_steps)) >= grid.least_steps for num_steps in each)
+    words = f'at least {grid.least_steps}'
+    words = words if solver.logsnr is None else f'enough for {words} in each run of {solver.text!r}'
+    require(enough, f'{part}.num_steps', steps, f'{words} with the grid {grid.text!r}')
+    low, high = grid.ends(**ends).values()
+    inside = solver.logsnr is None or low < solver.logsnr < high
+    words = f'with a logsnr between the ends of the grid, {low:g} and {high:g}'
+    require(inside, f'{part}.sampler', solver.text, words)
+
+
+def check_w(rule: Rule, solver: Solver, field: str, ws: Sequence[float]) -> None:
     """Checks the strengths of a rule, its own or else those of the field.
 
     Raises:
-      UserError: when the rule cannot have one of them.
+      UserError: when the rule, or the solver, cannot have one of them.
     """
-    right = not rule.divides or min(rule.w or ws) > -1
+    least = min(rule.w or ws)
+    right = not rule.divides or least > -1
     require(right, field, rule.w or ws, f'above -1 for the guidance {rule.name!r}, which takes 1 / (1 + w)')
+    words = f'at least -1 for the sampler {solver.name!r}: below it p(z | c) p(c | z)^w may have no integral'
+    require(not solver.tilts or least >= -1, field, rule.w or ws, words)

@@ -166,6 +166,13 @@ def test_evaluations_of_every_solver_are_counted_as_they_happen(text):
         check_count(MODELS, 1.5, guidance='cfg(interval=(-2, 3))', sampler=text, grid=grid)
 
 
+@pytest.mark.parametrize('text', ['feynman_kac(particles=3)', 'gibbs', "gibbs(solver='ddim', first=0.6, repeats=1)"])
+def test_evaluations_of_particles_and_of_runs_are_counted_as_they_happen(text):
+    for w in (0.0, -1.0, 1.5):
+        check_count(MODELS, w, sampler=text, num_steps=8)
+        check_count(MODELS._replace(uncond=MODELS.model), w, sampler=text, num_steps=8)
+
+
 def test_an_interval_spares_evaluations():
     """EDM's sigma in (0.28, 2.9] (Kynkaanniemi et al. 2024): outside of it a step is one evaluation."""
     low, high = -2 * np.log(2.9), -2 * np.log(0.28)
