@@ -106,9 +106,9 @@ class Solver(options.Described):
         """Returns all steps over the levels [T]."""
         return steps(logsnrs)
 
-    def runs(self, num_steps: int) -> tuple[int, ...]:
-        """Returns the number of levels of its way from noise to a sample, or of the first and of each later one."""
-        return (num_steps,)
+    def takes(self, num_steps: int, grid: Grid) -> bool:
+        """Tells whether a number of steps is enough, on each of its ways, for a grid."""
+        return num_steps >= grid.least_steps
 
     def levels(self, grid: Grid, num_steps: int, *, logsnr_min: float, logsnr_max: float) -> Array:
         """Returns the levels [T] of its way, or ways, for a model of these ends."""

@@ -127,9 +127,13 @@ class Gibbs(Solver):
     def _inner(self) -> Solver:
         return _INNER[self.solver]
 
-    def runs(self, num_steps):
+    def runs(self, num_steps: int) -> tuple[int, int]:
+        """Returns the numbers of levels of the first run, and of each later one."""
         each = (num_steps - math.floor(self.first * num_steps + 0.5)) // self.repeats
         return num_steps - each * self.repeats, each
+
+    def takes(self, num_steps, grid):
+        return min(self.runs(num_steps)) >= grid.least_steps
 
     def levels(self, grid, num_steps, **ends):
         first, each = self.runs(num_steps)

@@ -69,11 +69,11 @@ def candidates(config: ConfigDict, workdir: Path) -> tuple[list[Point], list[str
         if point.w == 0 and _is_plain_somewhere(sampler.rule) and not is_plain(point):
             continue  # the conditional model, which is a candidate once
         if not fits(sampler.rule, sampler.solver):
-            left_out['scale noise that their sampler does not add'] += 1
+            left_out['have a guidance that their sampler does not take'] += 1
             continue
         steps = sampler.num_steps if config.eval.num_steps else _most_steps(sampler, point.w, tune.evaluations)
         sampler = dataclasses.replace(sampler, num_steps=steps)
-        if steps < sampler.grid.least_steps or sampler.passes(point.w).total > tune.evaluations:
+        if not sampler.solver.takes(steps, sampler.grid) or sampler.passes(point.w).total > tune.evaluations:
             left_out[f'cost more than config.tune.evaluations={tune.evaluations}'] += 1
         elif model.warnings(point.w, sampler):
             left_out['are not what the network learned'] += 1
@@ -89,10 +89,11 @@ def candidates(config: ConfigDict, workdir: Path) -> tuple[list[Point], list[str
 
 
 def _most_steps(sampler: Sampler, w: float, budget: int) -> int:
-    """Returns the largest T that the budget pays for; fewer than the grid has at least if none."""
-    low, high = sampler.grid.least_steps - 1, budget
+    """Returns the largest T that the budget pays for; fewer than the solver takes if none."""
+    low, high = 0, budget
     while low < high:
         steps = (low + high + 1) // 2
-        affordable = dataclasses.replace(sampler, num_steps=steps).passes(w).total <= budget
+        longer = dataclasses.replace(sampler, num_steps=steps)
+        affordable = not sampler.solver.takes(steps, sampler.grid) or longer.passes(w).total <= budget
         low, high = (steps, high) if affordable else (low, steps - 1)
     return low

@@ -72,7 +72,7 @@ def check_levels(grid: Grid, solver: Solver, part: str, steps: int | Sequence[in
       UserError: names `num_steps` or `sampler` of the part of the config.
     """
     each = steps if isinstance(steps, tuple | list) else (steps,)
-    enough = all(min(solver.runs(num_steps)) >= grid.least_steps for num_steps in each)
+    enough = all(solver.takes(num_steps, grid) for num_steps in each)
     words = f'at least {grid.least_steps}'
     words = words if solver.logsnr is None else f'enough for {words} in each run of {solver.text!r}'
     require(enough, f'{part}.num_steps', steps, f'{words} with the grid {grid.text!r}')

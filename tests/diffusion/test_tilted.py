@@ -156,6 +156,7 @@ def test_runs_in_float64(grid):
         Gibbs(solver='dpm_solver_2m', logsnr=-0.5, repeats=3, first=0.3),
         grid.ends(logsnr_min=0, logsnr_max=0),
     )
+    assert [solver.takes(num_steps, grid) for num_steps in (7, 8, 9)] == [False, True, True]
     assert solver.runs(14) == (5, 3)  # what is left over goes to the first run
     levels = np.asarray(solver.levels(grid, 14, **ends))
     again = grid.between(3, logsnr_min=-0.5, logsnr_max=ends['logsnr_max'])

@@ -279,18 +279,19 @@ def test_what_costs_too_much_or_does_not_fit_is_left_out_and_said(workdir):
     assert len(said) == len(found)
     assert notes == [
         '4 candidates cost more than config.tune.evaluations=8, and are left out.',
-        '4 candidates scale noise that their sampler does not add, and are left out.',
+        '4 candidates have a guidance that their sampler does not take, and are left out.',
     ]
 
 
 def test_without_a_number_of_steps_each_has_the_most_that_the_budget_pays_for(workdir):
     config = config_of(
-        num_steps=(), sampler=('ddim', 'heun'), evaluations=21, guidance=('cfg', 'cfg(interval=(-3, 3))')
+        num_steps=(), sampler=('ddim', 'heun', 'gibbs'), evaluations=21, guidance=('cfg', 'cfg(interval=(-3, 3))')
     )
     found, _ = candidates.candidates(candidates.as_sweep(config, workdir), workdir)
     steps = {(it.sampler.rule.text, it.sampler.solver.name): it.sampler.num_steps for it in found}
     assert steps['cfg', 'ddim'] == 10
     assert steps['cfg', 'heun'] == 5  # two predictions of two networks' worth a step, but the last
+    assert steps['cfg', 'gibbs'] == 8  # (2 4 - 1) + 2 2 (2 2 - 1): four steps without guidance, twice two with it
     assert steps['cfg(interval=(-3.0, 3.0))', 'ddim'] > 10
     for it in found:
         assert it.sampler.passes(it.w).total <= 21
