@@ -1,7 +1,8 @@
-"""Times the evaluation of one w by part, or Inception beside pytorch-fid (benchmarks/README.md).
+"""Times the evaluation of one w by part, or a feature network beside PyTorch's (benchmarks/README.md).
 
 python benchmarks/evaluation.py --config=configs/imagenet64.py [--sampler_batch_size=4] [--num_steps=2]
 python benchmarks/evaluation.py --config=configs/imagenet64.py --beside_pytorch_fid
+python benchmarks/evaluation.py --config=configs/imagenet64.py --config.eval.batch_size=8 --beside_transformers
 """
 
 import statistics
@@ -42,25 +43,44 @@ class Part(NamedTuple):
 
 def prepare_inception(config: ConfigDict) -> common.Work:
     """Sends a batch of random images through the network of published FIDs, all outputs, to the host."""
+    from cfg.features.network import inception_features
+
+    return _prepare(config, inception_features, random_inception(), 'Inception', 299)
+
+
+def prepare_dinov2(config: ConfigDict) -> common.Work:
+    """Sends a batch of random images through the network of published FD-DINOv2s, to the host."""
+    from cfg.features.dinov2 import VIT_L14, dinov2_shapes
+    from cfg.features.network import dinov2_features
+
+    return _prepare(config, dinov2_features(VIT_L14), common.drawn(dinov2_shapes()), 'DINOv2 ViT-L/14', VIT_L14.pixels)
+
+
+def _prepare(config: ConfigDict, features: Callable, params: Any, name: str, pixels: int) -> common.Work:
+    """Sends random images of the config's size through a network that resizes them to `pixels`."""
     import jax
     import numpy as np
 
-    from cfg.features.network import inception_features, on_devices
+    from cfg.features.network import on_devices
     from cfg.settings.data import spec_of
 
     height, width, _ = spec_of(config).image_shape
     batch_size = config.eval.batch_size
-    params = random_inception()
-    extract = on_devices(inception_features, params, batch_size=batch_size)
+    extract = on_devices(features, params, batch_size=batch_size)
     images = np.random.default_rng(0).integers(0, 256, (batch_size, height, width, 3), dtype=np.uint8)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    resized = f'{height}x{width} images resized to {pixels}x{pixels}'
     return common.Work(
         lambda: extract(images),
         images=batch_size,
         flops=0.0,
-        network=f'Inception, {count / 1e6:.1f}M parameters, {height}x{width} images resized to 299x299, float32',
+        network=f'{name}, {count / 1e6:.1f}M parameters, {resized}, float32',
         ahead=0,  # features end on the host
     )
+
+
+# What may run beside PyTorch, by the name of the peer (peer_features.py).
+BESIDE = {'pytorch_fid': prepare_inception, 'transformers': prepare_dinov2}
 
 
 def random_inception() -> Any:
@@ -227,14 +247,15 @@ def main() -> None:
     num_steps = FLAGS.num_steps or config.sampling.num_steps
     if num_steps < 2:
         raise UserError(f'--num_steps={num_steps} must be at least 2, or 0 for the T of the config.')
+    peer = next((name for name in BESIDE if FLAGS[f'beside_{name}'].value), '')
     if FLAGS.child:
-        side_by_side.serve_work(lambda: prepare_inception(config), warmup=FLAGS.warmup)
-    elif FLAGS.beside_pytorch_fid:
+        side_by_side.serve_work(lambda: BESIDE[peer](config), warmup=FLAGS.warmup)
+    elif peer:
         from cfg.settings.data import spec_of
 
-        size = spec_of(config).image_shape[0]
-        script = Path(__file__).with_name('peer_fid.py')
-        print(side_by_side.compare_with([str(script), str(config.eval.batch_size), str(size)], 'batch of images'))
+        script, size = Path(__file__).with_name('peer_features.py'), spec_of(config).image_shape[0]
+        arguments = [str(script), peer, str(config.eval.batch_size), str(size)]
+        print(side_by_side.compare_with(arguments, 'batch of images'))
     else:
         batch_size = FLAGS.sampler_batch_size or config.sampling.batch_size
         arguments = {'batch_size': batch_size, 'repeats': FLAGS.repeats, 'num_real': FLAGS.num_real}
@@ -245,6 +266,7 @@ if __name__ == '__main__':
     command_line.define_config('--config.eval.batch_size=64')
     common.define_comparison_flags()
     flags.DEFINE_bool('beside_pytorch_fid', False, "Times Inception in turns with pytorch-fid's.")
+    flags.DEFINE_bool('beside_transformers', False, "Times DINOv2 in turns with transformers'.")
     flags.DEFINE_integer('repeats', 3, 'Timed batches of the networks.', lower_bound=1)
     flags.DEFINE_integer('num_real', 10_000, 'Real images with features.', lower_bound=4)
     flags.DEFINE_integer(

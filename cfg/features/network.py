@@ -158,6 +158,16 @@ def inception(weights: str, cache: Path, *, batch_size: int) -> FeatureNetwork:
     )
 
 
+def dinov2_features(sizes: Sizes) -> Callable[[Any, jax.Array], Features]:
+    """Returns what computes the features of uint8 images [N, H, W, 3], in float32 throughout, as published ones are."""
+
+    def features(params: Any, images: jax.Array) -> Features:
+        with jax.default_matmul_precision('highest'):
+            return Features(Dinov2(sizes).apply({'params': params}, images), None, None, None)
+
+    return features
+
+
 def dinov2(weights: str, cache: Path, *, resize: str, batch_size: int, sizes: Sizes = VIT_L14) -> FeatureNetwork:
     """Opens DINOv2, whose class token is the features of published FD-DINOv2.
 
@@ -171,12 +181,8 @@ def dinov2(weights: str, cache: Path, *, resize: str, batch_size: int, sizes: Si
     """
     from cfg.features.weights import dinov2_files, load_weights
 
-    def features(params: Any, images: jax.Array) -> Features:
-        with jax.default_matmul_precision('highest'):
-            return Features(Dinov2(sizes).apply({'params': params}, images), None, None, None)
-
     loaded = load_weights(dinov2_files(sizes), weights, cache)
-    run = on_devices(features, loaded.params, batch_size=batch_size)
+    run = on_devices(dinov2_features(sizes), loaded.params, batch_size=batch_size)
     return FeatureNetwork(
         name=f'{DINOV2} (bicubic of {resize})',
         sha256=hashlib.sha256(f'{loaded.params_sha256} {resize}'.encode()).hexdigest(),
