@@ -48,9 +48,14 @@ class Scored:
     """A scored line has `w`, `fid` and `inception_score`, each float64 [N], nan where there is no number."""
 
     @property
+    def fd_dinov2(self) -> np.ndarray:
+        """Returns the FD-DINOv2 of each point, likewise."""
+        return np.full(len(self.w), math.nan)
+
+    @property
     def bests(self) -> dict[str, int]:
-        """Returns where FID is lowest and the inception score highest, by their names; none where there is no score."""
-        scores = {'fid': -self.fid, 'inception_score': self.inception_score}
+        """Returns where the distances are lowest and the inception score highest, by name, of those that there are."""
+        scores = {'fid': -self.fid, 'inception_score': self.inception_score, 'fd_dinov2': -self.fd_dinov2}
         return {name: int(np.nanargmax(values)) for name, values in scores.items() if not np.isnan(values).all()}
 
     def bests_at(self, place: int) -> list[str]:
@@ -85,6 +90,11 @@ class Curve(Scored):
     def inception_score(self) -> np.ndarray:
         """Returns the inception score of each row, likewise."""
         return np.array([number(row.scores.inception_score) for row in self.rows])
+
+    @property
+    def fd_dinov2(self) -> np.ndarray:
+        """Returns the FD-DINOv2 of each row, likewise."""
+        return np.array([number(row.scores.fd_dinov2) for row in self.rows])
 
 
 def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:

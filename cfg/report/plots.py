@@ -1,4 +1,4 @@
-"""Draws the plots of a guidance sweep: FID and inception score against w, and against each other (Fig. 4)."""
+"""Draws the plots of a guidance sweep: the scores against w, and FID against inception score (Fig. 4)."""
 
 import itertools
 import textwrap
@@ -37,15 +37,18 @@ PLAIN = FuncFormatter(lambda value, _: f'{value:g}')  # of ticks on a logarithmi
 _LEGEND_CHARACTERS = 78  # a line of the legend, in the width of a plot
 
 FID, SCORE = 'FID (lower is better)', 'inception score (higher is better)'
+_PANELS = {'fid': FID, 'inception_score': SCORE, 'fd_dinov2': 'FD-DINOv2 (lower is better)'}
 _FLOOR_LINE = {'color': MUTED, 'linestyle': '--', 'linewidth': 1.1}
 _FLOOR_POINT = {'marker': 'X', 'markersize': 8, 'color': MUTED, 'linestyle': 'none', 'markeredgecolor': 'white'}
-# A filled star at the lowest FID fits into a hollow one at the highest inception score.
+# A filled star at the lowest FID fits into a hollow one at the highest inception score, and a small diamond at the
+# lowest FD-DINOv2 into both.
 _STAR = {'marker': '*', 'linestyle': 'none'}
 _STARS = {
     'fid': _STAR | {'markersize': 13, 'markeredgecolor': 'white', 'markeredgewidth': 1.0, 'zorder': 4},
     'inception_score': _STAR | {'markersize': 17, 'markerfacecolor': 'white', 'markeredgewidth': 1.2, 'zorder': 3.9},
+    'fd_dinov2': _STAR | {'marker': 'd', 'markersize': 7, 'markeredgecolor': INK, 'zorder': 4.1},
 }
-_NAMES = {'fid': 'FID', 'inception_score': 'IS'}
+_NAMES = {'fid': 'FID', 'inception_score': 'IS', 'fd_dinov2': 'FD-DINOv2'}
 
 # Of the paper's curves: one that has a curve of ours beside it takes its colour, the others these.
 _PAPER_COLOURS = ('#8a939c', '#b9a27a', '#93b0a0')
@@ -62,22 +65,28 @@ Line = tuple[Curve | PaperCurve, dict[str, Any]]  # with its style, in which is 
 
 
 def figure_against_w(curves: Sequence[Curve], paper: PaperTable | None) -> Figure:
-    """Draws FID and inception score against w, one above the other; the paper's curves too, if there are any."""
-    lines = _lines(curves, paper)
-    figure = _figure(lines, curves, _FLOOR_LINE)
-    upper, lower = figure.subplots(2, 1, sharex=True)
-    for axes, name in ((upper, 'fid'), (lower, 'inception_score')):
+    """Draws the scores against w, one above the other; the paper's curves too, if there are any."""
+    lines, names = _lines(curves, paper), _scores(curves)
+    figure = _figure(lines, curves, _FLOOR_LINE, height=2.9 * len(names))
+    panels = dict(zip(names, figure.subplots(len(names), 1, sharex=True), strict=True))
+    for name, axes in panels.items():
         _draw(axes, lines, 'w', name)
         for floor in floors(curves).values():
             axes.axhline(number(getattr(floor.beside, f'floor_{name}')), zorder=1, **_FLOOR_LINE)
         axes.margins(y=0.08)
+        tidy(axes, y=_PANELS[name])
+        if name != 'inception_score':
+            _scale_distance(axes, lines, curves, name)
     figure.align_ylabels()
-    upper.set_title(features_of([row for curve in curves for row in curve.rows]), fontsize=9, color=MUTED)
-    tidy(upper, y=FID)
-    tidy(lower, x='guidance strength w (asinh scale; 0 is not guided)', y=SCORE)
-    _scale_fid(upper, lines, curves)
-    _scale_w(lower, sorted({w for curve, _ in lines for w in curve.w}))
+    panels['fid'].set_title(features_of([row for curve in curves for row in curve.rows]), fontsize=9, color=MUTED)
+    axes.set_xlabel('guidance strength w (asinh scale; 0 is not guided)', color=INK)
+    _scale_w(axes, sorted({w for curve, _ in lines for w in curve.w}))
     return figure
+
+
+def _scores(curves: Sequence[Curve]) -> list[str]:
+    """Returns the names of the scores that have a panel: FD-DINOv2 where it was measured, the others always."""
+    return [name for name in _PANELS if name != 'fd_dinov2' or any(name in curve.bests for curve in curves)]
 
 
 def figure_fid_against_is(curves: Sequence[Curve], paper: PaperTable | None) -> Figure:
@@ -91,7 +100,7 @@ def figure_fid_against_is(curves: Sequence[Curve], paper: PaperTable | None) -> 
     axes.margins(0.09)
     axes.set_title(features_of([row for curve in curves for row in curve.rows]), fontsize=9, color=MUTED)
     tidy(axes, x=SCORE, y=FID)
-    _scale_fid(axes, lines, curves)
+    _scale_distance(axes, lines, curves, 'fid')
     # The labels are placed in pixels, so the layout has to be final before.
     FigureCanvasAgg(figure).draw()
     figure.set_layout_engine('none')
@@ -127,7 +136,7 @@ def _lines(curves: Sequence[Curve], paper: PaperTable | None) -> list[Line]:
 
 
 def _draw(axes: Axes, lines: Sequence[Line], x: str, y: str) -> None:
-    """Draws lines, with a star at the best FID and at the best inception score of each of ours."""
+    """Draws lines, with a mark at the best of each score of each of ours."""
     for curve, style in lines:
         xs, ys = getattr(curve, x), getattr(curve, y)
         axes.plot(xs, ys, **style)
@@ -151,12 +160,12 @@ def tidy(axes: Axes, *, x: str = '', y: str = '') -> None:
     axes.set_ylabel(y, color=INK)
 
 
-def _scale_fid(axes: Axes, lines: Sequence[Line], curves: Sequence[Curve]) -> None:
-    """Makes the y axis logarithmic where FID spans so much that a linear one would hide the small values."""
-    fids = np.array([floor.beside.floor_fid for floor in floors(curves).values()])
-    fids = np.concatenate([fids, *(curve.fid for curve, _ in lines)])
-    fids = fids[np.isfinite(fids)]
-    if not len(fids) or fids.min() <= 0 or fids.max() / fids.min() < LOG_RATIO:
+def _scale_distance(axes: Axes, lines: Sequence[Line], curves: Sequence[Curve], name: str) -> None:
+    """Makes the y axis logarithmic where a distance spans so much that a linear one would hide the small values."""
+    values = np.array([number(getattr(floor.beside, f'floor_{name}')) for floor in floors(curves).values()])
+    values = np.concatenate([values, *(getattr(curve, name) for curve, _ in lines)])
+    values = values[np.isfinite(values)]
+    if not len(values) or values.min() <= 0 or values.max() / values.min() < LOG_RATIO:
         axes.yaxis.set_major_locator(MaxNLocator(6))
         return
     axes.set_yscale('log')
@@ -181,24 +190,24 @@ def _scale_w(axes: Axes, ws: Sequence[float]) -> None:
     axes.xaxis.set_major_formatter(PLAIN)
 
 
-def _figure(lines: Sequence[Line], curves: Sequence[Curve], floor: dict[str, Any]) -> Figure:
-    """Makes a figure with the legend on top, and below it the same room whatever the legend's length."""
+def _figure(lines: Sequence[Line], curves: Sequence[Curve], floor: dict[str, Any], *, height: float = 5.8) -> Figure:
+    """Makes a figure with the legend on top, and below it `height` inches whatever the legend's length."""
     entries = [(style, style['label'] + _bests(curve)) for curve, style in lines]
-    stars = [(star | {'color': INK}, f'best {_NAMES[name]} of the curve') for name, star in _STARS.items()]
+    stars = [(_STARS[name] | {'color': INK}, f'best {_NAMES[name]} of the curve') for name in _scores(curves)]
     entries[len(curves) : len(curves)] = stars
     entries += [(floor, f'floor: {label}') for label in floors(curves)]
     labels = [
         textwrap.fill(label, _LEGEND_CHARACTERS, break_on_hyphens=False, break_long_words=False) for _, label in entries
     ]
-    height = sum(label.count('\n') + 1 for label in labels)
-    figure = Figure(figsize=(6.0, 5.8 + 0.2 * height), dpi=200, layout='constrained')
+    lines_of_legend = sum(label.count('\n') + 1 for label in labels)
+    figure = Figure(figsize=(6.0, height + 0.2 * lines_of_legend), dpi=200, layout='constrained')
     handles = [Line2D([], [], **style) for style, _ in entries]
     figure.legend(handles, labels, loc='outside upper left', fontsize=9, frameon=False, labelcolor=INK)
     return figure
 
 
 def _bests(curve: Curve | PaperCurve) -> str:
-    """Returns the lowest FID and the highest inception score of a curve, in brackets; nothing where there is none."""
+    """Returns the best of each score of a curve, in brackets; nothing where there is none."""
     parts = [
         f'best {_NAMES[name]} {score_text(getattr(curve, name)[at])} at w = {curve.w[at]:g}'
         for name, at in curve.bests.items()

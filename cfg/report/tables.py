@@ -131,7 +131,7 @@ def write_lines(path: Path, lines: Iterable[Iterable[Any]]) -> None:
 
 
 def write_tex(path: Path, curves: Sequence[Curve]) -> None:
-    """Writes the metrics of all rows for LaTeX; the lowest FID and the highest inception score of a curve are bold."""
+    """Writes the metrics of all rows for LaTeX; the best of a curve's scores are bold."""
     metrics = present(curves)
     head = [(text, 1) for text in ('', 'w', *(metric.head for metric in metrics), 'samples')]
     groups = [

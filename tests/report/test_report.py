@@ -18,6 +18,7 @@ from cfg.report import page, plots, sweep_report
 from cfg.report.curves import group_curves
 from cfg.report.rows import Row
 from cfg.report.sample_files import load_samples, mixed_order, write_samples
+from cfg.report.tables import text_table
 from cfg.runtime.errors import UserError
 from cfg.runtime.files import lock
 from configs import digits
@@ -271,6 +272,27 @@ def test_the_error_of_kid_is_said_to_be_what_it_is(tmp_path):
     assert 'its mean over subsets' not in parsed.source
 
 
+def test_fd_dinov2_is_shown_where_it_was_measured(tmp_path):
+    """FID is lowest at w = 0.3 and FD-DINOv2 at w = 4: the table, the plot and the text say both."""
+    changes = {'dinov2': 'DINOv2 of a test', 'dinov2_sha256': 'd' * 64, 'floor_fd_dinov2': 12.0}
+    rows = [_row(1200, w, fd_dinov2=200.0 - 10 * w, **changes) for w in WS]
+    write_rows(tmp_path, rows)
+    parsed = _Page(_report(tmp_path))
+    assert 'FD-DINOv2' in ' '.join(parsed.table[0])
+    assert 'best 160.00' in parsed.table[3]
+    assert '12.00' in ' '.join(parsed.table[4])
+    assert 'DINOv2 of a test' in parsed.source
+    figure = plots.figure_against_w(group_curves(rows), None)
+    assert [axes.get_ylabel().partition(' ')[0] for axes in figure.axes] == ['FID', 'inception', 'FD-DINOv2']
+    (legend,) = figure.legends
+    joined = ' '.join(' '.join(text.get_text() for text in legend.get_texts()).split())
+    assert 'best FD-DINOv2 160.00 at w = 4' in joined
+    assert 'best FD-DINOv2 of the curve' in joined
+    assert 'features: digits-classifier (64 features; not Inception), DINOv2 of a test;' in text_table(rows)
+    without = plots.figure_against_w(group_curves([_row(1200, w) for w in WS]), None)
+    assert len(without.axes) == 2
+
+
 def test_curves_are_told_apart_by_what_differs():
     other = {'num_steps': 256}
     rows = [_row(1200, 0.3), _row(1200, 0.0), _row(1200, 0.0, sampling=other), _row(1200, 0.0, fid=7.0)]
@@ -296,6 +318,8 @@ def test_curves_are_told_apart_by_what_differs():
         ('classifier', ('imported a', 'imported b'), ('classes by imported a', 'classes by imported b')),
         ('features_sha256', ('a' * 64, 'b' * 64), ('features aaaaaaaa', 'features bbbbbbbb')),
         ('reference_sha256', ('a' * 64, 'b' * 64), ('reference aaaaaaaa', 'reference bbbbbbbb')),
+        ('dinov2', ('DINOv2', None), ('FD of DINOv2', 'no FD-DINOv2')),
+        ('dinov2_sha256', ('a' * 64, 'b' * 64), ('DINOv2 aaaaaaaa', 'DINOv2 bbbbbbbb')),
     ],
 )
 def test_rows_that_are_other_measurements_are_other_curves(key, values, labels):
