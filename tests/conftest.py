@@ -62,6 +62,7 @@ LONGEST = (
     'test_loop.py',
     'test_measurement.py',
     'test_accelerator.py',
+    'test_tune.py',
     'test_describe_target.py',
     'test_describe.py',
     'test_guidance_rules.py',

@@ -47,15 +47,15 @@ def run(config: ConfigDict, workdir: Path) -> str | None:
         search = _Search(opened, config, rungs)
         chosen, plain = search.climb(found, drawn)
         entrants = search.fresh(list(dict.fromkeys(point for point in (chosen, plain) if point)))
-        if not processes.is_first():
-            return None
-        return tuned.write(
-            workdir,
-            chosen=entrants[0],
-            plain=entrants[-1] if plain else None,
-            setting=setting(chosen),
-            rounds=search.rounds,
-            notes=notes,
+        return processes.on_first(
+            lambda: tuned.write(
+                workdir,
+                chosen=entrants[0],
+                plain=entrants[-1] if plain else None,
+                setting=setting(chosen),
+                rounds=search.rounds,
+                notes=notes,
+            )
         )
 
 
