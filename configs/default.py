@@ -213,7 +213,8 @@ def get_config() -> ConfigDict:
     config.classifier.norm_groups = 32
     config.classifier.dropout = 0.0
 
-    # The paper's Fig. 2, drawn by --mode=report when data.name = 'mixture'. Values: ours, read off the figure.
+    # The paper's Fig. 2, drawn by --mode=report when data.name = 'mixture', with the sampler, grid and number of steps
+    # of config.sampling. Values: ours, read off the figure.
     config.mixture = ConfigDict()
     config.mixture.means = ((0.0, 0.8), (-0.693, -0.4), (0.693, -0.4))
     config.mixture.stddev = 0.5  # of every (isotropic) component
@@ -243,8 +244,18 @@ def get_config() -> ConfigDict:
     config.mixture.samplers = ('ancestral', 'ddim', 'dpm_solver_2m', 'dpm_solver_2m(stochastic=True)', 'heun')
     config.mixture.steps = (16, 32, 64, 128, 256)  # values of T of the samplers
     config.mixture.steps_w = (0.0, 2.0)  # strengths of Eq. 6 with them
-    config.mixture.grid = 'uniform'  # of both
+    # Samplers that aim at the density, and what they are compared with, each with its T; Eq. 6 at every w > 0.
+    config.mixture.tilted = (
+        ('dpm_solver_2m(stochastic=True)', 64),
+        ('feynman_kac(particles=4)', 64),
+        ('feynman_kac(particles=16)', 64),
+        ('feynman_kac(particles=64)', 64),
+        ('gibbs', 32),
+        ('gibbs(repeats=8, logsnr=3.0)', 256),
+        ('gibbs(repeats=32, logsnr=4.0, first=0.1)', 512),
+    )
+    config.mixture.grid = 'uniform'  # of all these
     config.mixture.seed_samples = 5000  # of each class, for each seed; for Fig. 2 it is num_samples
-    config.mixture.num_seeds = 3  # sampling.seed and those after it
+    config.mixture.num_seeds = 3  # sampling.seed and those after it; `tilted` has the first alone
 
     return config.lock()

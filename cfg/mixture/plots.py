@@ -42,7 +42,7 @@ def histograms(x: np.ndarray, *, extent: float) -> np.ndarray:
     return np.stack([histogram(of_class, extent=extent) for of_class in x])
 
 
-def fig2(columns: Sequence[tuple[Row, np.ndarray, np.ndarray]], *, extent: float) -> Figure:
+def fig2(columns: Sequence[tuple[Row, np.ndarray, np.ndarray]], drawn_by: str, *, extent: float) -> Figure:
     """Draws Fig. 2: the exact densities above what the sampler draws, a column for each w.
 
     A column is (row, exact masses on the fine grid of the panel, fractions of samples in its cells), classes first.
@@ -57,7 +57,7 @@ def fig2(columns: Sequence[tuple[Row, np.ndarray, np.ndarray]], *, extent: float
         show(below, drawn / peaks, extent)
         below.set_xlabel(f'TV distance {row["total_variation"]:.3f}\n(exact draws: {row["floor"]:.3f})')
     axes[0, 0].set_ylabel(r'exact $p(z \mid c)\, p(c \mid z)^w$')
-    axes[1, 0].set_ylabel('Alg. 2 with exact scores')
+    axes[1, 0].set_ylabel(f'{_wrapped(drawn_by)} with exact scores')
     return figure
 
 

@@ -31,6 +31,7 @@ class Settings:
     samplers: tuple[str, ...]  # texts of the samplers of the second table
     steps: tuple[int, ...]  # values of T of the second table
     steps_w: tuple[float, ...]  # strengths of Eq. 6 in the second table
+    tilted: tuple[tuple[str, int], ...]  # texts of the samplers of the third table, each with its T
     grid: str  # text of the grid
     logvar_interp: float  # of the samplers, as the ends of the levels
     logsnr_min: float

@@ -1,8 +1,8 @@
 """Measures what each guidance rule and each sampler really draws, on a Gaussian mixture with exact scores.
 
 Samples come from `Sampler`, as those of networks do, and are held to the density that guidance of strength w
-aims at, p(z | c) p(c | z)^w. Two tables: the rules at every w, with samplers that leave little error, and the samplers
-with Eq. 6 at every number of steps.
+aims at, p(z | c) p(c | z)^w. Three tables: the rules at every w, with samplers that leave little error; the samplers
+with Eq. 6 at every number of steps; and those that aim at that density itself.
 """
 
 import functools
@@ -71,11 +71,14 @@ class Study:
         rng = np.random.default_rng(self.settings.seed)
         return _summary([target.floor(self.settings.num_samples, rng) for target in self.targets(w)])
 
-    def measure(self, rule: Rule, solver: Solver, w: float, *, num_steps: int) -> tuple[Row, np.ndarray]:
+    def measure(
+        self, rule: Rule, solver: Solver, w: float, *, num_steps: int, num_seeds: int | None = None
+    ) -> tuple[Row, np.ndarray]:
         """Measures one row; returns it with its samples [num_seeds, K, num_samples, 2]."""
         settings = self.settings
         sampler = settings.sampler_of(rule, solver, num_steps)
-        x = np.stack([draw(settings, sampler, w, seed=settings.seed + place) for place in range(settings.num_seeds)])
+        seeds = range(settings.seed, settings.seed + (num_seeds or settings.num_seeds))
+        x = np.stack([draw(settings, sampler, w, seed=seed) for seed in seeds])
         closest = nearest(np.concatenate(x, axis=1), self._tables)
         row = {
             'guidance': rule.text,
@@ -89,6 +92,18 @@ class Study:
             'nearest_sliced_w2': self._distances(x, float(self.nearest_w[closest]))['sliced_w2'],
         }
         return row, x
+
+    def shown(self, rule: Rule, solver: Solver, ws: Sequence[float], **how: int) -> list[tuple[Row, np.ndarray]]:
+        """Measures rows at several w; returns each with its panel, see `plots.Panels`."""
+        log.info('mixture: %s with %s', rule.text, solver.text)
+        found = []
+        for w in ws:
+            row, x = self.measure(rule, solver, w, **how)
+            # Of all seeds together: a picture has less noise than a distance of so many samples.
+            drawn = plots.histograms(np.concatenate(x, axis=1), extent=self.settings.extent)
+            peaks = np.stack([target.panel for target in self.targets(w)]).max(axis=(1, 2))
+            found.append((row, drawn / peaks[:, None, None]))
+        return found
 
     def _distances(self, x: np.ndarray, w: float) -> Row:
         targets = enumerate(self.targets(w))
@@ -108,9 +123,9 @@ def _summary(each: Sequence[Sequence[dict[str, float]]]) -> Row:
 
 
 def write_study(out_dir: str | Path, settings: Settings) -> Path:
-    """Writes distances.json, .csv and .md, rules.png, rule_distances.png and sampler_distances.png.
+    """Writes distances.json, .csv and .md, rules.png, rule_distances.png, sampler_distances.png and tilted.png.
 
-    What concerns the rules is written before the samplers are drawn.
+    What concerns the rules is written before the samplers are drawn, and that before those that aim at the density.
 
     Returns:
       The path of distances.md, which shows the figures.
@@ -119,15 +134,23 @@ def write_study(out_dir: str | Path, settings: Settings) -> Path:
     out_dir.mkdir(parents=True, exist_ok=True)
     study, extent = Study(settings), settings.extent
     rules, panels = _rule_rows(study)
-    exact = [(w, np.stack([target.panel for target in study.targets(w)])) for w in settings.w]
-    plots.rules_figure(exact, panels, extent=extent).savefig(out_dir / 'rules.png', dpi=110)
+
+    def exact(ws):
+        return [(w, np.stack([target.panel for target in study.targets(w)])) for w in ws]
+
+    plots.rules_figure(exact(settings.w), panels, extent=extent).savefig(out_dir / 'rules.png', dpi=110)
     plots.rule_distances(rules, extent=extent).savefig(out_dir / 'rule_distances.png', dpi=150)
-    path = write_tables(out_dir, settings, rules, [])
-    samplers = list(_sampler_rows(study))
+    tables = {'rules': rules, 'samplers': [], 'tilted': []}
+    write_tables(out_dir, settings, tables)
+    tables['samplers'] = samplers = list(_sampler_rows(study))
     if samplers:
         plots.sampler_distances(samplers, extent=extent).savefig(out_dir / 'sampler_distances.png', dpi=150)
-        path = write_tables(out_dir, settings, rules, samplers)
-    return path
+        write_tables(out_dir, settings, tables)
+    guided = [w for w in settings.w if w > 0]
+    if settings.tilted and guided:
+        tables['tilted'], panels = _tilted_rows(study, guided)
+        plots.rules_figure(exact(guided), panels, extent=extent).savefig(out_dir / 'tilted.png', dpi=110)
+    return write_tables(out_dir, settings, tables)
 
 
 def _rule_rows(study: Study) -> tuple[list[Row], list[plots.Panels]]:
@@ -136,18 +159,20 @@ def _rule_rows(study: Study) -> tuple[list[Row], list[plots.Panels]]:
     solvers = [samplers.parse_solver(name) for name in settings.rule_samplers]
     for guidance in map(samplers.parse_rule, settings.guidance):
         for place, sampler in enumerate([one for one in solvers if samplers.fits(guidance, one)]):
-            log.info('mixture: %s with %s', guidance.text, sampler.text)
-            shown = []
-            for w in guidance.w or settings.w:
-                row, x = study.measure(guidance, sampler, w, num_steps=settings.num_steps)
-                rows.append(row)
-                # Of all seeds together: a picture has less noise than a distance of so many samples.
-                drawn = plots.histograms(np.concatenate(x, axis=1), extent=settings.extent)
-                peaks = np.stack([target.panel for target in study.targets(w)]).max(axis=(1, 2))
-                shown.append((row, drawn / peaks[:, None, None]))
+            shown = study.shown(guidance, sampler, guidance.w or settings.w, num_steps=settings.num_steps)
+            rows += [row for row, _ in shown]
             if place == 0:
                 panels.append(plots.Panels(guidance.text, sampler.text, guidance.w is not None, shown))
     return rows, panels
+
+
+def _tilted_rows(study: Study, ws: Sequence[float]) -> tuple[list[Row], list[plots.Panels]]:
+    """Measures the third table, of one seed; returns its rows and their panels."""
+    panels = []
+    for text, num_steps in study.settings.tilted:
+        shown = study.shown(Cfg(), samplers.parse_solver(text), ws, num_steps=num_steps, num_seeds=1)
+        panels.append(plots.Panels(f'T = {num_steps}, {shown[-1][0]["passes"]} evaluations', text, False, shown))
+    return [row for line in panels for row, _ in line.shown], panels
 
 
 def _sampler_rows(study: Study) -> Iterable[Row]:

@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +16,25 @@ from cfg.runtime.files import write_whole
 Row = dict[str, Any]
 
 
-def write_tables(out_dir: Path, settings: Settings, rules: Sequence[Row], samplers: Sequence[Row]) -> Path:
-    """Writes distances.json, .csv and .md; returns the path of the last."""
-    content = {'settings': dataclasses.asdict(settings), 'rules': rules, 'samplers': samplers}
+def write_tables(out_dir: Path, settings: Settings, tables: Mapping[str, Sequence[Row]]) -> Path:
+    """Writes distances.json, .csv and .md of the tables 'rules', 'samplers' and 'tilted'; returns the last's path."""
+    content = {'settings': dataclasses.asdict(settings), **tables}
     # JSON has no NaN and no infinity: they become null.
     content = json.loads(json.dumps(content), parse_constant=lambda constant: None)
     write_whole(out_dir / 'distances.json', (json.dumps(content, indent=2, allow_nan=False) + '\n').encode())
-    write_whole(out_dir / 'distances.csv', _csv(rules, samplers).encode())
+    write_whole(out_dir / 'distances.csv', _csv(tables).encode())
     path = out_dir / 'distances.md'
-    write_whole(path, _markdown(settings, rules, samplers).encode())
+    write_whole(path, _markdown(settings, tables).encode())
     return path
 
 
-def _csv(rules: Sequence[Row], samplers: Sequence[Row]) -> str:
-    """Writes one line a row of both tables, without the classes on their own."""
-    names = [name for name in rules[0] if not name.endswith('_by_class')]
+def _csv(tables: Mapping[str, Sequence[Row]]) -> str:
+    """Writes one line a row of all tables, without the classes on their own."""
+    names = [name for name in tables['rules'][0] if not name.endswith('_by_class')]
     file = io.StringIO()
     writer = csv.DictWriter(file, ['table', *names], extrasaction='ignore', lineterminator='\n')
     writer.writeheader()
-    for table, rows in (('rules', rules), ('samplers', samplers)):
+    for table, rows in tables.items():
         writer.writerows({'table': table, **row} for row in rows)
     return file.getvalue()
 
@@ -42,7 +42,7 @@ def _csv(rules: Sequence[Row], samplers: Sequence[Row]) -> str:
 _HEADS = {'sliced_w2': 'sliced W2', 'kl': 'KL', 'total_variation': 'TV'}
 
 
-def _markdown(settings: Settings, rules: Sequence[Row], samplers: Sequence[Row]) -> str:
+def _markdown(settings: Settings, tables: Mapping[str, Sequence[Row]]) -> str:
     looked = settings.nearest_w()
     lines = [
         '# Distances to p(z|c) p(c|z)^w',
@@ -53,9 +53,11 @@ def _markdown(settings: Settings, rules: Sequence[Row], samplers: Sequence[Row])
         '',
         '![what each rule draws](rules.png)',
         '![distance against w](rule_distances.png)',
-        *(['![distance against T](sampler_distances.png)'] if samplers else []),
+        *(['![distance against T](sampler_distances.png)'] if tables['samplers'] else []),
+        *(['![what samplers that aim at the density draw](tilted.png)'] if tables['tilted'] else []),
     ]
-    for title, rows in ((f'Rules, T = {settings.num_steps}', rules), ('Samplers, Eq. 6', samplers)):
+    titles = f'Rules, T = {settings.num_steps}', 'Samplers, Eq. 6', 'Samplers that aim at the density, one seed'
+    for title, rows in zip(titles, tables.values(), strict=True):
         if not rows:
             continue
         heads = ['guidance', 'sampler', 'T', 'w', 'passes', *_HEADS.values(), 'nearest w', 'its sliced W2']

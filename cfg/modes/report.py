@@ -1,9 +1,11 @@
 """Runs `--mode=report` with the report that a config calls for."""
 
+import dataclasses
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from cfg.diffusion.sampler import parse_solver
 from cfg.mixture import fig2, study
 from cfg.mixture.settings import Settings
 from cfg.report import sweep_report
@@ -40,7 +42,7 @@ def run(config: ConfigDict, workdir: Path, *, missing: int = 0) -> Path:
 def _mixture(config: ConfigDict, workdir: Path) -> Path:
     mixture, sampling, diffusion = config.mixture, config.sampling, config.diffusion
     names = ('means', 'stddev', 'weaker_stddev', 'w', 'guidance', 'rule_samplers', 'num_steps', 'samplers', 'steps')
-    names += ('steps_w', 'grid', 'extent', 'num_seeds')
+    names += ('steps_w', 'tilted', 'grid', 'extent', 'num_seeds')
     settings = Settings(
         **{name: mixture[name] for name in names},
         num_samples=mixture.seed_samples,
@@ -50,5 +52,7 @@ def _mixture(config: ConfigDict, workdir: Path) -> Path:
         logsnr_max=diffusion.logsnr_max,
     )
     folder = workdir / 'report'
-    figure = fig2.write_figure(folder, settings, num_samples=mixture.num_samples, num_steps=sampling.num_steps)
+    drawn = dataclasses.replace(settings, grid=sampling.grid, num_samples=mixture.num_samples)
+    solver = parse_solver(sampling.sampler)
+    figure = fig2.write_figure(folder, drawn, solver, num_steps=sampling.num_steps)
     return study.write_study(folder, settings) if mixture.guidance else figure

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from cfg.data.built_in import BUILT_IN
 from cfg.diffusion import sampler as samplers
-from cfg.settings.sampler import check_texts, check_w
+from cfg.diffusion.rules import Cfg
+from cfg.settings.sampler import check_levels, check_texts, check_w
 from cfg.settings.table import SEED, TABLE
 from cfg.settings.values import require
 
@@ -73,8 +74,10 @@ def _check_networks(config: ConfigDict) -> None:
 
 
 def _check_study(config: ConfigDict) -> None:
-    """Checks what only the study beside Fig. 2 reads."""
+    """Checks what Fig. 2 and, unless it is drawn alone, the study beside it read."""
     mixture = config.mixture
+    if config.data.name == 'mixture':
+        check_w(Cfg(), samplers.parse_solver(config.sampling.sampler), 'mixture.w', mixture.w)
     if not mixture.guidance:
         return
     rules = [samplers.parse_rule(text, 'mixture.guidance') for text in mixture.guidance]
@@ -82,7 +85,14 @@ def _check_study(config: ConfigDict) -> None:
         name: [samplers.parse_solver(text, f'mixture.{name}') for text in mixture[name]]
         for name in ('rule_samplers', 'samplers')
     }
-    samplers.parse_grid(mixture.grid, 'mixture.grid')
+    grid = samplers.parse_grid(mixture.grid, 'mixture.grid')
+    ends = {'logsnr_min': config.diffusion.logsnr_min, 'logsnr_max': config.diffusion.logsnr_max}
+    for name, steps in (('rule_samplers', 'num_steps'), ('samplers', 'steps')):
+        for solver in solvers[name]:
+            check_levels(grid, solver, mixture[steps], ends, fields=(f'mixture.{name}', f'mixture.{steps}'))
+    for text, steps in mixture.tilted:
+        solver = samplers.parse_solver(text, 'mixture.tilted')
+        check_levels(grid, solver, steps, ends, fields=('mixture.tilted', 'mixture.tilted'))
     require(len(mixture.rule_samplers) > 0, 'mixture.rule_samplers', mixture.rule_samplers, 'at least one sampler')
     for name, found in ({'guidance': rules} | solvers).items():
         different = len({it.text for it in found}) == len(found)

@@ -62,24 +62,27 @@ def check_texts(config: ConfigDict) -> None:
             limits = f'both within {ends["logsnr_min"]:g} and {ends["logsnr_max"]:g} (config.diffusion)'
             expected = f'a grid with logsnr_min smaller than logsnr_max, {limits}'
             require(within, f'{part}.grid', grid.text, expected)
-            check_levels(grid, solver, part, config[part].num_steps, **ends)
+            steps = config[part].num_steps
+            check_levels(grid, solver, steps, ends, fields=(f'{part}.sampler', f'{part}.num_steps'))
 
 
-def check_levels(grid: Grid, solver: Solver, part: str, steps: int | Sequence[int], **ends: float) -> None:
+def check_levels(
+    grid: Grid, solver: Solver, steps: int | Sequence[int], ends: dict[str, float], *, fields: tuple[str, str]
+) -> None:
     """Checks that a number of steps, or each of several, is enough, and the level where a solver begins anew.
 
     Raises:
-      UserError: names `num_steps` or `sampler` of the part of the config.
+      UserError: names one of the `fields` of the config, that of the solver or that of the steps.
     """
     each = steps if isinstance(steps, tuple | list) else (steps,)
     enough = all(solver.takes(num_steps, grid) for num_steps in each)
     words = f'at least {grid.least_steps}'
     words = words if solver.logsnr is None else f'enough for {words} in each run of {solver.text!r}'
-    require(enough, f'{part}.num_steps', steps, f'{words} with the grid {grid.text!r}')
+    require(enough, fields[1], steps, f'{words} with the grid {grid.text!r}')
     low, high = grid.ends(**ends).values()
     inside = solver.logsnr is None or low < solver.logsnr < high
     words = f'with a logsnr between the ends of the grid, {low:g} and {high:g}'
-    require(inside, f'{part}.sampler', solver.text, words)
+    require(inside, fields[0], solver.text, words)
 
 
 def check_w(rule: Rule, solver: Solver, field: str, ws: Sequence[float]) -> None:

@@ -247,6 +247,10 @@ TABLE: dict[str, dict[str, Check]] = {
         'samplers': _texts('ancestral', 'ddim'),
         'steps': _several(_whole(2), 'whole numbers of at least 2'),
         'steps_w': _STRENGTHS,
+        'tilted': _several(
+            Check(lambda pair: len(pair) == 2 and _TEXT.holds(pair[0]) and _whole(1).holds(pair[1]), ''),
+            "pairs of a sampler and its number of steps, such as (('gibbs', 32),)",
+        ),
         'grid': _TEXT,
         'seed_samples': _whole(1),
         'num_seeds': _whole(1),

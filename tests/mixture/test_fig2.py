@@ -9,6 +9,7 @@ import pytest
 import scipy.stats
 
 from cfg.diffusion import mixture
+from cfg.diffusion.sampler import parse_solver
 from cfg.mixture import distances, fig2
 from tests.mixture.test_study import THREE
 
@@ -17,9 +18,10 @@ STD = 0.5
 EXTENT = 2.6
 
 
-def small_figure(out_dir, **changes):
-    settings = dataclasses.replace(THREE, **{'means': MEANS, 'extent': EXTENT, 'w': (0.0, 1.0, 4.0)} | changes)
-    return fig2.write_figure(out_dir, settings, num_samples=2000, num_steps=64)
+def small_figure(out_dir, sampler='ancestral', **changes):
+    fixed = {'means': MEANS, 'extent': EXTENT, 'w': (0.0, 1.0, 4.0), 'num_samples': 2000, 'grid': 'paper'}
+    settings = dataclasses.replace(THREE, **fixed | changes)
+    return fig2.write_figure(out_dir, settings, parse_solver(sampler), num_steps=64)
 
 
 @pytest.mark.parametrize('w', [0.0, 1.0, 4.0])

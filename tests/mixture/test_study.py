@@ -28,6 +28,7 @@ THREE = Settings(
     samplers=('ddim',),
     steps=(4, 6),
     steps_w=(1.0,),
+    tilted=(('feynman_kac(particles=2)', 6), ('gibbs', 8)),
     grid='uniform',
     logvar_interp=0.3,
     logsnr_min=-20.0,
@@ -115,6 +116,7 @@ def small_config():
     config.mixture.rule_samplers = THREE.rule_samplers
     config.mixture.samplers = THREE.samplers
     config.mixture.steps = THREE.steps
+    config.mixture.tilted = THREE.tilted
     config.mixture.num_seeds = 2
     return config
 
@@ -143,10 +145,14 @@ def test_the_report_of_a_mixture(tmp_path, monkeypatch):
         assert row['kl'] == pytest.approx(np.mean(row['kl_by_class']))
         assert row['sliced_w2_spread'] >= 0.0
     lines = list(csv.DictReader((path.parent / 'distances.csv').open()))
-    assert [line['table'] for line in lines] == ['rules'] * 8 + ['samplers'] * 4
+    assert [line['table'] for line in lines] == ['rules'] * 8 + ['samplers'] * 4 + ['tilted'] * 2
+    # One seed, w > 0, T evaluations of two predictions for each particle, and 2T - 1 in each run.
+    found = [(row['sampler'], row['num_steps'], row['w'], row['passes']) for row in written['tilted']]
+    assert found == [('feynman_kac(particles=2)', 6, 2.0, 24), ('gibbs', 8, 2.0, 7 + 2 * (3 + 3))]
+    assert all(row['sliced_w2_spread'] is None for row in written['tilted'])
     assert float(lines[1]['sliced_w2']) == written['rules'][1]['sliced_w2']
     text = path.read_text()
-    for name in ('rules.png', 'rule_distances.png', 'sampler_distances.png'):
+    for name in ('rules.png', 'rule_distances.png', 'sampler_distances.png', 'tilted.png'):
         assert f'({name})' in text
         assert matplotlib.image.imread(path.parent / name)[..., :3].std() > 0.05
     assert text.count('| cfg_plus_plus |') == 2
@@ -197,6 +203,11 @@ def test_without_rules_the_report_is_fig_2(tmp_path):
         ('rule_samplers', ('ddim',), "the sampler 'ddim' adds none"),
         ('rule_samplers', (), 'at least one sampler'),
         ('samplers', ('euler',), 'must be one of ancestral, '),
+        ('samplers', ('gibbs(logsnr=20.0)',), 'between the ends of the grid, -20 and 20'),
+        ('tilted', (('gibbs', 5),), 'enough for at least 2 in each run of'),
+        ('tilted', (('gibbs(logsnr=20.0)', 64),), 'between the ends of the grid, -20 and 20'),
+        ('tilted', ('gibbs', 5), 'pairs of a sampler and its number of steps'),
+        ('tilted', (('euler', 5),), 'must be one of ancestral, '),
         ('grid', 'rho(rho=-1)', 'rho must be'),
         ('steps', (), 'whole numbers of at least 2'),
         ('steps_w', (), 'one or more finite numbers'),
