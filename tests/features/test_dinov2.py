@@ -1,5 +1,6 @@
 """DINOv2 against transformers' Dinov2Model on the same random weights, its resizes against PyTorch's and PIL's."""
 
+import dataclasses
 import functools
 import re
 
@@ -25,9 +26,10 @@ from cfg.features.dinov2 import (
     resize_torch,
 )
 from cfg.features.dinov2_weights import META, params_from_tensors, read_tensors, resized
-from cfg.features.network import COLOUR_IMAGES, FeatureNetwork, Features, dinov2
+from cfg.features.network import COLOUR_IMAGES, FeatureNetwork, Features, dinov2, shared, with_second
 from cfg.features.weights import dinov2_files, load_weights
 from cfg.modes import fetch_weights
+from cfg.runtime import processes
 from cfg.runtime.errors import UserError
 from cfg.settings.checks import check_config
 from cfg.settings.table import feature_names
@@ -311,6 +313,30 @@ def test_a_config_opens_it_beside_inception(peer, files, small_config, monkeypat
     options.features = 'dinov2, small_classifier'
     with pytest.raises(UserError, match='x has images of 8x8x1, but DINOv2'):
         opening.open_features(small_config, (8, 8, 1), 'x')
+
+
+def test_processes_share_the_images_of_both_networks(tmp_path, monkeypatch):
+    """Each of two sees half of them, and both get the features of all."""
+    seen = []
+
+    def extract(images):
+        seen.append(len(images))
+        return Features(images.reshape(len(images), -1)[:, :3].astype(np.float32), None, None, None)
+
+    first = dataclasses.replace(fake_inception(tmp_path), extract=lambda images: extract(images)._replace(log_p=images))
+    second = FeatureNetwork('second', 's' * 64, None, 3, 0, COLOUR_IMAGES, extract, None, tmp_path)
+    network, images = with_second(first, second), pictures(4, 5)
+    monkeypatch.setattr(processes, 'count', lambda: 2)
+    halves = []
+    for place in (0, 1):
+        monkeypatch.setattr(processes, 'index', lambda place=place: place)
+        monkeypatch.setattr(processes, 'gather', halves.append)
+        shared(network).extract(images)
+    assert seen == [3, 3, 3, 3]
+    monkeypatch.setattr(processes, 'gather', lambda _: jax.tree.map(lambda *x: np.concatenate(x), *halves))
+    found = shared(network).extract(images)
+    assert np.array_equal(found.second, extract(images).pool)
+    assert np.array_equal(found.log_p, images)
 
 
 @pytest.mark.parametrize(
