@@ -1,5 +1,6 @@
 """Draws the figures of guidance on a Gaussian mixture: Fig. 2, and those of the study."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -164,7 +165,8 @@ def _panel(axis: Axes, shares: np.ndarray, extent: float) -> None:
 
 def _wrapped(text: str) -> str:
     """Breaks the text of a rule or a sampler into lines beside a panel, the options below the name."""
-    return text.replace('(', '\n(', 1)
+    name, *options = text.replace('(', '\n(', 1).split('\n')
+    return '\n'.join([name, *textwrap.wrap(''.join(options), 26)])
 
 
 def distance_text(distance: float) -> str:
