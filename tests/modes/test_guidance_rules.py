@@ -1,4 +1,4 @@
-"""Each rule after Eq. 6 through the modes, on one tiny network: a text in a config, samples, rows, a page."""
+"""Each rule after Eq. 6, and each sampler that aims at its density, through the modes, on one tiny network."""
 
 import shutil
 
@@ -75,4 +75,25 @@ def test_a_rule_goes_through_the_modes(trained, tmp_path, capsys, text):
     assert rows[text, 1.0]['evaluations'] == evaluations
     assert (rows[text, 0.0]['fid'] == rows['cfg', 0.0]['fid']) is neutral
     assert text.partition('(')[0] in (workdir / 'compare' / 'index.html').read_text()
+    assert 'parameters: ' in describe.describe(config, num_devices=1)
+
+
+# Each with its evaluations at w = 0 and 1 and T = 6.
+SAMPLERS = {'feynman_kac(particles=2)': (12, 24), 'gibbs': (3 + 2 * 3, 3 + 2 * 3 * 2)}
+
+
+@pytest.mark.parametrize('text', SAMPLERS)
+def test_a_sampler_goes_through_the_modes(trained, tmp_path, capsys, text):
+    config, workdir = config_of('cfg'), shutil.copytree(trained, tmp_path / 'run')
+    config.sampling.num_steps, config.sampling.sampler = 6, 'dpm_solver_2m(stochastic=True)'
+    plain, guided = images_of(config, workdir, capsys)
+    config.sampling.sampler = text
+    check_config(config)
+    found = images_of(config, workdir, capsys)
+    assert np.array_equal(found[0], plain) is text.startswith('feynman_kac')
+    assert np.abs(np.int32(found[1]) - guided).max() > 1
+    compare.run(config, workdir)
+    rows = [row.flat for row in Results(workdir).read()]
+    seen = {row['w']: row['evaluations'] for row in rows if row['sampling']['sampler'] == text}
+    assert (seen[0.0], seen[1.0]) == SAMPLERS[text]
     assert 'parameters: ' in describe.describe(config, num_devices=1)
