@@ -18,7 +18,8 @@ from cfg.diffusion.grids import GRIDS, Grid, Paper
 from cfg.diffusion.process import Prediction
 from cfg.diffusion.rules import RULES, Cfg
 from cfg.diffusion.rules.base import Passes, Rule
-from cfg.diffusion.solvers import SOLVERS, Ancestral, Guided, Solver
+from cfg.diffusion.solvers import SOLVERS, Ancestral
+from cfg.diffusion.stepping import Guided, Solver
 from cfg.diffusion.tilted import FeynmanKac, Gibbs
 from cfg.runtime.errors import UserError
 

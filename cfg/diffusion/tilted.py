@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cfg.diffusion import options, process, solvers
+from cfg.diffusion import options, process, stepping
 from cfg.diffusion.rules import Cfg
-from cfg.diffusion.solvers import Ddim, DpmSolver2M, Heun, Solver, Step
+from cfg.diffusion.solvers import Ddim, DpmSolver2M, Heun
+from cfg.diffusion.stepping import Solver, Step
 
 Array = jax.Array
 
@@ -68,7 +69,7 @@ class FeynmanKac(Solver):
         streams = _fold(keys, _RESAMPLING)
 
         def step(carry, at):
-            noise = functools.partial(solvers.noise, own, at.index, shape)
+            noise = functools.partial(stepping.noise, own, at.index, shape)
             z, state, memory = _SDE.step(guided, at, *carry, noise)
             change = jnp.where(at.last, 0.0, 0.5 * (at.logsnr_s - at.logsnr_t)) * state.memory
             u = jax.vmap(jax.random.uniform)(_fold(streams, at.index))
@@ -77,9 +78,9 @@ class FeynmanKac(Solver):
             x, h = memory
             return (z[drawn.reshape(-1)], state, (x[drawn.reshape(-1)], h)), None
 
-        z = solvers.noise(own, 0, shape)
+        z = stepping.noise(own, 0, shape)
         start = z, guided.init(own, z), _SDE.memory(z, len(logsnrs))
-        (z, *_), _ = jax.lax.scan(step, start, solvers.steps(logsnrs))
+        (z, *_), _ = jax.lax.scan(step, start, self.steps(logsnrs))
         return z[chosen + count * jnp.arange(len(keys))]
 
     def visits(self, logsnrs):

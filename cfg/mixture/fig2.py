@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from cfg.diffusion.rules import Cfg
-from cfg.diffusion.solvers import Ancestral, Solver
+from cfg.diffusion.solvers import Ancestral
+from cfg.diffusion.stepping import Solver
 from cfg.mixture import plots
 from cfg.mixture.distances import NUM_BINS, total_variation
 from cfg.mixture.settings import Settings

@@ -8,7 +8,7 @@ from cfg.diffusion import mixture
 from cfg.diffusion import sampler as samplers
 from cfg.diffusion.rules.base import Rule
 from cfg.diffusion.sampler import Sampler
-from cfg.diffusion.solvers import Solver
+from cfg.diffusion.stepping import Solver
 from cfg.mixture.distances import GuidedDensities
 from cfg.settings.sampler import with_logvar_interp
 

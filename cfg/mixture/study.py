@@ -22,7 +22,7 @@ from cfg.diffusion.denoiser import Denoiser, Models
 from cfg.diffusion.rules import Cfg
 from cfg.diffusion.rules.base import Rule
 from cfg.diffusion.sampler import Sampler
-from cfg.diffusion.solvers import Solver
+from cfg.diffusion.stepping import Solver
 from cfg.mixture import plots
 from cfg.mixture.distances import METRICS, nearest
 from cfg.mixture.settings import Settings

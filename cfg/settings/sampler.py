@@ -11,7 +11,7 @@ from cfg.diffusion import sampler as samplers
 from cfg.diffusion.grids import Grid
 from cfg.diffusion.rules.base import Rule
 from cfg.diffusion.sampler import Sampler
-from cfg.diffusion.solvers import Solver
+from cfg.diffusion.stepping import Solver
 from cfg.settings.values import require
 
 PARSERS = {'guidance': samplers.parse_rule, 'sampler': samplers.parse_solver, 'grid': samplers.parse_grid}

@@ -12,7 +12,8 @@ import pytest
 import scipy.integrate
 
 from cfg.diffusion import schedule
-from cfg.diffusion.solvers import Ancestral, Ddim, DpmSolver2M, Heun, Step, steps
+from cfg.diffusion.solvers import Ancestral, Ddim, DpmSolver2M, Heun
+from cfg.diffusion.stepping import Step, steps
 from tests.diffusion.toys import keys, normal_of, scales, unguided
 
 GRIDS = {'paper': schedule.sampling_grid, 'uniform': schedule.uniform_grid, 'rho': schedule.rho_grid}

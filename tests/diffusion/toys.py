@@ -10,7 +10,7 @@ import scipy.special
 from cfg.diffusion.denoiser import Denoiser, Models
 from cfg.diffusion.rules import Temperature
 from cfg.diffusion.sampler import Sampler
-from cfg.diffusion.solvers import Guided
+from cfg.diffusion.stepping import Guided
 
 SHAPE = (2, 3)
 CLASSES = NULL = 5
