@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-PLAIN_SHARE = 3  # of a rung one in so many is plain, so that the one that the best is set beside was searched for too
+SHARE = 3  # one in so many of a rung is plain, and one is not, so that what the best is set beside was searched for too
 
 
 class Rung(NamedTuple):
@@ -42,13 +42,15 @@ def plan(budget: int, *, candidates: int, least: int, factor: int) -> list[Rung]
 def kept(scores: Sequence[float], count: int, plain: Sequence[bool]) -> list[int]:
     """Returns the places of the `count` lowest scores, the lowest first; of equal ones the first counts.
 
-    A third of them are plain where so many are there. What is not finite is not kept.
+    A third of them, or one, are plain, and as many are not, where so many are there. What is not finite is not kept.
 
     Args:
       plain: whether a candidate is plain, for each.
     """
     order = sorted((place for place, score in enumerate(scores) if math.isfinite(score)), key=lambda i: (scores[i], i))
-    first = [place for place in order if plain[place]][: -(-count // PLAIN_SHARE)]
+    share = max(1, count // SHARE)
+    first = [place for kind in (True, False) for place in [it for it in order if plain[it] is kind][:share]]
+    first = sorted(first, key=order.index)[:count]
     others = [place for place in order if place not in first][: count - len(first)]
     return sorted(first + others, key=order.index)
 

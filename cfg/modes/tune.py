@@ -45,13 +45,13 @@ def run(config: ConfigDict, workdir: Path) -> str | None:
         log.info('%s', note)
     with sweep.opened(searched, workdir, fewest=config.tune.first_samples) as opened:
         search = _Search(opened, config, rungs)
-        chosen, plain = search.climb(found, drawn)
-        entrants = search.fresh(list(dict.fromkeys(point for point in (chosen, plain) if point)))
+        chosen, beside = search.climb(found, drawn)
+        entrants = search.fresh([point for point in (chosen, beside) if point])
         return processes.on_first(
             lambda: tuned.write(
                 workdir,
                 chosen=entrants[0],
-                plain=entrants[-1] if plain else None,
+                beside=entrants[1] if beside else None,
                 setting=setting(chosen),
                 rounds=search.rounds,
                 notes=notes,
@@ -105,7 +105,7 @@ class _Search:
         self.rounds: list[Round] = []
 
     def climb(self, found: Sequence[Point], drawn: Sequence[int]) -> tuple[Point, Point | None]:
-        """Returns the best of the last rung, and the best plain one of it, if any."""
+        """Returns the best of the last rung, and the best plain one, or the best other one if that is plain."""
 
         def measure(number, alive):
             log.info('Rung %d of %d: %d settings.', number + 1, len(self._rungs), len(alive))
@@ -122,7 +122,7 @@ class _Search:
             words = tuple(_words(found[place]) for place in one.ranked)
             self.rounds.append(Round(rung.samples, words, one.kept))
         ranked = [found[place] for place in climbed[-1].ranked]
-        return ranked[0], next(filter(is_plain, ranked), None)
+        return ranked[0], next((it for it in ranked if is_plain(it) is not is_plain(ranked[0])), None)
 
     def fresh(self, points: Sequence[Point]) -> list[Fresh]:
         """Measures settings on seeds that nothing was chosen by; what it returns is for the first process."""

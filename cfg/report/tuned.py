@@ -53,16 +53,16 @@ def _spread(values: np.ndarray, sign: str = '') -> str:
     return f'{values.mean():{sign}.3f} ± {values.std(ddof=1):.3f}'
 
 
-def verdict(chosen: Fresh, plain: Fresh | None) -> str:
-    """Returns a sentence on whether what was chosen is better than plain guidance by more than its spread."""
-    if plain is None:
-        return 'No plain cfg was among the candidates, so nothing stands beside it.'
-    if plain is chosen:
-        return 'The best of the search is plain cfg.'
-    less = chosen.fids - plain.fids
-    better = bool(less.mean() < -less.std(ddof=1))
-    words = 'better by more than its spread' if better else 'not better by more than its spread'
-    return f'FID less that of plain cfg, seed by seed: {_spread(less, "+")}. It is {words}.'
+def verdict(chosen: Fresh, beside: Fresh | None) -> str:
+    """Returns a sentence on whether what was chosen is better than what stands beside it by more than its spread."""
+    if beside is None:
+        return 'Nothing stands beside it: the last rung had no plain cfg, or had nothing else.'
+    less = chosen.fids - beside.fids
+    better = '' if less.mean() < -less.std(ddof=1) else 'not '
+    other = 'plain cfg' if beside.rows[0].source.sampling.guidance == 'cfg' else 'the best that is not plain cfg'
+    return (
+        f'FID less that of {other}, seed by seed: {_spread(less, "+")}. It is {better}better by more than its spread.'
+    )
 
 
 def config_text(setting: Mapping[str, Any]) -> str:
@@ -79,7 +79,7 @@ def write(
     workdir: Path,
     *,
     chosen: Fresh,
-    plain: Fresh | None,
+    beside: Fresh | None,
     setting: Mapping[str, Any],
     rounds: Sequence[Round],
     notes: Sequence[str],
@@ -88,18 +88,18 @@ def write(
 
     Args:
       chosen: the setting that was found.
-      plain: plain guidance at the best that the search found for it; `chosen` itself if that is plain, None for none.
+      beside: plain guidance at the best that the search found for it, or the best other setting if that is chosen.
       setting: the fields of a config that make the setting.
       notes: sentences on the candidates.
     """
     folder = workdir / FOLDER
     folder.mkdir(exist_ok=True)
-    table = [fresh.cells for fresh in ([chosen] if plain in (None, chosen) else [chosen, plain])]
+    table = [fresh.cells for fresh in filter(None, (chosen, beside))]
     row = chosen.rows[0]
     of = f'{len(chosen.rows)} fresh seeds of {row.method.num_samples:,} samples each, mean ± standard deviation'
     scored = f'features: {row.method.features}; reference: {row.beside.reference}'
     lines = [': '.join([cells[0], ', '.join(map(' '.join, zip(HEADS[1:], cells[1:], strict=True)))]) for cells in table]
-    lines += [verdict(chosen, plain), f'{of}; {scored}']
+    lines += [verdict(chosen, beside), f'{of}; {scored}']
     text = config_text(setting)
     head = ''.join(f'# {line}\n' for line in lines)
     write_whole(folder / 'tuned.py', f'{head}{text}# {flags(setting)}\n'.encode())
@@ -108,7 +108,7 @@ def write(
         'tune.html',
         heads=HEADS,
         table=table,
-        verdict=verdict(chosen, plain),
+        verdict=verdict(chosen, beside),
         of=f'{of}; {scored}',
         text=text,
         flags=flags(setting),

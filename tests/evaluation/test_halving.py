@@ -50,21 +50,23 @@ SCORES = st.lists(st.tuples(st.sampled_from([0.5, 1.0, 2.0, math.inf, math.nan])
 
 
 @given(pairs=SCORES, count=st.integers(1, 12))
-def test_the_lowest_go_on_and_a_third_of_them_are_plain(pairs, count):
+def test_the_lowest_go_on_and_a_third_of_them_are_of_each_kind(pairs, count):
     scores, plain = [score for score, _ in pairs], [is_plain for _, is_plain in pairs]
     found = kept(scores, count, plain)
     right = [place for place, score in enumerate(scores) if math.isfinite(score)]
     ranks = [(scores[place], place) for place in found]
     assert ranks == sorted(set(ranks))
     assert len(found) == min(count, len(right))
-    share = -(-count // 3)
-    assert sum(plain[place] for place in found) >= min(share, sum(plain[place] for place in right))
-    # Who stays behind though better than one that goes on makes room for a plain one.
+    share = max(1, count // 3)
+    of_kind = {kind: [place for place in right if plain[place] is kind] for kind in (True, False)}
+    if count > 1:
+        for kind, places in of_kind.items():
+            assert sum(plain[place] is kind for place in found) >= min(share, len(places))
+    # Who stays behind though better than some that go on makes room for a few of the other kind.
     for place in set(right) - set(found):
-        better = [other for other in found if (scores[other], other) > (scores[place], place)]
-        assert not plain[place] or not any(plain[other] for other in better)
-        assert all(plain[other] for other in better)
-        assert len(better) <= share
+        worse = [other for other in found if (scores[other], other) > (scores[place], place)]
+        assert all(plain[other] is not plain[place] for other in worse)
+        assert len(worse) <= share
 
 
 def test_without_noise_the_best_of_a_known_function_is_found():

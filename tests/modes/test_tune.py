@@ -109,14 +109,18 @@ def setting(row):
 def test_the_best_of_a_rung_go_on(tuned):
     """By their FID, of which some are equal here; one of three is plain."""
     workdir, _ = tuned
-    seeds = (1000, 1001, 2000)
-    fids = [{setting(row): row.scores.fid for row in of_seeds(workdir, seed)} for seed in seeds]
-    for here, above, count in zip(fids, fids[1:], (3, 1), strict=False):
-        assert set(above) <= set(here)
-        ranked = sorted(here.values())
-        plain = sorted(fid for (sampling, _), fid in here.items() if sampling.guidance == 'cfg')
-        best = ranked[:count] if plain[0] in ranked[:count] else [*ranked[: max(count - 1, 1)], plain[0]]
-        assert sorted(here[which] for which in above) == sorted(best)
+    first, second, fresh = (
+        {setting(row): row.scores.fid for row in of_seeds(workdir, seed)} for seed in (1000, 1001, 2000)
+    )
+    plain = {which: which[0].guidance == 'cfg' for which in first}
+    ranked = [sorted(fid for which, fid in first.items() if plain[which] is kind) for kind in (True, False)]
+    third = min(ranked[0][1], ranked[1][1])
+    assert sorted(first[which] for which in second) == sorted([ranked[0][0], ranked[1][0], third])
+    assert {plain[which] for which in fresh} == {True, False}
+    for kind in (True, False):  # the best, and the best of the other kind
+        assert min(second[which] for which in second if plain[which] is kind) in [second[which] for which in fresh]
+    assert len(fresh) == 2
+    assert set(fresh) < set(second) < set(first)
 
 
 def test_only_fresh_samples_are_reported(tuned):

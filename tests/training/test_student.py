@@ -247,7 +247,7 @@ def test_a_student_is_evaluated_as_any_run(teacher, student, tmp_path):
     config.tune.evaluations, config.tune.w, config.tune.num_steps = 4, (1.0, 2.0), (4,)
     config.tune.sampler, config.tune.grid, config.tune.final_seeds = (), (), 2
     config.tune.first_samples, config.tune.samples = 65, 2 * 65 + 2 * 2 * 20
-    assert 'No plain cfg was among the candidates' in tune.run(config, workdir)
+    assert 'the last rung had no plain cfg, or had nothing else' in tune.run(config, workdir)
     config.eval.guidance = ('cfg',)
     with pytest.raises(UserError, match="takes w as an input, so its guidance is 'one_pass'"):
         sweep.evaluate(config, workdir)
