@@ -6,13 +6,14 @@ Without options it is the paper's: Eq. 6, Alg. 2, a grid uniform in u. The texts
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cfg.diffusion import corrections, options, process
+from cfg.diffusion import corrections, options, process, strength
 from cfg.diffusion.denoiser import Models
 from cfg.diffusion.grids import GRIDS, Grid, Paper
 from cfg.diffusion.process import Prediction
@@ -42,50 +43,75 @@ class Sampler:
     def _ends(self) -> dict[str, float]:
         return {'logsnr_min': self.logsnr_min, 'logsnr_max': self.logsnr_max}
 
-    def sample(self, models: Models, keys: Array, labels: Array, w: Array, *, shape: tuple[int, ...]) -> Array:
+    def sample(
+        self, models: Models, keys: Array, labels: Array, w: Array | strength.Given, *, shape: tuple[int, ...]
+    ) -> Array:
         """Draws samples [N, *shape], float32.
 
         Args:
           models: with those that the rule needs.
           keys: [N] typed PRNG keys, one a sample; a sample depends on nothing else.
           labels: int32 [N].
-          w: the paper's guidance strength, [] or [N]; it may be traced, so that a sweep compiles once.
+          w: the paper's guidance strength, [] or [N], or one given over the levels; it may be traced, so that a sweep
+            compiles once.
         """
-        logsnrs = self.solver.levels(self.grid, self.num_steps, **self._ends)
-        return self.solver.sample(self.guided(models, labels, w), keys, logsnrs, shape=shape)
+        return self.solver.sample(self.guided(models, labels, w), keys, self.levels, shape=shape)
 
-    def guided(self, models: Models, labels: Array, w: Array) -> Guided:
+    @property
+    def levels(self) -> Array:
+        """Returns the levels of the steps, [T]."""
+        return self.solver.levels(self.grid, self.num_steps, **self._ends)
+
+    @property
+    def visited(self) -> np.ndarray:
+        """Returns the level of every evaluation, in order."""
+        with jax.ensure_compile_time_eval():
+            return self.solver.visits(np.asarray(self.levels))
+
+    def guided(self, models: Models, labels: Array, w: Array | strength.Given) -> Guided:
         """Returns what the solver steps with: the rule's predictions, thresholded and clipped as the options say."""
+        return self.clipped(self.ruled(models, labels, w))
+
+    def ruled(self, models: Models, labels: Array, w: Array | strength.Given) -> Guided:
+        """Returns the predictions of the rule with its options, before `clip_x`."""
         rule = self.solver.weighted(self.rule)
-        changes = []
-        if rule.threshold is not None:
-            changes.append(functools.partial(corrections.dynamic_threshold, quantile=rule.threshold))
-        if self.clip_x:
-            changes.append(lambda x: jnp.clip(x, -1.0, 1.0))
 
         def predict(z, logsnr, state, share=1.0):
             now = jnp.broadcast_to(share * rule.strength_at(w, logsnr, **self._ends), labels.shape)
             of_each = (jnp.repeat(one, len(z) // len(labels)) for one in (labels, now))
-            prediction, state = rule.predict(models, z, logsnr, *of_each, state)
-            for change in changes:
-                x = change(prediction.x)
-                # The eps that matches x; of a rule that renoises, the one that matches the changed x of its own eps.
-                of_eps = change(process.x_from_eps(z, prediction.eps, logsnr)) if rule.renoises else x
-                prediction = Prediction(x, process.eps_from_x(z, of_eps, logsnr))
-            return prediction, state
+            return rule.predict(models, z, logsnr, *of_each, state)
 
-        return Guided(rule.init, predict, rule.renoises, rule.noise_factor(w))
+        guided = Guided(rule.init, predict, rule.renoises, rule.noise_factor(w))
+        if rule.threshold is None:
+            return guided
+        return _changed(guided, functools.partial(corrections.dynamic_threshold, quantile=rule.threshold))
+
+    def clipped(self, guided: Guided) -> Guided:
+        """Returns what the solver steps with, clipped if `clip_x` says so."""
+        return _changed(guided, lambda x: jnp.clip(x, -1.0, 1.0)) if self.clip_x else guided
 
     def passes(self, w: float, *, second_uncond: bool = False) -> Passes:
         """Counts the network evaluations for a sample whose whole batch has the same w.
 
         `second_uncond` tells whether a second model gives the unconditional prediction.
         """
-        levels = np.asarray(self.solver.levels(self.grid, self.num_steps, **self._ends))
-        visited = self.solver.visits(levels)
+        visited = self.visited
         now = np.asarray(self.rule.strength_at(jnp.float32(w), jnp.asarray(visited), **self._ends))
-        now = now * self.solver.shares(levels)
+        now = now * self.solver.shares(np.asarray(self.levels))
         return self.rule.passes(np.broadcast_to(now, visited.shape), second_uncond=second_uncond)
+
+
+def _changed(guided: Guided, change: Callable[[Array], Array]) -> Guided:
+    """Returns what a solver steps with, whose estimates of x are changed."""
+
+    def predict(z, logsnr, state, share=1.0):
+        prediction, state = guided.predict(z, logsnr, state, share)
+        x = change(prediction.x)
+        # The eps that matches x; of a rule that renoises, the one that matches the changed x of its own eps.
+        of_eps = change(process.x_from_eps(z, prediction.eps, logsnr)) if guided.renoises else x
+        return Prediction(x, process.eps_from_x(z, of_eps, logsnr)), state
+
+    return guided._replace(predict=predict)
 
 
 def check_fit(rule: Rule, solver: Solver) -> None:

@@ -77,13 +77,18 @@ class Solver(options.Described):
         `keys` are [N] typed PRNG keys, one a sample; a sample depends on nothing else.
         """
 
+        return self.run(guided, keys, logsnrs, shape=shape)[0]
+
+    def run(self, guided: Guided, keys: Array, logsnrs: Array, *, shape: tuple[int, ...]) -> tuple[Array, Any]:
+        """Draws samples as `sample` does; returns them, and the state after the last evaluation."""
+
         def step(carry, at):
             return self.step(guided, at, *carry, functools.partial(noise, keys, at.index, shape)), None
 
         z = noise(keys, 0, shape)
         start = (z, guided.init(keys, z), self.memory(z, logsnrs.shape[0]))
-        (x, *_), _ = jax.lax.scan(step, start, self.steps(logsnrs))
-        return x
+        (x, state, _), _ = jax.lax.scan(step, start, self.steps(logsnrs))
+        return x, state
 
     def step(
         self, guided: Guided, at: Step, z: Array, state: Any, memory: Any, noise: Callable[[], Array]

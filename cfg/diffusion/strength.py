@@ -3,12 +3,28 @@
 They go with every rule, and one goes around another. Where w is 0 for a whole batch the rules run one pass only.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from cfg.diffusion import schedule
 
 Array = jax.Array
+
+
+class Given(NamedTuple):
+    """A given strength is w times a factor, which is known at some levels, linear in logsnr between them, and level
+    beyond. It stands where a strength w does, so that its numbers may be traced.
+    """
+
+    levels: Array  # increasing, [K]
+    factors: Array  # [K]
+    w: Array  # [] or [N]
+
+    def at(self, logsnr: Array) -> Array:
+        """Returns the strength at a level that broadcasts with w."""
+        return self.w * jnp.interp(logsnr, jnp.float32(self.levels), jnp.float32(self.factors))
 
 
 def interval(w: Array, logsnr: Array, *, logsnr_lo: float, logsnr_hi: float) -> Array:

@@ -1,5 +1,6 @@
 """Says what a rule of guidance is, what it costs, and which options rules share."""
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -46,6 +47,20 @@ def _read_interval(value: Any) -> tuple[float | None, float | None] | None:
     if not end_of(low, -1) < end_of(high, 1):
         raise ValueError
     return None if low is high is None else (low, high)
+
+
+_SCHEDULES = {'linear': strength.linear, 'cosine': strength.cosine}
+
+
+def _read_schedule(value: Any) -> str | tuple[tuple[float, float], ...]:
+    if isinstance(value, str):
+        if value not in ('constant', *_SCHEDULES):
+            raise ValueError
+        return value
+    pairs = tuple((options.finite(level), options.finite(factor)) for level, factor in value)
+    if not pairs or any(low >= high for (low, _), (high, _) in itertools.pairwise(pairs)):
+        raise ValueError
+    return pairs
 
 
 def end_of(value: float | None, sign: int) -> float:
@@ -127,15 +142,16 @@ class Rule(options.Described):
         """Tells whether w is the same at all levels."""
         return self.interval is None and self.schedule == 'constant'
 
-    def strength_at(self, w: Array, logsnr: Array, *, logsnr_min: float, logsnr_max: float) -> Array:
+    def strength_at(self, w: Array | strength.Given, logsnr: Array, *, logsnr_min: float, logsnr_max: float) -> Array:
         """Returns the strength at a level, by the options `schedule` and `interval` of rules that have them.
 
-        w is [] or [N], and `logsnr` broadcasts with it. A schedule goes over the model's levels, from end to end.
+        w is [] or [N], and `logsnr` broadcasts with it. A named schedule goes over the model's levels, from end to end.
         """
-        w = jnp.asarray(w, jnp.float32)
-        if self.schedule != 'constant':
-            scheduled = {'linear': strength.linear, 'cosine': strength.cosine}[self.schedule]
-            w = scheduled(w, logsnr, logsnr_min=logsnr_min, logsnr_max=logsnr_max)
+        if isinstance(self.schedule, tuple):
+            w = strength.Given(*zip(*self.schedule, strict=True), jnp.asarray(w, jnp.float32))
+        w = w.at(logsnr) if isinstance(w, strength.Given) else jnp.asarray(w, jnp.float32)
+        if self.schedule in _SCHEDULES:
+            w = _SCHEDULES[self.schedule](w, logsnr, logsnr_min=logsnr_min, logsnr_max=logsnr_max)
         if self.interval is not None:
             low, high = self.interval
             w = strength.interval(w, logsnr, logsnr_lo=end_of(low, -1), logsnr_hi=end_of(high, 1))
@@ -151,5 +167,9 @@ class Levelled(Rule):
     """A levelled rule may change its w over the levels, and threshold its estimate of x."""
 
     interval: tuple | None = options.option(None, _read_interval, '(lowest, highest) logsnr that is guided, or None')
-    schedule: str = options.choice('constant', 'linear', 'cosine')
+    schedule: str | tuple = options.option(
+        'constant',
+        _read_schedule,
+        "one of 'constant', 'linear', 'cosine', or pairs (logsnr, factor of w) in ascending logsnr",
+    )
     threshold: float | None = threshold()
