@@ -6,7 +6,7 @@ Without options it is the paper's: Eq. 6, Alg. 2, a grid uniform in u. The texts
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import jax
@@ -89,6 +89,12 @@ class Sampler:
     def clipped(self, guided: Guided) -> Guided:
         """Returns what the solver steps with, clipped if `clip_x` says so."""
         return _changed(guided, lambda x: jnp.clip(x, -1.0, 1.0)) if self.clip_x else guided
+
+    def without_values(self) -> tuple['Sampler', Sequence[tuple[float, float]] | None]:
+        """Returns this sampler without its schedule of values, and that; None where it has none."""
+        if isinstance(self.rule.schedule, str):
+            return self, None
+        return dataclasses.replace(self, rule=dataclasses.replace(self.rule, schedule='constant')), self.rule.schedule
 
     def passes(self, w: float, *, second_uncond: bool = False) -> Passes:
         """Counts the network evaluations for a sample whose whole batch has the same w.

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from cfg.diffusion.sampler import Sampler, parse_rule
 from cfg.evaluation.points import Point
 from cfg.models.flops import guided_flops
 from cfg.runs.companions import Networks, check_guidable, make_generator, on_devices, open_companions
-from cfg.runs.generate import Generator
+from cfg.runs.generate import Generator, Samples
 from cfg.runs.trained import TrainedRun
+from cfg.runtime.errors import UserError
 
 
 class Drawing:
@@ -38,10 +39,28 @@ class Drawing:
         self._companions: dict[tuple[Rule, bool], Networks] = {}
         for text, model in itertools.product(options.guidance or (config.sampling.guidance,), self._models.values()):
             rule = parse_rule(text, 'eval.guidance')
-            key = dataclasses.replace(rule, w=None), model.ema
-            if key not in self._companions:
-                self._companions[key] = open_companions(config, model, rule)
-            check_guidable(rule.w or options.w, model, rule, self._companions[key])
+            check_guidable(rule.w or options.w, model, rule, self._beside(rule, model))
+
+    def _beside(self, rule: Rule, model: TrainedRun) -> Networks:
+        """Returns what a rule needs beside a model, opened once."""
+        key = dataclasses.replace(rule, w=None), model.ema
+        if key not in self._companions:
+            self._companions[key] = open_companions(self._config, model, rule)
+        return self._companions[key]
+
+    def add(self, rule: Rule) -> None:
+        """Opens what a further rule needs."""
+        for model in self._models.values():
+            self._beside(rule, model)
+
+    def guidable(self, point: Point, rule: Rule) -> bool:
+        """Tells whether the model of a point may be guided by another rule, and opens what that needs."""
+        model = self.model(point)
+        try:
+            check_guidable((1.0,), model, rule, self._beside(rule, model))
+        except UserError:
+            return False
+        return True
 
     def model(self, point: Point) -> TrainedRun:
         """Returns the model of a point."""
@@ -51,15 +70,19 @@ class Drawing:
         """Returns the model of a point and those beside it."""
         return {'model': self.model(point)} | self._companions[point.sampler.rule, point.ema]
 
-    def generator(self, point: Point) -> Generator:
-        """Returns what draws the samples of a point, kept until `keep` lets go of it."""
-        if point.sampler not in self._generators:
-            self._generators[point.sampler] = make_generator(self._config, self.networks(point), point.sampler)
-        return self._generators[point.sampler]
+    def generator(self, point: Point) -> Callable[..., Iterator[Samples]]:
+        """Returns what draws the samples of a point, see `Generator`, kept until `keep` lets go of it.
+
+        Schedules of values are an input of one compiled program.
+        """
+        sampler, schedule = point.sampler.without_values()
+        if sampler not in self._generators:
+            self._generators[sampler] = make_generator(self._config, self.networks(point), sampler)
+        return functools.partial(self._generators[sampler], schedule=schedule)
 
     def keep(self, samplers: Iterable[Sampler]) -> None:
         """Lets go of all generators but those of some samplers, with their compiled programs."""
-        needed = set(samplers)
+        needed = {sampler.without_values()[0] for sampler in samplers}
         self._generators = {sampler: made for sampler, made in self._generators.items() if sampler in needed}
 
     def on_devices(self, point: Point) -> Any:

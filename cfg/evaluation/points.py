@@ -27,7 +27,8 @@ class Point(NamedTuple):
 
     def __str__(self) -> str:
         sampler = self.sampler
-        return f'step {self.step}, {sampler.rule.text}, {sampler.solver.text}, T = {sampler.num_steps}, w = {self.w:g}'
+        rule = sampler.rule.text if isinstance(sampler.rule.schedule, str) else f'{sampler.rule.name} by levels'
+        return f'step {self.step}, {rule}, {sampler.solver.text}, T = {sampler.num_steps}, w = {self.w:g}'
 
 
 class Planned(NamedTuple):

@@ -43,12 +43,19 @@ log = logging.getLogger('cfg')
 UNFINISHED = 'unfinished'
 
 
-def evaluate(config: ConfigDict, workdir: Path, draw: Callable[[int], Any] | None = None) -> int | None:
+def evaluate(
+    config: ConfigDict,
+    workdir: Path,
+    draw: Callable[[int], Any] | None = None,
+    *,
+    then: Callable[['Sweep'], Any] | None = None,
+) -> int | None:
     """Measures every row of the sweep that is not measured yet; prints the table of the rows asked for.
 
     Args:
       draw: shows the rows that are there, given how many of the sweep are missing. It is called on the first process
         as rows are finished, as long as it takes a twentieth of the time, and at the end.
+      then: is called on every process when these rows are measured, and may ask for others.
 
     Returns:
       On the first process, how many rows are still missing because other jobs have not measured them yet.
@@ -59,8 +66,15 @@ def evaluate(config: ConfigDict, workdir: Path, draw: Callable[[int], Any] | Non
     """
     with opened(config, workdir) as sweep:
         job = parse_job(config.eval.job)
-        processes.on_each(lambda: sweep.ask(sweep.points, num_samples=config.eval.num_samples, job=job))
+
+        def ask():
+            processes.on_each(lambda: sweep.ask(sweep.points, num_samples=config.eval.num_samples, job=job))
+
+        ask()
         failures = sweep.measure(draw)
+        if then is not None:
+            then(sweep)
+            ask()
         return processes.on_first(lambda: sweep.report(failures))
 
 
@@ -107,15 +121,15 @@ class Sweep:
         self._config, self._workdir, self._stop = config, workdir, stop
         options = config.eval
         self._source = open_source(config) if not options.reference else None
-        self._drawing = Drawing(config, workdir)
-        self.points = points_of(config, self._drawing.steps)  # the product that the config names
+        self.drawing = Drawing(config, workdir)
+        self.points = points_of(config, self.drawing.steps)  # the product that the config names
         if self._source is not None:
-            self._drawing.model(self.points[0]).check_data(config)
+            self.drawing.model(self.points[0]).check_data(config)
         else:
             edm2.reference_file(Path(options.reference), 'config.eval.reference')
-        self._drawing.generator(self.points[0])  # says whether the batch fits the devices
+        self.drawing.generator(self.points[0])  # says whether the batch fits the devices
         self._results = Results(workdir)
-        spec = self._drawing.spec
+        spec = self.drawing.spec
         self._features = opening.open_features(config, spec.image_shape, f'The data set {spec.name}')
         if fewest is not None and fewest <= self._features.width:
             raise UserError(
@@ -145,7 +159,7 @@ class Sweep:
         for text in self._scoring.warnings:
             log.warning('%s', text)
         number, count = job
-        networks = self._drawing.networks
+        networks = self.drawing.networks
         self._rows = [plan(self._config, it, networks(it), self._scoring.method) for it in points]
         self._asked = self._rows[number - 1 :: count]
 
@@ -168,9 +182,9 @@ class Sweep:
         progress = Progress(what, total, unit='sample', start=before)
         failures, redraw = [], _Redraw(draw)
         for number, point in enumerate(points):
-            self._stop.leave(lambda: None, processes.largest(self._stop.received or 0))  # came while a row was scored
+            self.leave_if_stopped()  # by what came while a row was scored
             # What comes after has samplers of these rows.
-            self._drawing.keep(it.sampler for it in (self._asked_of if after else points[number:]))
+            self.drawing.keep(it.sampler for it in (self._asked_of if after else points[number:]))
             row = todo[number] if processes.is_first() else None
             with contextlib.ExitStack() as held:
                 if not processes.from_first(row is not None and self._take(row, held)):
@@ -215,6 +229,20 @@ class Sweep:
             return False
         return row.identity not in self._results
 
+    def identity(self, point: Point) -> str:
+        """Returns the identity of the row of a point with as many samples as are asked for. On the first process."""
+        return plan(self._config, point, self.drawing.networks(point), self._scoring.method).identity
+
+    def finished(self) -> list[tuple[Point, str]]:
+        """Returns those of this job's points that are measured, with the identities of their rows, on every process."""
+        rows = processes.on_first(lambda: [row for row in self._asked if row.identity in self._results]) or []
+        found = processes.from_first([(self._asked_of.index(row.point), row.identity) for row in rows])
+        return [(self._asked_of[place], identity) for place, identity in found]
+
+    def leave_if_stopped(self) -> None:
+        """Ends all processes if one was told to stop."""
+        self._stop.leave(lambda: None, processes.largest(self._stop.received or 0))
+
     def found(self) -> list[Row | None]:
         """Returns the rows that were asked for, in their order, on the first process; None for one that is missing.
 
@@ -250,11 +278,11 @@ class Sweep:
 
     def _measure(self, point: Point, row: Planned | None, progress: Progress, before: int) -> None:
         """Draws the samples that are missing, scores all, and writes the row; `row` is the first process's."""
-        options, spec, begin = self._config.eval, self._drawing.spec, time.monotonic()
+        options, spec, begin = self._config.eval, self.drawing.spec, time.monotonic()
         labels = draw_labels(
             options.labels, num_samples=self._num_samples, num_classes=spec.num_classes, seed=point.seed
         )
-        params = processes.on_each(lambda: self._drawing.on_devices(point))  # a row that one cannot read is nobody's
+        params = processes.on_each(lambda: self.drawing.on_devices(point))  # a row that one cannot read is nobody's
         network = shared(self._features)
         with processes.held_by_first(
             lambda: Measurement(
@@ -268,7 +296,7 @@ class Sweep:
             start = processes.from_first(measured.count if measured else None)
             if start:
                 log.info('%d of %d samples of w=%g are there.', start, len(labels), point.w)
-            batches = self._drawing.generator(point)(params, labels, point.w, seed=point.seed, start=start)
+            batches = self.drawing.generator(point)(params, labels, point.w, seed=point.seed, start=start)
             for batch in batches:
                 if measured:
                     measured.add(batch.images, batch.labels, keep_images=max(options.keep_samples - batch.start, 0))
@@ -285,7 +313,7 @@ class Sweep:
         """Scores what was measured and writes the row."""
         measured.save()
         scores, point = self._scoring.scores(measured), planned.point
-        model = self._drawing.model(point)
+        model = self.drawing.model(point)
         kept, samples = measured.images[: self._config.eval.keep_samples], None
         if len(kept):
             name = f'step{point.step:08d}_w{point.w:g}_{planned.identity[:8]}.npz'
@@ -298,7 +326,7 @@ class Sweep:
             origin=self._scoring.origin((*model.warnings(point.w, point.sampler), *self._mark)),
             p_uncond=model.p_uncond,
             label_in=self._config.model.label_in,
-            **self._drawing.cost(point),
+            **self.drawing.cost(point),
             samples=samples,
             config_sha256=config_sha256(self._config),
             seconds=round(time.monotonic() - begin, 3),

@@ -1,12 +1,13 @@
 """Runs `--mode=compare`: the sweep, then its rules, samplers and T beside each other."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from cfg.evaluation import sweep
+from cfg.evaluation import sweep, twins
 from cfg.report import compare, frontier
 from cfg.report.results import Results
 from cfg.runs.trained import newest_meta
@@ -24,7 +25,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     processes.on_first(lambda: check(workdir, others))
     failure, note = None, ''
     try:
-        missing = sweep.evaluate(config, workdir)
+        missing = sweep.evaluate(config, workdir, then=_twins(config, workdir))
         if missing:
             note = f'{missing} rows of this sweep are not measured yet: run this again when its other jobs have ended.'
     except UserError as error:
@@ -39,6 +40,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
     processes.on_first(show)  # which alone looks for rows, so that all take the same way
     if failure is not None:
         raise failure
+
+
+def _twins(config: ConfigDict, workdir: Path) -> Callable[[sweep.Sweep], object] | None:
+    """Returns what measures the twins of a sweep, if the config asks for them."""
+    return functools.partial(twins.measure, config=config, workdir=workdir) if config.report.twin_samples else None
 
 
 # Where runs differ in it, neither their scores nor their evaluations can be compared.

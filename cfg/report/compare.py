@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cfg.report import frontier, frontier_plots, html, plots
+from cfg.report import frontier, frontier_plots, html, plots, twins
 from cfg.report.curves import grouped
 from cfg.report.frontier import Point, Run, Setting
 from cfg.report.results import Results
@@ -48,7 +48,14 @@ def write(origins: Sequence[Run], *, note: str = '') -> Path:
     table = best_table(found)
     write_lines(out / 'best_at_cost.csv', table)
     counts = sorted({point.count for point in found})
-    return html.write(out / 'index.html', 'compare.html', note=note, title=title, counts=counts, table=table)
+    beside = twins.twinned(origins)
+    of_twins = twins.table(beside)
+    if len(of_twins) > 1:
+        write_lines(out / 'twins.csv', of_twins)
+        twins.save_figure(beside, out / 'strength.png')
+    return html.write(
+        *(out / 'index.html', 'compare.html'), note=note, title=title, counts=counts, table=table, twins=of_twins
+    )
 
 
 def best_table(found: Sequence[Point]) -> list[list[str]]:

@@ -109,7 +109,7 @@ def points(runs: Sequence[Sequence[Row]], origins: Sequence[Run] = ()) -> list[P
     for origin, run in zip(origins, alike, strict=True):
         own_sets: dict[Setting, list[tuple]] = {}
         for row in run:
-            setting, source = _setting(row, origin.network), row.source
+            setting, source = setting_of(row, origin.network), row.source
             # Every run has its own networks, which go by their order, but one classifier may serve all.
             own = source.params_sha256, source.uncond_params_sha256, source.weaker_params_sha256
             networks = _place(own, own_sets.setdefault(setting, [])), source.classifier_params_sha256
@@ -139,7 +139,8 @@ def _place(value: Any, known: list[Any]) -> int:
     return known.index(value)
 
 
-def _setting(row: Row, network: str) -> Setting:
+def setting_of(row: Row, network: str) -> Setting:
+    """Returns the setting of a row of a network, without the number of others that were used in this way."""
     rest = dataclasses.asdict(row.source.sampling)
     named = {name: rest.pop(name) for name in ('guidance', 'sampler', 'grid', 'num_steps', 'logvar_interp')}
     rest |= {'ema': row.source.ema, 'p_uncond': row.p_uncond, 'classifier': row.method.classifier}

@@ -49,8 +49,8 @@ class Results:
         return sorted(rows, key=lambda row: row.order)
 
     def swept(self) -> list[Row]:
-        """Returns the rows that are of no search, likewise."""
-        return [row for row in self.read() if not row.tuned]
+        """Returns the rows that are neither of a search nor twins, likewise."""
+        return [row for row in self.read() if not row.apart]
 
     def write(self, row: Row | FileRow) -> None:
         """Writes the file of a row, and then that of all rows.

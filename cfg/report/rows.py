@@ -20,8 +20,8 @@ PAPER = {'guidance': 'cfg', 'sampler': 'ancestral', 'grid': 'paper'}
 # Fields that older rows lack, where they count as null; null they are no part of an identity.
 LATER = ('fd_dinov2', 'floor_fd_dinov2', 'dinov2', 'dinov2_sha256', 'dinov2_file_sha256')
 
-# How a warning of a row begins that belongs to a search, and to neither a curve nor a comparison.
-TUNED = 'Of --mode=tune'
+# How a warning of a row begins that belongs to a search, or to another row as its twin, and not to a curve.
+TUNED, TWIN = 'Of --mode=tune', 'A twin of --mode=compare'
 
 
 class _Checked:
@@ -236,9 +236,9 @@ class Row(_Measured):
     seconds: float  # that the row took the process that finished it
 
     @property
-    def tuned(self) -> bool:
-        """Tells whether it is of a search, which report and comparison leave out."""
-        return any(text.startswith(TUNED) for text in self.origin.warnings)
+    def apart(self) -> bool:
+        """Tells whether it is of a search or a twin, which report and comparison leave out of their curves."""
+        return any(text.startswith((TUNED, TWIN)) for text in self.origin.warnings)
 
     @property
     def order(self) -> tuple:

@@ -5,7 +5,7 @@ batch size, devices and processes do not change it, and the same index shows the
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ import numpy as np
 from cfg.data.images import to_uint8
 from cfg.diffusion.denoiser import Denoiser, Models
 from cfg.diffusion.sampler import Sampler
+from cfg.diffusion.strength import Given
 from cfg.models.unet import UNet
 from cfg.runtime import parallel, processes
 from cfg.runtime.errors import UserError
@@ -79,10 +80,12 @@ class Generator:
         over = parallel.everywhere() if self._shared else devices
         parallel.per_device(batch_size, 'config.sampling.batch_size', over)
 
-        def sample(params, key_data, index, labels, w):
+        def sample(params, run, index, labels, w):
+            key_data, schedule = run
             models = Models(**{name: bind(params[name]) for name, bind in networks.items()})
             keys = sample_keys(jax.random.wrap_key_data(key_data), index)
-            x = sampler.sample(models, keys, labels, w, shape=image_shape)
+            strength = w if schedule is None else Given(*schedule, w)
+            x = sampler.sample(models, keys, labels, strength, shape=image_shape)
             finite = jnp.all(jnp.isfinite(x), axis=tuple(range(1, x.ndim)))
             return to_uint8(x, rounding), finite
 
@@ -100,10 +103,17 @@ class Generator:
         share = (count, self._batch_size // count)
         inputs = [jax.ShapeDtypeStruct(share, dtype) for dtype in (np.uint32, np.int32, np.float32)]
         key_data = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
-        return self._sample.lower(parallel.per_device_shapes(params, count), key_data, *inputs)
+        return self._sample.lower(parallel.per_device_shapes(params, count), (key_data, None), *inputs)
 
     def __call__(
-        self, params: Any, labels: np.ndarray, w: float | np.ndarray, *, seed: int, start: int = 0
+        self,
+        params: Any,
+        labels: np.ndarray,
+        w: float | np.ndarray,
+        *,
+        seed: int,
+        start: int = 0,
+        schedule: Sequence[tuple[float, float]] | None = None,
     ) -> Iterator[Samples]:
         """Yields samples start..n-1 in order, in batches.
 
@@ -112,13 +122,15 @@ class Generator:
           labels: int32 [n], one a sample.
           w: one number for all, or float [n].
           start: index of the first sample; the ones before it are not drawn.
+          schedule: pairs (logsnr, factor of w), as many for every call; see `strength.Given`.
 
         Raises:
           UserError: when a sample is not finite; it names the sample and w.
         """
         labels = np.asarray(labels, np.int32)
         w = np.broadcast_to(np.asarray(w, np.float32), labels.shape)
-        key_data = jax.random.key_data(jax.random.key(seed))
+        given = None if schedule is None else np.float32(schedule).T
+        run = jax.random.key_data(jax.random.key(seed)), given
         share = self._batch_size // (processes.count() if self._shared else 1)
         own = share * (processes.index() if self._shared else 0)
         for first in range(start, len(labels), self._batch_size):
@@ -126,7 +138,7 @@ class Generator:
             # The last batch is filled up with repetitions of its last sample, so that every batch compiles to the same.
             take = np.minimum(index, len(labels) - 1)
             inputs = parallel.shard((index.astype(np.uint32), labels[take], w[take]), self._devices)
-            images, finite = parallel.unshard(self._sample(params, key_data, *inputs))
+            images, finite = parallel.unshard(self._sample(params, run, *inputs))
             if self._shared:
                 images, finite = processes.gather((images, finite))
             count = min(self._batch_size, len(labels) - first)

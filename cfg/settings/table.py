@@ -233,6 +233,7 @@ TABLE: dict[str, dict[str, Check]] = {
         'grid_shape': _several(_whole(1), '(rows, columns), whole numbers of at least 1', least=2, most=2),
         'one_class': _whole(0),
         'workdirs': _PATHS,
+        'twin_samples': _whole(0),
         'paper': Check(lambda value: value in ('', *TABLES), f"'' or one of {', '.join(TABLES)}", _none_is_empty),
     },
     'processes': {'start_seconds': _number(1), 'hang_seconds': _number(1)},

@@ -97,7 +97,7 @@ def test_every_row_of_every_rung_is_kept_with_a_mark(tuned):
         assert all('is too low' in row.origin.warnings[-1] for row in rows)
         plain = [row for row in rows if row.source.sampling.guidance == 'cfg']
         assert len(plain) >= count // 3
-    assert all(row.tuned for row in Results(workdir).read())
+    assert all(row.apart for row in Results(workdir).read())
     assert all(row.evaluations <= 8 for row in Results(workdir).read())
     assert not list((workdir / 'samples').glob('step*_w*_*.npz'))
 

@@ -1,0 +1,147 @@
+"""Sets rules beside their twins: how strong Eq. 6 would be in their place, and whether they are more than that."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from cfg.report import frontier, plots, strengths
+from cfg.report.curves import grouped, number
+from cfg.report.frontier import Run, Setting
+from cfg.report.frontier_plots import namer
+from cfg.report.results import Results
+from cfg.report.rows import Row
+from cfg.report.strengths import RowStrength
+
+# What Student's t exceeds by chance in a twentieth of the cases, for 2, 3, ... repetitions.
+_CHANCE = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+_COLUMNS = 3
+
+
+@dataclass(frozen=True)
+class Twinned:
+    """A setting at one w with its strength and its twin, over all repetitions."""
+
+    setting: Setting
+    w: float
+    logsnr: np.ndarray  # [K]
+    w_eff: np.ndarray  # means over repetitions, [K]
+    remainder: np.ndarray  # likewise
+    fids: tuple[float, ...]  # of each repetition that has both
+    twins: tuple[float, ...]  # of its twin there; empty for Eq. 6 itself
+
+    @property
+    def difference(self) -> float:
+        """Returns the mean over repetitions of FID - FID of the twin; nan where there is none."""
+        return float(np.mean(np.subtract(self.fids, self.twins))) if self.twins else math.nan
+
+    @property
+    def spread(self) -> float:
+        """Returns the standard deviation of these differences (n - 1); nan for fewer than two."""
+        return float(np.std(np.subtract(self.fids, self.twins), ddof=1)) if len(self.twins) > 1 else math.nan
+
+    @property
+    def verdict(self) -> str:
+        """Says in words what the difference means beside its spread."""
+        count = len(self.twins)
+        if count < 2:
+            return 'no spread is known' if count else ''
+        if abs(self.difference) <= self.spread:
+            return 'CFG in other words'
+        chance = _CHANCE[min(count - 2, len(_CHANCE) - 1)]
+        if abs(self.difference) * math.sqrt(count) <= chance * self.spread:
+            return 'not told apart from chance'
+        return 'better than its twin' if self.difference < 0 else 'worse than its twin'
+
+
+def twinned(origins: Sequence[Run]) -> list[Twinned]:
+    """Returns the settings of some runs whose strength was measured, in the order of their rows.
+
+    Repetitions are those of `frontier.points`; sampling seeds of a run count as their mean where there are several
+    runs. Only those count that have a row and that of its twin, with a FID.
+    """
+    several = len({origin.network for origin in origins}) < len(origins)
+    found: dict[tuple[Setting, float], list[tuple[int, RowStrength, float, float | None]]] = {}
+    for origin in origins:
+        rows = Results(origin.folder).read()
+        by_identity = {row.identity: row for row in rows}
+        for row in rows:
+            strength = None if row.apart else strengths.read(origin.folder, row.identity)
+            if strength is None:
+                continue
+            twin = by_identity.get(strength.twin_row)
+            if strength.twin and twin is None:
+                continue
+            entry = origin.seed if several else row.source.seed, strength, number(row.scores.fid), _fid(twin)
+            found.setdefault((frontier.setting_of(row, origin.network), row.source.w), []).append(entry)
+    return [_twinned(*key, entries) for key, entries in found.items()]
+
+
+def _fid(row: Row | None) -> float | None:
+    return None if row is None else number(row.scores.fid)
+
+
+def _twinned(setting: Setting, w: float, entries: Sequence[tuple[int, RowStrength, float, float | None]]) -> Twinned:
+    groups = grouped(entries, lambda entry: entry[0]).values()
+    both = [np.mean([(fid, twin) for *_, fid, twin in group], axis=0) for group in groups if group[0][3] is not None]
+    both = [pair for pair in both if np.isfinite(pair).all()]
+    measured = [strength for _, strength, *_ in entries]
+    return Twinned(
+        setting,
+        w,
+        np.array(measured[0].logsnr),
+        np.mean([strength.w_eff for strength in measured], axis=0),
+        np.mean([strength.remainder for strength in measured], axis=0),
+        tuple(float(fid) for fid, _ in both),
+        tuple(float(twin) for _, twin in both),
+    )
+
+
+def table(found: Sequence[Twinned]) -> list[list[str]]:
+    """Returns a line for each setting that is no Eq. 6 by its definition, below a line of headings."""
+    name = namer([one.setting for one in found])
+    lines = [['guidance', 'w', 'w_eff', 'remainder', 'FID', 'FID of its twin', 'difference', 'verdict']]
+    for one in found:
+        if not one.twins:
+            continue
+        ends = sorted((float(one.w_eff.min()), float(one.w_eff.max())))
+        spread = '' if math.isnan(one.spread) else f' ± {one.spread:.3f}'
+        lines.append(
+            [
+                *(name(one.setting), f'{one.w:g}', f'{ends[0]:.2f} to {ends[1]:.2f}'),
+                *(f'{float(one.remainder.max()):.0%}', f'{np.mean(one.fids):.3f}', f'{np.mean(one.twins):.3f}'),
+                *(f'{one.difference:+.3f}{spread}', one.verdict),
+            ]
+        )
+    return lines
+
+
+def save_figure(found: Sequence[Twinned], path: Path) -> None:
+    """Draws w_eff over logsnr and, below it, the remaining share: two panels for each rule, a line for each w."""
+    shown = [one for one in found if one.twins]
+    rules = list(grouped(shown, lambda one: (one.setting.rule, one.setting.way)).values())
+    name, columns = namer([one.setting for one in shown]), min(_COLUMNS, len(rules))
+    rows = math.ceil(len(rules) / columns)
+    figure = Figure(figsize=(1.0 + 3.2 * columns, 0.6 + 3.6 * rows), layout='constrained')
+    axes_of_all = figure.subplots(2 * rows, columns, squeeze=False, sharex=True, height_ratios=[3, 2] * rows)
+    colours = {w: plots.COLOURS[i % len(plots.COLOURS)] for i, w in enumerate(sorted({one.w for one in shown}))}
+    for place in range(rows * columns):
+        upper, lower = (axes_of_all[2 * (place // columns) + part, place % columns] for part in (0, 1))
+        if place >= len(rules):
+            upper.remove(), lower.remove()
+            continue
+        for one in rules[place]:
+            upper.plot(one.logsnr, one.w_eff, color=colours[one.w], marker='o', markersize=2.5, label=f'w = {one.w:g}')
+            lower.plot(one.logsnr, one.remainder, color=colours[one.w], marker='o', markersize=2.5)
+        first = place % columns == 0
+        upper.set_title(name(rules[place][0].setting), fontsize=9, color=plots.INK)
+        plots.tidy(upper, y='w_eff' * first)
+        plots.tidy(lower, x='logsnr', y='remainder' * first)
+        values = [value for one in rules[place] for value in (0.0, *one.w_eff)]
+        upper.set_ylim(min(values) - 0.05 * np.ptp(values), max(values) + 0.1 * np.ptp(values) or 1.0)
+        lower.set_ylim(0.0, 1.0)
+        upper.legend(frameon=False, fontsize=7)
+    plots.save(figure, path)
