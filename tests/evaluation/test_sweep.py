@@ -311,7 +311,7 @@ def test_a_generator_is_let_go_of_when_no_row_needs_it(workdir, monkeypatch):
         return generator
 
     def measuring(self, point, *_):
-        self._drawing.generator(point)
+        self.drawing.generator(point)
         gc.collect()
         alive.append((point.step, point.sampler.num_steps, sum(ref() is not None for ref in built)))
 
