@@ -121,7 +121,7 @@ class Gibbs(Solver):
     tilts: ClassVar[bool] = True
     repeats: int = options.whole(2, 1, 'a whole number, 1 or more')
     logsnr: float = options.number(0.0, -20.0, 20.0)
-    first: float = options.number(0.375, 0.0, 1.0)
+    first: float = options.number(0.375, 0.01, 0.99)
     solver: str = options.choice(*_INNER)
 
     @property

@@ -300,6 +300,7 @@ def test_other_guidance_is_refused(solver):
         ({'sampler': 'gibbs(logsnr=8)', 'grid': 'uniform(logsnr_max=7)'}, r'sampling\.sampler.* between .* -20 and 7'),
         ({'sampler': 'feynman_kac(particles=0)'}, 'particles must be a whole number, 1 or more'),
         ({'sampler': "gibbs(solver='ancestral')"}, 'solver must be one of'),
+        ({'sampler': 'gibbs(first=0)'}, r'first must be a number from 0\.01 to 0\.99'),
     ],
 )
 def test_what_would_be_wrong_is_refused_before_any_work(changes, expected):
