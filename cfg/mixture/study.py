@@ -16,13 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cfg.diffusion import mixture
+from cfg.diffusion import effective, mixture
 from cfg.diffusion import sampler as samplers
 from cfg.diffusion.denoiser import Denoiser, Models
 from cfg.diffusion.rules import Cfg
 from cfg.diffusion.rules.base import Rule
 from cfg.diffusion.sampler import Sampler
 from cfg.diffusion.stepping import Solver
+from cfg.diffusion.strength import Given
 from cfg.mixture import plots
 from cfg.mixture.distances import METRICS, nearest
 from cfg.mixture.settings import Settings
@@ -33,7 +34,7 @@ log = logging.getLogger('cfg')
 Row = dict[str, Any]
 
 
-def draw(settings: Settings, sampler: Sampler, w: float, *, seed: int) -> np.ndarray:
+def draw(settings: Settings, sampler: Sampler, w: float | Given, *, seed: int) -> np.ndarray:
     """Draws samples of every class by a sampler: [K, num_samples, 2].
 
     The noise of a sample follows from seed and place alone: it is the same for every rule, solver, w and T.
@@ -48,11 +49,22 @@ def draw(settings: Settings, sampler: Sampler, w: float, *, seed: int) -> np.nda
 @functools.partial(jax.jit, static_argnames=('num_samples', 'sampler'))
 def _draw(gaussians, weaker, key, label, w, num_samples, sampler):
     """Draws samples [num_samples, 2] of one class; one compilation for all w and classes."""
-    exact, worse = (Denoiser(mixture.eps_fn(one), one.null_label) for one in (gaussians, weaker))
-    models = Models(exact, weaker=worse, classifier=mixture.logits_fn(gaussians))
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, label * num_samples + jnp.arange(num_samples))
-    labels, strengths = jnp.full(num_samples, label), jnp.full(num_samples, w, jnp.float32)
-    return sampler.sample(models, keys, labels, strengths, shape=(2,))
+    w = w if isinstance(w, Given) else jnp.full(num_samples, w, jnp.float32)
+    return sampler.sample(_models(gaussians, weaker), keys, jnp.full(num_samples, label), w, shape=(2,))
+
+
+@functools.partial(jax.jit, static_argnames=('num_samples', 'sampler'))
+def _sums(gaussians, weaker, key, w, num_samples, sampler):
+    """Returns what the strength of a sampler is made of, see `effective.measure`, of samples of all classes."""
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(num_samples))
+    labels, strengths = jnp.arange(num_samples) % len(gaussians.means), jnp.full(num_samples, w, jnp.float32)
+    return effective.measure(sampler, _models(gaussians, weaker), keys, labels, strengths, shape=(2,))
+
+
+def _models(gaussians, weaker):
+    exact, worse = (Denoiser(mixture.eps_fn(one), one.null_label) for one in (gaussians, weaker))
+    return Models(exact, weaker=worse, classifier=mixture.logits_fn(gaussians))
 
 
 class Study:
@@ -92,6 +104,22 @@ class Study:
             'nearest_sliced_w2': self._distances(x, float(self.nearest_w[closest]))['sliced_w2'],
         }
         return row, x
+
+    def twin(self, rule: Rule, solver: Solver, w: float, *, num_steps: int) -> Row:
+        """Measures plain Eq. 6 with the effective strength of a rule; None of each where the rule is Eq. 6."""
+        settings = self.settings
+        sampler = settings.sampler_of(rule, solver, num_steps)
+        if effective.exact(sampler, w) is not None:
+            return dict.fromkeys(('remainder', 'twin_sliced_w2', 'twin_sliced_w2_spread'))
+        mixtures = settings.mixture_of(settings.stddev), settings.mixture_of(settings.weaker_stddev)
+        sums = _sums(*mixtures, jax.random.key(settings.seed), w, settings.num_samples, sampler)
+        strength = effective.strength_of(sampler, sums)
+        plain = settings.sampler_of(Cfg(), solver, num_steps)
+        given = Given(jnp.float32(strength.levels), jnp.float32(strength.w), jnp.float32(1.0))
+        seeds = range(settings.seed, settings.seed + settings.num_seeds)
+        found = self._distances(np.stack([draw(settings, plain, given, seed=seed) for seed in seeds]), w)
+        twin = {f'twin_{name}': found[name] for name in ('sliced_w2', 'sliced_w2_spread')}
+        return {'remainder': float(strength.share.max()), **twin}
 
     def shown(self, rule: Rule, solver: Solver, ws: Sequence[float], **how: int) -> list[tuple[Row, np.ndarray]]:
         """Measures rows at several w; returns each with its panel, see `plots.Panels`."""
@@ -160,7 +188,8 @@ def _rule_rows(study: Study) -> tuple[list[Row], list[plots.Panels]]:
     for guidance in map(samplers.parse_rule, settings.guidance):
         for place, sampler in enumerate([one for one in solvers if samplers.fits(guidance, one)]):
             shown = study.shown(guidance, sampler, guidance.w or settings.w, num_steps=settings.num_steps)
-            rows += [row for row, _ in shown]
+            how = {'num_steps': settings.num_steps}
+            rows += [row | study.twin(guidance, sampler, row['w'], **how) for row, _ in shown]
             if place == 0:
                 panels.append(plots.Panels(guidance.text, sampler.text, guidance.w is not None, shown))
     return rows, panels

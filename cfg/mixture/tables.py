@@ -49,7 +49,9 @@ def _markdown(settings: Settings, tables: Mapping[str, Sequence[Row]]) -> str:
         '',
         f'{settings.num_samples} samples a class, {settings.num_seeds} seeds (± is their standard deviation), grid '
         f'{settings.grid}; in brackets as many exact draws. KL is of samples to density, in nats. Nearest: the w whose '
-        f'density is nearest in sliced W2, of {len(looked)} from {looked[0]:g} to {looked[-1]:g}, and how near.',
+        f'density is nearest in sliced W2, of {len(looked)} from {looked[0]:g} to {looked[-1]:g}, and how near. Twin: '
+        'the sliced W2 of Eq. 6 with the strength that the rule has in effect at each level. Remainder: the largest '
+        'share over the levels of what the rule adds beside.',
         '',
         '![what each rule draws](rules.png)',
         '![distance against w](rule_distances.png)',
@@ -61,6 +63,7 @@ def _markdown(settings: Settings, tables: Mapping[str, Sequence[Row]]) -> str:
         if not rows:
             continue
         heads = ['guidance', 'sampler', 'T', 'w', 'passes', *_HEADS.values(), 'nearest w', 'its sliced W2']
+        heads += ['twin', 'remainder'] if 'remainder' in rows[0] else []
         lines += ['', f'## {title}', '', _line(heads), _line(['---'] * len(heads))]
         lines += [_line(_cells(row)) for row in rows]
     return '\n'.join(lines) + '\n'
@@ -69,10 +72,19 @@ def _markdown(settings: Settings, tables: Mapping[str, Sequence[Row]]) -> str:
 def _cells(row: Row) -> list[str]:
     cells = [row['guidance'], row['sampler'], str(row['num_steps']), f'{row["w"]:g}', str(row['passes'])]
     for name in METRICS:
-        text, spread = distance_text(row[name]), row[f'{name}_spread']
-        within = '' if spread is None or text.startswith('>') else f' ± {distance_text(spread)}'
-        cells.append(f'{text}{within} ({row[f"floor_{name}"]:.3f})')
-    return [*cells, f'{row["nearest_w"]:.2f}', distance_text(row['nearest_sliced_w2'])]
+        cells.append(f'{_spread_text(row, name)} ({row[f"floor_{name}"]:.3f})')
+    cells += [f'{row["nearest_w"]:.2f}', distance_text(row['nearest_sliced_w2'])]
+    if 'remainder' not in row:
+        return cells
+    if row['remainder'] is None:
+        return [*cells, '', '']
+    return [*cells, _spread_text(row, 'twin_sliced_w2'), f'{row["remainder"]:.0%}']
+
+
+def _spread_text(row: Row, name: str) -> str:
+    """Returns a distance with its spread, where that says something."""
+    text, spread = distance_text(row[name]), row[f'{name}_spread']
+    return text if spread is None or text.startswith('>') else f'{text} ± {distance_text(spread)}'
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -83,6 +83,18 @@ def test_a_random_class_in_place_of_the_null_label_moves_the_class():
     assert (np.linalg.norm(pushed, axis=1) < 0.9 * np.linalg.norm(moved, axis=1)).all()
 
 
+def test_the_twin_of_a_rule_that_is_guidance_is_that_rule():
+    """A classifier is Eq. 6 here, which its text does not tell; APG is weaker, and more than that."""
+    one, solver = study.Study(dataclasses.replace(THREE, num_samples=400)), parse_solver('dpm_solver_2m')
+    assert set(one.twin(parse_rule('cfg'), solver, 2.0, num_steps=12).values()) == {None}
+    rule = parse_rule('classifier')
+    row, _ = one.measure(rule, solver, 2.0, num_steps=12)
+    twin = one.twin(rule, solver, 2.0, num_steps=12)
+    assert twin['twin_sliced_w2'] == pytest.approx(row['sliced_w2'], rel=1e-2)
+    assert twin['remainder'] < 1e-4
+    assert one.twin(parse_rule('apg'), solver, 2.0, num_steps=12)['remainder'] > 0.1
+
+
 def test_a_scaled_score_draws_the_mean():
     """A flow with the score times 1 + w shrinks by (s / sigma)^(1 + w) from sigma = e^10, so w > 0 leaves a point."""
     drawn = draw(ONE, 'scaled_score', 1.0, sampler='ddim', num_steps=96)[0]
