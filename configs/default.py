@@ -47,7 +47,7 @@ def get_config() -> ConfigDict:
     # that was trained on ADM's 1000 steps, 'adm_cosine' (released at 64x64) or 'adm_linear' (at all other sizes).
     config.model.time = 'continuous'
     # Which blocks are told the label: 'everywhere' (ADM), or 'decoder', the way up alone; then both predictions of
-    # guidance share one pass of the way down and the middle (docs/guidance.md; not in the paper).
+    # guidance share one pass of the way down and the middle (docs/guidance_pairs.md; not in the paper).
     config.model.label_in = 'everywhere'
     config.model.learned_variance = False  # whether it has ADM's channels for the variance, which are ignored
     # What computes self-attention: 'xla', or a kernel that never writes the scores of all pairs, 'cudnn' (GPU) or
