@@ -188,7 +188,8 @@ def get_config() -> ConfigDict:
     config.report.w = (0.0, 0.5, 1.0, 3.0)  # panels of the grids
     config.report.grid_shape = (6, 6)  # rows and columns of a panel
     config.report.one_class = 0  # the class of the single-class grid
-    # --mode=compare: samples that measure the effective strength of each row, whose twin is scored, too; 0 = no twins
+    # --mode=compare: samples, at most sampling.batch_size, that measure the effective strength of each row, whose twin
+    # is scored, too; 0 = no twins.
     config.report.twin_samples = 0
     config.report.workdirs = ()  # more runs to draw beside this one, e.g. of another p_uncond
     config.report.paper = ''  # the paper's numbers beside ours: 'table1_imagenet64' or 'table2_imagenet128'; '' = none

@@ -5,9 +5,9 @@ least squares slope w_eff = <eps_guided - eps_cond, d> / |d|^2 over all componen
 is the remainder r, with its share |r|^2 / |eps_guided - eps_cond|^2. The twin of a rule is plain Eq. 6 with w_eff as
 its schedule.
 
-GA-Eval (Xie et al. 2026, arXiv 2602.22570, whose code was read) takes the norm of what a method adds to eps_uncond, or
-of its part along d, in those of d, and lets plain guidance have the mean of it over the steps. So its scale has no
-sign, one value for all levels, and for some methods includes the remainder; each image has its own.
+GA-Eval (Xie et al. 2026, arXiv 2602.22570, read in abstract and in part of its code) takes the norm of what a method
+adds to eps_uncond, or of its part along d, in those of d, and lets plain guidance have the mean of it over the steps.
+So its scale has no sign, one value for all levels, and for some methods includes the remainder; each image has its own.
 """
 
 from typing import NamedTuple

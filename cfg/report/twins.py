@@ -18,6 +18,7 @@ from cfg.report.strengths import RowStrength
 
 # What Student's t exceeds by chance in a twentieth of the cases, for 2, 3, ... repetitions.
 _CHANCE = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+_SAME = 0.1  # what a difference may be of the twin's FID for the rule to be called CFG in other words
 _COLUMNS = 3
 
 
@@ -32,6 +33,7 @@ class Twinned:
     remainder: np.ndarray  # likewise
     fids: tuple[float, ...]  # of each repetition that has both
     twins: tuple[float, ...]  # of its twin there; empty for Eq. 6 itself
+    costs: tuple[float, float]  # of a sample, in evaluations of the model, and of one of its twin
 
     @property
     def difference(self) -> float:
@@ -49,12 +51,11 @@ class Twinned:
         count = len(self.twins)
         if count < 2:
             return 'no spread is known' if count else ''
-        if abs(self.difference) <= self.spread:
-            return 'CFG in other words'
-        chance = _CHANCE[min(count - 2, len(_CHANCE) - 1)]
-        if abs(self.difference) * math.sqrt(count) <= chance * self.spread:
-            return 'not told apart from chance'
-        return 'better than its twin' if self.difference < 0 else 'worse than its twin'
+        chance = _CHANCE[min(count - 2, len(_CHANCE) - 1)] * self.spread / math.sqrt(count)
+        if abs(self.difference) > chance:
+            return 'better than its twin' if self.difference < 0 else 'worse than its twin'
+        same = abs(self.difference) + chance <= _SAME * float(np.mean(self.twins))
+        return 'CFG in other words' if same else 'not told apart'
 
 
 def twinned(origins: Sequence[Run]) -> list[Twinned]:
@@ -64,7 +65,7 @@ def twinned(origins: Sequence[Run]) -> list[Twinned]:
     runs. Only those count that have a row and that of its twin, with a FID.
     """
     several = len({origin.network for origin in origins}) < len(origins)
-    found: dict[tuple[Setting, float], list[tuple[int, RowStrength, float, float | None]]] = {}
+    found: dict[tuple[Setting, float], list[tuple[int, RowStrength, tuple[float, float], float, float | None]]] = {}
     for origin in origins:
         rows = Results(origin.folder).read()
         by_identity = {row.identity: row for row in rows}
@@ -75,7 +76,8 @@ def twinned(origins: Sequence[Run]) -> list[Twinned]:
             twin = by_identity.get(strength.twin_row)
             if strength.twin and twin is None:
                 continue
-            entry = origin.seed if several else row.source.seed, strength, number(row.scores.fid), _fid(twin)
+            costs = row.cost, twin.cost if twin else row.cost
+            entry = origin.seed if several else row.source.seed, strength, costs, number(row.scores.fid), _fid(twin)
             found.setdefault((frontier.setting_of(row, origin.network), row.source.w), []).append(entry)
     return [_twinned(*key, entries) for key, entries in found.items()]
 
@@ -84,9 +86,11 @@ def _fid(row: Row | None) -> float | None:
     return None if row is None else number(row.scores.fid)
 
 
-def _twinned(setting: Setting, w: float, entries: Sequence[tuple[int, RowStrength, float, float | None]]) -> Twinned:
+def _twinned(
+    setting: Setting, w: float, entries: Sequence[tuple[int, RowStrength, tuple[float, float], float, float | None]]
+) -> Twinned:
     groups = grouped(entries, lambda entry: entry[0]).values()
-    both = [np.mean([(fid, twin) for *_, fid, twin in group], axis=0) for group in groups if group[0][3] is not None]
+    both = [np.mean([(fid, twin) for *_, fid, twin in group], axis=0) for group in groups if group[0][4] is not None]
     both = [pair for pair in both if np.isfinite(pair).all()]
     measured = [strength for _, strength, *_ in entries]
     return Twinned(
@@ -97,13 +101,15 @@ def _twinned(setting: Setting, w: float, entries: Sequence[tuple[int, RowStrengt
         np.mean([strength.remainder for strength in measured], axis=0),
         tuple(float(fid) for fid, _ in both),
         tuple(float(twin) for _, twin in both),
+        entries[0][2],
     )
 
 
 def table(found: Sequence[Twinned]) -> list[list[str]]:
     """Returns a line for each setting that is no Eq. 6 by its definition, below a line of headings."""
     name = namer([one.setting for one in found])
-    lines = [['guidance', 'w', 'w_eff', 'remainder', 'FID', 'FID of its twin', 'difference', 'verdict']]
+    lines = [['guidance', 'w', 'w_eff', 'remainder', 'cost', 'cost of its twin', 'FID', 'FID of its twin']]
+    lines[0] += ['difference', 'repetitions', 'verdict']
     for one in found:
         if not one.twins:
             continue
@@ -112,8 +118,9 @@ def table(found: Sequence[Twinned]) -> list[list[str]]:
         lines.append(
             [
                 *(name(one.setting), f'{one.w:g}', f'{ends[0]:.2f} to {ends[1]:.2f}'),
-                *(f'{float(one.remainder.max()):.0%}', f'{np.mean(one.fids):.3f}', f'{np.mean(one.twins):.3f}'),
-                *(f'{one.difference:+.3f}{spread}', one.verdict),
+                *(f'{float(one.remainder.max()):.0%}', *(f'{cost:g}' for cost in one.costs)),
+                *(f'{np.mean(one.fids):.3f}', f'{np.mean(one.twins):.3f}', f'{one.difference:+.3f}{spread}'),
+                *(str(len(one.twins)), one.verdict),
             ]
         )
     return lines

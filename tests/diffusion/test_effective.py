@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfg.diffusion import effective, process
+from cfg.diffusion import effective, mixture, options, process, stepping
+from cfg.diffusion.denoiser import Denoiser, Models
 from cfg.diffusion.grids import Uniform
 from cfg.diffusion.rules import Apg, Cfg, CfgPlusPlus, Rescale, Temperature
 from cfg.diffusion.rules.pairs import Labelled, Pair
@@ -92,14 +93,15 @@ def test_of_rescaling_and_apg_against_float64(kind):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Turned(Labelled, Pair):
-    """Adds w d and, orthogonal to d in every pair of components, a vector of 3/4 of that length."""
+    """Adds `along` w d and, orthogonal to d in every pair of components, a vector of 3/4 w |d|."""
 
     name: ClassVar[str] = 'turned'
+    along: float = options.number(1.0, 0.0)
 
     def combine(self, at, cond, other, memory):
         d = (cond - other).reshape(len(cond), -1, 2)
         turned = jnp.stack([-d[..., 1], d[..., 0]], axis=-1)
-        added = process.expand(at.w, d) * (d + 0.75 * turned)
+        added = process.expand(at.w, d) * (self.along * d + 0.75 * turned)
         return at.read(cond + added.reshape(cond.shape)), memory
 
     @property
@@ -111,6 +113,46 @@ def test_the_remainder_of_a_rule_that_is_known():
     found = strength_of(sampler_of(Turned(), 'heun', clip_x=True), 0.8)
     np.testing.assert_allclose(found.w, 0.8, rtol=1e-4)
     np.testing.assert_allclose(found.share, 0.75**2 / (1 + 0.75**2), rtol=1e-4)
+    alone = strength_of(sampler_of(Turned(along=0.0)), 0.8)
+    np.testing.assert_allclose(alone.w, 0.0, atol=1e-5)
+    np.testing.assert_allclose(alone.share, 1.0, atol=1e-5)
+
+
+def eps_of_mixture(z, level, means, stddev):
+    """The exact eps of equal Gaussians of one deviation, float64: sigma (z - alpha mean) / variance, by Bayes' rule."""
+    alpha, sigma = scales(level)
+    variance = (alpha * stddev) ** 2 + sigma**2
+    each = (z[:, None] - alpha * means) / variance  # [N, K, 2]
+    logits = -0.5 * variance * np.sum(each**2, axis=2)
+    share = np.exp(logits - logits.max(axis=1, keepdims=True))
+    share /= share.sum(axis=1, keepdims=True)
+    return sigma * each, sigma * np.sum(share[..., None] * each, axis=1)
+
+
+def test_on_a_mixture_it_is_what_float64_finds_at_every_level():
+    """Power-law guidance with exact scores along DDIM: a slope that weights each sample by its |d|^2."""
+    means, stddev, w, alpha_of_rule = np.array([[0.0, 0.8], [-0.7, -0.4], [0.7, -0.4]]), 0.5, 1.5, 0.6
+    gaussians = mixture.gaussian_mixture(means, np.stack([stddev**2 * np.eye(2)] * 3), np.ones(3))
+    models = Models(Denoiser(mixture.eps_fn(gaussians), gaussians.null_label))
+    of = np.arange(32) % 3
+    sampler = sampler_of(parse_rule(f'power(alpha={alpha_of_rule})'), num_steps=6)
+    noise_keys = jax.random.split(jax.random.key(0), len(of))
+    sums = effective.measure(sampler, models, noise_keys, jnp.asarray(of), jnp.full(len(of), w), shape=(2,))
+    found = effective.strength_of(sampler, np.asarray(sums))
+    z = np.float64(stepping.noise(noise_keys, 0, (2,)))
+    for place, level in enumerate(np.float64(found.levels)):
+        alpha, sigma = scales(level)
+        each, null = eps_of_mixture(z, level, means, stddev)
+        d = each[np.arange(len(z)), of] - null
+        square = np.sum(d**2, axis=1)
+        factor = w * (np.sqrt(square) / sigma) ** alpha_of_rule
+        assert found.w[place] == pytest.approx(np.sum(factor * square) / np.sum(square), rel=2e-3)
+        share = 1 - np.sum(factor * square) ** 2 / np.sum(square) / np.sum(factor**2 * square)
+        assert found.share[place] == pytest.approx(share, abs=2e-3)
+        if place + 1 < len(found.levels):
+            eps = each[np.arange(len(z)), of] + factor[:, None] * d
+            next_alpha, next_sigma = scales(np.float64(found.levels[place + 1]))
+            z = next_alpha * (z - sigma * eps) / alpha + next_sigma * eps
 
 
 def draw(sampler, w, models=MODELS):
