@@ -11,7 +11,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from cfg.models.attention import attention
 
@@ -110,6 +109,8 @@ def resize_pil(images: np.ndarray, pixels: int) -> np.ndarray:
     Images uint8 [N, H, W, 3] become uint8 [N, pixels, pixels, 3]. dgm-eval (Stein et al. 2023, arXiv 2306.04675)
     resizes so.
     """
+    from PIL import Image  # what runs on accelerators does without it
+
     resized = [Image.fromarray(image).resize((pixels, pixels), Image.Resampling.BICUBIC) for image in images]
     return np.stack([np.asarray(image) for image in resized])
 

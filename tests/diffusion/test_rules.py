@@ -494,7 +494,7 @@ def test_rescaling_of_eps_is_a_scaled_score():
 @pytest.mark.parametrize('factor', [1.0, 0.7, 1.4, np.float32([0, 1, 2, 1, 1, 3])])
 def test_scaling_eps_scales_the_score(factor):
     z, level = inputs(), np.float32(0.5)
-    eps, factor = toy_eps(z, level, labels()), np.float32(factor)
+    eps, factor = toy_eps(z, level, jnp.asarray(labels())), np.float32(factor)
     actual = predict(ScaledScore(), z, level, factor - np.float32(1)).eps
     _, sigma = schedule.alpha_sigma(level)
     each = np.broadcast_to(factor.reshape(-1, 1, 1), eps.shape)

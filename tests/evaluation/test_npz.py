@@ -152,7 +152,7 @@ def test_a_reference_is_read_as_it_was_written(tmp_path):
     rng = np.random.default_rng(0)
     pool, spatial = Moments.of(rng.normal(size=(50, 6))), Moments.of(rng.normal(size=(50, 4)))
     path = tmp_path / 'folder' / 'reference.npz'
-    options = {'moments': pool, 'shape': (11, 4, 5, 3), 'features_sha256': 'a' * 64}
+    options = {'moments': pool, 'shape': (11, 4, 5, 3), 'hashes': {'features_sha256': 'a' * 64}}
     write_reference(path, spatial=spatial, batches=iter((images()[:7], images()[7:])), **options)
     with np.load(path, allow_pickle=False) as file:
         assert set(file.files) == {'arr_0', 'mu', 'sigma', 'mu_s', 'sigma_s', 'features_sha256'}
@@ -163,10 +163,10 @@ def test_a_reference_is_read_as_it_was_written(tmp_path):
     assert np.array_equal(next(ImageFile(path, WHAT).batches(11)), images())
     write_reference(path, spatial=None, batches=[images()], **options)
     assert set(File(path, WHAT).moments()) == {'mu', 'sigma'}
-    assert File(path, WHAT).features_sha256 == 'a' * 64
+    assert File(path, WHAT).made_with('features_sha256') == 'a' * 64
     np.savez(path, images())
     assert File(path, WHAT).moments() is None
-    assert File(path, WHAT).features_sha256 is None
+    assert File(path, WHAT).made_with('features_sha256') is None
 
 
 @pytest.mark.parametrize(
