@@ -1,7 +1,7 @@
 # Two commands set everything up on a machine that has Python 3.11 or later and make:
 #   make digits   trains, evaluates and reports on real data, into runs/digits
 #   make test     runs the tests
-# Beyond them: `make chaos` (runs that are killed at random), `make mixture`, `make compare`,
+# Beyond them: `make chaos` (runs that are killed at random), `make mixture`, `make compare`, `make twins`,
 # `make students` and `make tune` (docs/mixture.md, docs/digits.md, docs/students.md, docs/tuning.md),
 # `make accelerator` (benchmarks/README.md), `make lint`, `make format`.
 
@@ -16,7 +16,7 @@ COMPARE := $(PY) main.py $(FLAGS) --config=configs/digits_compare.py
 
 PEER :=
 
-.PHONY: install install-dev digits compare students tune mixture accelerator test chaos lint format clean
+.PHONY: install install-dev digits compare twins students tune mixture accelerator test chaos lint format clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev .compilers/.installed
@@ -60,6 +60,16 @@ compare: install
 	  done; \
 	done
 	$(COMPARE) --workdir=runs/compare0 --config.seed=0 --mode=compare --config.report.workdirs="('runs/compare1', 'runs/compare2')"
+	@echo "Open runs/compare0/compare/index.html"
+
+# Every rule beside plain guidance as strong as it, on the models of `make compare`.
+twins: install
+	$(PY) main.py --config=configs/digits_classifier.py --workdir=runs/digits_classifier --mode=train
+	set -e; for seed in 2 1 0; do \
+	  $(COMPARE) --workdir=runs/compare$$seed --config.seed=$$seed --mode=train; \
+	  $(COMPARE):twins --workdir=runs/compare$$seed --config.seed=$$seed --mode=compare; \
+	done
+	$(COMPARE):twins --workdir=runs/compare0 --config.seed=0 --mode=compare --config.report.workdirs="('runs/compare1', 'runs/compare2')"
 	@echo "Open runs/compare0/compare/index.html"
 
 # A guided model becomes a student of one pass a step, and then of fewer and fewer steps; each is swept.

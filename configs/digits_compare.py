@@ -4,13 +4,22 @@ It is trained by the same config, as autoguidance needs a checkpoint that config
 classifier is that of configs/digits_classifier.py. docs/digits.md has the commands and the result.
 
 `configs/digits_compare.py:PART` sweeps a part, into one workdir: 'rules' (the default), 'steps' (half of the
-steps, so that guided samples cost what unguided ones did), or 'samplers' (DDIM, for which CFG++ was made).
+steps, so that guided samples cost what unguided ones did), 'samplers' (DDIM, for which CFG++ was made), or 'twins'
+(every rule at one w, with its twin; docs/guidance.md).
 """
 
 from configs import digits
 
 W = (0.2, 0.35, 0.5, 1.0)
 CFG_PLUS_PLUS = 'cfg_plus_plus(w=(-0.5, -0.2, -0.1, 0.0))'  # its lambda is 1 + w, in [0, 1]
+
+TWINNED = (
+    *('cfg', 'cfg(interval=(-3, 3))', "cfg(schedule='cosine')", "cfg(against='random')"),
+    *('cfg(anneal_label=(0.6, 0.9, 0.25, 1.0))', 'autoguidance(step=100)', "rescale(prediction='eps')", 'apg'),
+    *('power(alpha=0.5)', 'cfg_zero', 'tcfg', 'fdg', 'adaptive', 'rectified_gradient', 'time_step'),
+    *('perturbed_attention', 'blurred_attention', 'feedback', "classifier(workdir='runs/digits_classifier')"),
+    'cfg_plus_plus(w=-0.2)',
+)
 
 
 def get_config(part='rules'):
@@ -46,7 +55,11 @@ def get_config(part='rules'):
     elif part == 'samplers':
         config.eval.guidance = (f'cfg(w={(0.0, *W)})', CFG_PLUS_PLUS)
         config.eval.sampler = ('ddim',)
+    elif part == 'twins':
+        config.eval.w = (0.5,)
+        config.eval.guidance = TWINNED
+        config.report.twin_samples = 200
     elif part != 'rules':
-        raise ValueError(f"configs/digits_compare.py:{part} must be one of 'rules', 'steps', 'samplers'.")
+        raise ValueError(f"configs/digits_compare.py:{part} must be one of 'rules', 'steps', 'samplers', 'twins'.")
 
     return config

@@ -18,7 +18,7 @@ from cfg.report.strengths import RowStrength
 
 # What Student's t exceeds by chance in a twentieth of the cases, for 2, 3, ... repetitions.
 _CHANCE = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
-_SAME = 0.1  # what a difference may be of the twin's FID for the rule to be called CFG in other words
+_SAME = 0.05  # what a difference may be of the twin's FID for the rule to be called CFG in other words
 _COLUMNS = 3
 
 
@@ -52,10 +52,11 @@ class Twinned:
         if count < 2:
             return 'no spread is known' if count else ''
         chance = _CHANCE[min(count - 2, len(_CHANCE) - 1)] * self.spread / math.sqrt(count)
-        if abs(self.difference) > chance:
-            return 'better than its twin' if self.difference < 0 else 'worse than its twin'
-        same = abs(self.difference) + chance <= _SAME * float(np.mean(self.twins))
-        return 'CFG in other words' if same else 'not told apart'
+        if abs(self.difference) + chance <= _SAME * float(np.mean(self.twins)):
+            return 'CFG in other words'
+        if abs(self.difference) <= chance:
+            return 'not told apart'
+        return 'better than its twin' if self.difference < 0 else 'worse than its twin'
 
 
 def twinned(origins: Sequence[Run]) -> list[Twinned]:
