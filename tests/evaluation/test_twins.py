@@ -77,7 +77,7 @@ def test_each_rule_has_a_twin_as_strong(compared):
 def test_twins_are_on_the_page_and_on_no_curve(compared):
     folder = compared / 'compare'
     head, *lines = (folder / 'twins.csv').read_text().splitlines()
-    assert head.startswith('guidance,w,w_eff,remainder,FID,')
+    assert head.startswith('guidance,w,w_eff,remainder,cost,')
     assert [line.split(',')[0] for line in lines] == ['apg', 'power(alpha=0.0)', 'scaled_score']
     assert (folder / 'strength.png').read_bytes().startswith(b'\x89PNG')
     assert 'no spread is known' in (folder / 'index.html').read_text()
