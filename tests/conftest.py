@@ -125,6 +125,27 @@ def small_config():
     return config
 
 
+def score_few(config, *, samples, of_split, subsets, of_subset):
+    """Lets a sweep score few samples: of a split of the inception score, and of subsets for KID."""
+    config.eval.num_samples, config.eval.is_split_size = samples, of_split
+    config.eval.kid_subsets, config.eval.kid_subset_size = subsets, of_subset
+
+
+def guided_config(**evaluated):
+    """Returns `small_config` with a network that soon is far from its zero-initialised layers, and few scored samples.
+
+    Args:
+      evaluated: fields of `config.eval`.
+    """
+    config = small_config()
+    config.train.learning_rate, config.train.warmup_steps = 0.02, 0
+    config.sampling.ema, config.eval.keep_samples = False, 0
+    score_few(config, samples=20, of_split=20, subsets=1, of_subset=20)
+    with config.unlocked():
+        config.eval.update(evaluated)
+    return config
+
+
 @pytest.fixture(name='narrow')
 def narrow_fixture(monkeypatch):
     """Lets the Frechet distance see the first 64 features: of 2048, which test_measurement.py has, it takes seconds."""

@@ -76,7 +76,6 @@ class Solver(options.Described):
 
         `keys` are [N] typed PRNG keys, one a sample; a sample depends on nothing else.
         """
-
         return self.run(guided, keys, logsnrs, shape=shape)[0]
 
     def run(self, guided: Guided, keys: Array, logsnrs: Array, *, shape: tuple[int, ...]) -> tuple[Array, Any]:

@@ -48,13 +48,8 @@ class Drawing:
             self._companions[key] = open_companions(self._config, model, rule)
         return self._companions[key]
 
-    def add(self, rule: Rule) -> None:
-        """Opens what a further rule needs."""
-        for model in self._models.values():
-            self._beside(rule, model)
-
     def guidable(self, point: Point, rule: Rule) -> bool:
-        """Tells whether the model of a point may be guided by another rule, and opens what that needs."""
+        """Tells whether the model of a point may be guided by another rule."""
         model = self.model(point)
         try:
             check_guidable((1.0,), model, rule, self._beside(rule, model))
@@ -68,7 +63,7 @@ class Drawing:
 
     def networks(self, point: Point) -> Networks:
         """Returns the model of a point and those beside it."""
-        return {'model': self.model(point)} | self._companions[point.sampler.rule, point.ema]
+        return {'model': self.model(point)} | self._beside(point.sampler.rule, self.model(point))
 
     def generator(self, point: Point) -> Callable[..., Iterator[Samples]]:
         """Returns what draws the samples of a point, see `Generator`, kept until `keep` lets go of it.
@@ -86,10 +81,10 @@ class Drawing:
         self._generators = {sampler: made for sampler, made in self._generators.items() if sampler in needed}
 
     def on_devices(self, point: Point) -> Any:
-        """Returns the parameters of a point; those of one checkpoint, and of one rule beside it, are on the devices."""
-        step, rule = (point.step, point.ema), (point.sampler.rule, point.ema)
-        model, companions = {'model': self._models[step]}, self._companions[rule]
-        for kind, key, networks in (('model', step, model), ('companions', rule, companions)):
+        """Returns the parameters of a point; those of one checkpoint, and of what is beside it, are on the devices."""
+        companions = self._beside(point.sampler.rule, self.model(point))
+        for kind, networks in (('model', {'model': self.model(point)}), ('companions', companions)):
+            key = {name: run.sha256 for name, run in networks.items()}
             if self._held.get(kind, (None,))[0] != key:
                 self._held.pop(kind, None)  # what is there is let go of first
                 self._held[kind] = key, on_devices(networks)
@@ -103,7 +98,7 @@ class Drawing:
 
     def cost(self, point: Point) -> dict[str, float]:
         """Counts network evaluations for one sample, and their arithmetic in those of the model for one prediction."""
-        companions = self._companions[point.sampler.rule, point.ema]
+        companions = self._beside(point.sampler.rule, self.model(point))
         passes = point.sampler.passes(point.w, second_uncond='uncond' in companions)
         second = sum(it.flops for name, it in companions.items() if name != 'classifier')
         classifier = companions['classifier'].flops if 'classifier' in companions else 0.0

@@ -55,7 +55,7 @@ def evaluate(
     Args:
       draw: shows the rows that are there, given how many of the sweep are missing. It is called on the first process
         as rows are finished, as long as it takes a twentieth of the time, and at the end.
-      then: is called on every process when these rows are measured, and may ask for others.
+      then: is called on every process when these rows are measured and shown, and may ask for others.
 
     Returns:
       On the first process, how many rows are still missing because other jobs have not measured them yet.
@@ -66,16 +66,13 @@ def evaluate(
     """
     with opened(config, workdir) as sweep:
         job = parse_job(config.eval.job)
-
-        def ask():
-            processes.on_each(lambda: sweep.ask(sweep.points, num_samples=config.eval.num_samples, job=job))
-
-        ask()
+        processes.on_each(lambda: sweep.ask(sweep.points, num_samples=config.eval.num_samples, job=job))
         failures = sweep.measure(draw)
-        if then is not None:
-            then(sweep)
-            ask()
-        return processes.on_first(lambda: sweep.report(failures))
+        try:
+            return processes.on_first(lambda: sweep.report(failures))
+        finally:  # also where some rows could not be measured
+            if then is not None:
+                then(sweep)
 
 
 @contextlib.contextmanager

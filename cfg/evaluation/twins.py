@@ -77,9 +77,7 @@ class Twins:
         return [self._twin(point, known['twin'])] if known['twin'] else ()
 
     def _twin(self, point: Point, text: str) -> Point:
-        rule = parse_rule(text)
-        self._sweep.drawing.add(rule)
-        return point._replace(sampler=dataclasses.replace(point.sampler, rule=rule), w=1.0)
+        return point._replace(sampler=dataclasses.replace(point.sampler, rule=parse_rule(text)), w=1.0)
 
     def _write(self, point: Point, identity: str, strength: Strength, text: str | None, count: int) -> dict:
         row = RowStrength(

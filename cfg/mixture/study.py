@@ -39,11 +39,15 @@ def draw(settings: Settings, sampler: Sampler, w: float | Given, *, seed: int) -
 
     The noise of a sample follows from seed and place alone: it is the same for every rule, solver, w and T.
     """
-    mixtures = settings.mixture_of(settings.stddev), settings.mixture_of(settings.weaker_stddev)
+    mixtures = _mixtures(settings)
     # One class at a time: the scan is quicker when a step fits the processor's cache.
     labels = range(len(settings.means))
     drawn = [_draw(*mixtures, jax.random.key(seed), label, w, settings.num_samples, sampler) for label in labels]
     return np.stack(drawn)
+
+
+def _mixtures(settings):
+    return settings.mixture_of(settings.stddev), settings.mixture_of(settings.weaker_stddev)
 
 
 @functools.partial(jax.jit, static_argnames=('num_samples', 'sampler'))
@@ -89,8 +93,7 @@ class Study:
         """Measures one row; returns it with its samples [num_seeds, K, num_samples, 2]."""
         settings = self.settings
         sampler = settings.sampler_of(rule, solver, num_steps)
-        seeds = range(settings.seed, settings.seed + (num_seeds or settings.num_seeds))
-        x = np.stack([draw(settings, sampler, w, seed=seed) for seed in seeds])
+        x = self._draws(sampler, w, num_seeds or settings.num_seeds)
         closest = nearest(np.concatenate(x, axis=1), self._tables)
         row = {
             'guidance': rule.text,
@@ -111,13 +114,11 @@ class Study:
         sampler = settings.sampler_of(rule, solver, num_steps)
         if effective.exact(sampler, w) is not None:
             return dict.fromkeys(('remainder', 'twin_sliced_w2', 'twin_sliced_w2_spread'))
-        mixtures = settings.mixture_of(settings.stddev), settings.mixture_of(settings.weaker_stddev)
-        sums = _sums(*mixtures, jax.random.key(settings.seed), w, settings.num_samples, sampler)
+        sums = _sums(*_mixtures(settings), jax.random.key(settings.seed), w, settings.num_samples, sampler)
         strength = effective.strength_of(sampler, sums)
         plain = settings.sampler_of(Cfg(), solver, num_steps)
         given = Given(jnp.float32(strength.levels), jnp.float32(strength.w), jnp.float32(1.0))
-        seeds = range(settings.seed, settings.seed + settings.num_seeds)
-        found = self._distances(np.stack([draw(settings, plain, given, seed=seed) for seed in seeds]), w)
+        found = self._distances(self._draws(plain, given, settings.num_seeds), w)
         twin = {f'twin_{name}': found[name] for name in ('sliced_w2', 'sliced_w2_spread')}
         return {'remainder': float(strength.share.max()), **twin}
 
@@ -132,6 +133,11 @@ class Study:
             peaks = np.stack([target.panel for target in self.targets(w)]).max(axis=(1, 2))
             found.append((row, drawn / peaks[:, None, None]))
         return found
+
+    def _draws(self, sampler: Sampler, w: float | Given, num_seeds: int) -> np.ndarray:
+        """Draws samples of several seeds: [num_seeds, K, num_samples, 2]."""
+        seeds = range(self.settings.seed, self.settings.seed + num_seeds)
+        return np.stack([draw(self.settings, sampler, w, seed=seed) for seed in seeds])
 
     def _distances(self, x: np.ndarray, w: float) -> Row:
         targets = enumerate(self.targets(w))

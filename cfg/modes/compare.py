@@ -81,8 +81,8 @@ def check(workdir: Path, others: Sequence[str] = ()) -> list[frontier.Run]:
     configs = {folder: meta['config'] for folder in folders.values() if (meta := newest_meta(folder)) is not None}
     first_of: dict[Path, Path] = {}  # the first run with the network of each
     seen = {}
+    first = next(iter(configs), None)
     for folder, config in configs.items():
-        first = next(iter(configs))
         for part, name in _differing(configs[first], config, _EQUAL, without=(*_TOLD, _DROPOUT)):
             raise UserError(
                 f'{first} and {folder} cannot be compared: config.{part}.{name} is {configs[first][part][name]!r} '
@@ -97,16 +97,17 @@ def check(workdir: Path, others: Sequence[str] = ()) -> list[frontier.Run]:
                 'other; give runs of other seeds in config.report.workdirs.'
             )
         seen[run] = folder
-    networks = list(dict.fromkeys(first_of.values()))
-    short = len({folder.name for folder in networks}) == len(networks)
-    names = {folder: folder.name if short else str(folder) for folder in networks}
-    if len(networks) < 2:
-        names = dict.fromkeys(networks, '')
+    networks = set(first_of.values())
+    short = len({network.name for network in networks}) == len(networks)
+
+    def name(folder):
+        network = first_of.get(folder, first)
+        return '' if len(networks) < 2 else network.name if short else str(network)
+
     found = []
-    for number, folder in enumerate(folders.values()):
-        seed = configs[folder]['seed'] if folder in configs else number
-        network = names.get(first_of.get(folder, next(iter(networks), None)), '')
-        found.append(frontier.Run(folder, network, seed))
+    for place, folder in enumerate(folders.values()):
+        seed = configs[folder]['seed'] if folder in configs else ~place  # what is not known is none of the others
+        found.append(frontier.Run(folder, name(folder), seed))
     return found
 
 

@@ -102,8 +102,7 @@ def points(runs: Sequence[Sequence[Row]], origins: Sequence[Run] = ()) -> list[P
     left_out = sum(map(len, runs)) - sum(map(len, alike))
     if left_out:
         log.info('%d rows are left out: of other metrics or numbers of samples.', left_out)
-    networks = [origin.network for kept, origin in zip(alike, origins, strict=True) if kept]
-    several = len(networks) > len(set(networks))
+    several = repeated([origin for kept, origin in zip(alike, origins, strict=True) if kept])
     found: dict[tuple[Setting, float], list[tuple[int, Row]]] = {}
     sets: dict[Setting, list[tuple]] = {}
     for origin, run in zip(origins, alike, strict=True):
@@ -117,6 +116,11 @@ def points(runs: Sequence[Sequence[Row]], origins: Sequence[Run] = ()) -> list[P
             repetition = origin.seed if several else source.seed
             found.setdefault((setting, source.w), []).append((repetition, row))
     return [_point(setting, w, rows) for (setting, w), rows in found.items()]
+
+
+def repeated(origins: Sequence[Run]) -> bool:
+    """Tells whether some network has several runs, which are then the repetitions; else sampling seeds are."""
+    return len({origin.network for origin in origins}) < len(origins)
 
 
 def newest(runs: Sequence[Sequence[Row]]) -> Row:

@@ -65,7 +65,7 @@ def twinned(origins: Sequence[Run]) -> list[Twinned]:
     Repetitions are those of `frontier.points`; sampling seeds of a run count as their mean where there are several
     runs. Only those count that have a row and that of its twin, with a FID.
     """
-    several = len({origin.network for origin in origins}) < len(origins)
+    several = frontier.repeated(origins)
     found: dict[tuple[Setting, float], list[tuple[int, RowStrength, tuple[float, float], float, float | None]]] = {}
     for origin in origins:
         rows = Results(origin.folder).read()
@@ -139,7 +139,8 @@ def save_figure(found: Sequence[Twinned], path: Path) -> None:
     for place in range(rows * columns):
         upper, lower = (axes_of_all[2 * (place // columns) + part, place % columns] for part in (0, 1))
         if place >= len(rules):
-            upper.remove(), lower.remove()
+            for axes in (upper, lower):
+                axes.remove()
             continue
         for one in rules[place]:
             upper.plot(one.logsnr, one.w_eff, color=colours[one.w], marker='o', markersize=2.5, label=f'w = {one.w:g}')

@@ -32,7 +32,7 @@ from cfg.runtime.errors import UserError
 from cfg.runtime.files import lock
 from cfg.settings.checks import check_config
 from cfg.training import loop
-from tests.conftest import small_config
+from tests.conftest import score_few, small_config
 from tests.models.adm_reference import Adm, classifier_forward, random_state
 
 VARYING = ('seconds', 'finished', 'config_sha256')
@@ -41,12 +41,8 @@ pytestmark = pytest.mark.usefixtures('kept_sampling')
 
 def config_of(**changes):
     config = small_config()
-    config.eval.num_samples = 100
-    config.eval.keep_samples = 30
-    config.eval.is_split_size = 50
-    config.eval.save_seconds = 0.0
-    config.eval.kid_subset_size = 50
-    config.eval.kid_subsets = 5
+    config.eval.keep_samples, config.eval.save_seconds = 30, 0.0
+    score_few(config, samples=100, of_split=50, subsets=5, of_subset=50)
     with config.unlocked():
         for name, value in changes.items():
             config.eval[name] = value

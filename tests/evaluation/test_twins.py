@@ -12,23 +12,15 @@ from cfg.report.results import Results
 from cfg.runtime.errors import UserError
 from cfg.settings.checks import check_config
 from cfg.training import loop
-from tests.conftest import small_config
+from tests.conftest import guided_config
 
 pytestmark = pytest.mark.usefixtures('kept_sampling')
 RULES = ('cfg', 'power(alpha=0.0)', 'apg', 'scaled_score')
 
 
 def config_of(**changes):
-    config = small_config()
-    config.train.learning_rate, config.train.warmup_steps = 0.02, 0  # far from its zero-initialised layers
-    config.sampling.ema = False
-    config.eval.num_samples, config.eval.keep_samples, config.eval.is_split_size = 20, 0, 20
-    config.eval.kid_subset_size, config.eval.kid_subsets = 20, 1
-    config.eval.guidance, config.eval.w = RULES, (2.0,)
+    config = guided_config(**({'guidance': RULES, 'w': (2.0,)} | changes))
     config.report.twin_samples = 8
-    with config.unlocked():
-        for name, value in changes.items():
-            config.eval[name] = value
     check_config(config)
     return config
 

@@ -10,7 +10,7 @@ from cfg.modes import compare, describe, sample
 from cfg.report.results import Results
 from cfg.settings.checks import check_config
 from cfg.training import loop
-from tests.conftest import small_config
+from tests.conftest import guided_config
 from tests.kept import keep, of_generator
 
 # Each with its evaluations at w = 1 and T = 4, and whether it is the conditional model at w = 0.
@@ -30,12 +30,8 @@ RULES = {
 
 
 def config_of(guidance):
-    config = small_config()
-    config.train.learning_rate, config.train.warmup_steps = 0.02, 0  # far from its zero-initialised layers
-    config.sampling.ema = False
+    config = guided_config()
     config.sampling.guidance, config.sampling.w = guidance, (0.0, 1.0)
-    config.eval.num_samples, config.eval.keep_samples, config.eval.is_split_size = 20, 0, 20
-    config.eval.kid_subset_size, config.eval.kid_subsets = 20, 1
     check_config(config)
     return config
 

@@ -21,7 +21,7 @@ from cfg.settings.checks import check_config
 from cfg.settings.sampler import read_sampler
 from cfg.training import loop
 from configs import digits, digits_tune
-from tests.conftest import small_config
+from tests.conftest import score_few, small_config
 from tests.kept import keep, of_generator
 
 VARYING = ('seconds', 'finished')
@@ -40,11 +40,8 @@ def kept_programs():
 def config_of(**changes):
     config = small_config()
     config.sampling.batch_size = 100
-    config.eval.num_samples = FINAL
-    config.eval.is_split_size = 50
     config.eval.save_seconds = 0.0
-    config.eval.kid_subset_size = 50
-    config.eval.kid_subsets = 2
+    score_few(config, samples=FINAL, of_split=50, subsets=2, of_subset=50)
     with config.unlocked():
         config.tune.evaluations = 8
         config.tune.first_samples = 65
