@@ -13,14 +13,11 @@ import numpy as np
 
 from cfg.evaluation import npz
 from cfg.runtime.errors import UserError, first_line
+from cfg.runtime.pickles import RefusedError, Restricted
 
 Array = np.ndarray
 
 _FLOATS = {'f4': '<f4', 'f8': '<f8'}
-
-
-class _RefusedError(Exception):
-    """Carries the rest of the sentence 'FILE ...' for the user."""
 
 
 class _Type:
@@ -81,13 +78,9 @@ for _core in ('numpy.core', 'numpy._core'):
     _ADMITTED |= {(f'{_core}.numeric', '_frombuffer'): _FromBuffer()}
 
 
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ADMITTED:
-            raise _RefusedError(
-                f'wants to run {f"{module}.{name}"[:100]!r}, which no array needs and which was not run'
-            )
-        return _ADMITTED[module, name]
+class _Unpickler(Restricted):
+    admitted = _ADMITTED
+    holds = 'array'
 
 
 class Statistics(npz.File):
@@ -103,7 +96,7 @@ class Statistics(npz.File):
             if 'fd_dinov2' in found:
                 arrays |= {f'{name}_dinov2': found['fd_dinov2'][name] for name in ('mu', 'sigma')}
             self._moments = {name: np.asarray(array.value, np.float64) for name, array in arrays.items()}
-        except _RefusedError as error:
+        except RefusedError as error:
             raise UserError(f'{self._named} {error}: give an npz that --mode=stats wrote.') from error
         except Exception as error:  # arbitrary bytes make pickle and NumPy raise nearly anything
             raise UserError(

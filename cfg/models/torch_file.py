@@ -10,7 +10,6 @@ a storage; before that, four pickles, a list of keys, and the storages one after
 
 import logging
 import math
-import pickle
 import struct
 import zipfile
 from collections import Counter
@@ -21,6 +20,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from cfg.runtime.errors import UserError
+from cfg.runtime.pickles import RefusedError, Restricted
 
 log = logging.getLogger('cfg')
 
@@ -42,10 +42,6 @@ _STORAGE_DTYPES = {
     'ByteStorage': 'u1',
     'BoolStorage': '?',
 }
-
-
-class _RefusedError(Exception):
-    """Carries the rest of the sentence 'FILE ...' for the user."""
 
 
 class _StorageType(NamedTuple):
@@ -110,22 +106,16 @@ _ADMITTED = {
 } | {('torch', name): _StorageType(name) for name in _STORAGE_DTYPES}
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(Restricted):
     """An unpickler that admits what a state dict needs; `storages` holds what the pickle referred to, by key."""
+
+    admitted = _ADMITTED
+    holds = 'state dict'
+    remedy = ': if you trust the file, load it in PyTorch and write torch.save(model.state_dict(), path)'
 
     def __init__(self, file: IO[bytes]):
         super().__init__(file, encoding='utf-8')
         self.storages: dict[str, _Storage] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        admitted = _ADMITTED.get((module, name))
-        if admitted is None:
-            wanted = f'{module}.{name}'[:100]
-            raise _RefusedError(
-                f'wants to run {wanted!r}, which no state dict needs and which was not run: if you trust the file, '
-                'load it in PyTorch and write torch.save(model.state_dict(), path)'
-            )
-        return admitted
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, storage_type, key, _, numel, *view = pid
@@ -161,7 +151,7 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
             tensors, raw = _read_zip(file) if is_zip else _read_legacy(file)
             values = {storage: _decode(storage, content) for storage, content in raw.items()}
             return {name: _view(name, tensor, values[tensor.storage]) for name, tensor in tensors.items()}
-        except _RefusedError as error:
+        except RefusedError as error:
             raise UserError(f'{path} {error}.') from error
         except Exception as error:
             # Arbitrary bytes make pickle, zipfile and NumPy raise nearly anything.
@@ -210,11 +200,11 @@ def _read_zip(file: IO[bytes]) -> tuple[dict[str, _Tensor], dict[_Storage, bytes
     with zipfile.ZipFile(file) as archive:
         # torch never compresses; a record that is may unpack to any size.
         if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
-            raise _RefusedError('is a compressed zip file: give the .pt file itself, as torch.save wrote it')
+            raise RefusedError('is a compressed zip file: give the .pt file itself, as torch.save wrote it')
         names = set(archive.namelist())
         pickles = [name for name in names if name.endswith('/data.pkl') and name.count('/') == 1]
         if len(pickles) != 1:
-            raise _RefusedError('is a zip file but not one of PyTorch: give the path of a .pt file')
+            raise RefusedError('is a zip file but not one of PyTorch: give the path of a .pt file')
         root = pickles[0].removesuffix('/data.pkl')
         # Files older than the record `byteorder` come from little-endian machines.
         if f'{root}/byteorder' in names:
@@ -244,21 +234,21 @@ def _read_legacy(file: IO[bytes]) -> tuple[dict[str, _Tensor], dict[_Storage, by
 
 def _require_little(little: bool) -> None:
     if not little:
-        raise _RefusedError('was written by a big-endian machine: load and save it again on a little-endian one')
+        raise RefusedError('was written by a big-endian machine: load and save it again on a little-endian one')
 
 
 def _flat(state: Any) -> dict[str, _Tensor]:
     """Returns the unpickled object, where it is a dict from names to tensors.
 
     Raises:
-      _RefusedError: when it is not.
+      RefusedError: when it is not.
     """
     if not isinstance(state, dict):
-        raise _RefusedError('holds no state dict: save model.state_dict() in PyTorch')
+        raise RefusedError('holds no state dict: save model.state_dict() in PyTorch')
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, _Tensor):
             what = 'another dict' if isinstance(value, dict) else 'not a tensor'
-            raise _RefusedError(
+            raise RefusedError(
                 f'is not a flat state dict, as its {str(name)[:100]!r} is {what}: load it in PyTorch and save the dict '
                 'of the network alone'
             )
@@ -279,13 +269,13 @@ def _view(name: str, tensor: _Tensor, values: np.ndarray) -> np.ndarray:
     """Returns the tensor as a view of its storage's values.
 
     Raises:
-      _RefusedError: when it reaches outside its storage.
+      RefusedError: when it reaches outside its storage.
     """
     last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.size, tensor.stride, strict=True))
     if math.prod(tensor.size) == 0:
         return np.empty(tensor.size, values.dtype)
     if last >= len(values):
-        raise _RefusedError(
+        raise RefusedError(
             f'is damaged: its tensor {name[:100]!r} reaches outside the {len(values)} numbers that it is stored in; '
             'download it again'
         )
