@@ -102,7 +102,7 @@ def strength_of(sampler: Sampler, sums: np.ndarray) -> Strength:
     """Returns the strength that the sums of `measure`, [N, E, 3], tell of; evaluations at one level count together."""
     levels, place = np.unique(sampler.visited, return_inverse=True)
     total = np.zeros((len(levels), 3))
-    np.add.at(total, place, np.sum(sums, axis=0, dtype=np.float64))
+    np.add.at(total, place, np.asarray(sums, np.float64).sum(axis=0))
     along, square, added = total.T
     w = np.divide(along, square, out=np.zeros(len(levels)), where=square > 0.0)
     share = np.divide(added - w * along, added, out=np.zeros(len(levels)), where=added > 0.0)

@@ -210,7 +210,7 @@ def open_reference(config: ConfigDict, network: FeatureNetwork, stop: StopSignal
         count=measured.count,
         pool=Gaussian.of(measured.moments),
         spatial=Gaussian.of(measured.spatial),
-        second=_second(config, stream, network, stop),
+        second=Gaussian.of(second_moments(config, stream, network, stop)),
         features=measured.features if len(measured.features) else None,
     )
 
@@ -230,7 +230,7 @@ def _reference_of_file(config: ConfigDict, network: FeatureNetwork, stop: StopSi
         measured = measure(config, stream_of_file(images), network, stop)
     if stored is None:
         pool, spatial = Gaussian.of(measured.moments), Gaussian.of(measured.spatial)
-        second = _second(config, stream_of_file(images), network, stop)
+        second = Gaussian.of(second_moments(config, stream_of_file(images), network, stop))
     else:
         wanted = (True, network.spatial_width, network.second)
         found = [
@@ -253,9 +253,9 @@ def _reference_of_file(config: ConfigDict, network: FeatureNetwork, stop: StopSi
     )
 
 
-def _second(config: ConfigDict, stream: Stream, network: FeatureNetwork, stop: StopSignal) -> Gaussian | None:
-    """Measures the features of the second network; None without one."""
-    return Gaussian.of(measure(config, stream, network.second, stop).moments) if network.second else None
+def second_moments(config: ConfigDict, stream: Stream, network: FeatureNetwork, stop: StopSignal) -> Moments | None:
+    """Measures the moments of the second network's features, apart from the first one's; None without one."""
+    return measure(config, stream, network.second, stop).moments if network.second else None
 
 
 def _check_features(file: npz.File, stored: dict[str, Array], network: FeatureNetwork) -> None:
@@ -298,7 +298,7 @@ def floor(config: ConfigDict, source: Source, network: FeatureNetwork, stop: Sto
     of_train = measure(config, stream, network, stop)
     of_held_out = measure(config, stream_of_source(held_out, config.stats.num_images), network, stop, scored=True)
     score, _ = distances.inception_score(of_held_out.splits.sums)
-    second = network.second and measure(config, stream, network.second, stop).moments
+    second = second_moments(config, stream, network, stop)
     return {
         'floor': f'{describe_split(held_out)} against {describe_split(train)}',
         'floor_fid': distances.fid(of_held_out.moments, of_train.moments),

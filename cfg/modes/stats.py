@@ -6,7 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from cfg.evaluation import npz
-from cfg.evaluation.references import chosen, images_of, measure, stream_of_source
+from cfg.evaluation.references import chosen, images_of, measure, second_moments, stream_of_source
 from cfg.features import opening
 from cfg.features.network import default_cache
 from cfg.runtime.errors import UserError
@@ -36,7 +36,7 @@ def run(config: ConfigDict, workdir: None = None) -> Path:
     stream = stream_of_source(source, config.stats.num_images)
     with StopSignal() as stop:
         measured = measure(config, stream, network, stop)
-        second = measure(config, stream, network.second, stop).moments if network.second else None
+        second = second_moments(config, stream, network, stop)
     indices = chosen(len(source), config.stats.num_images)
     npz.write_reference(
         path,
