@@ -79,6 +79,11 @@ def get_config() -> ConfigDict:
     config.train.student_sampler = 'ddim'  # the sampler of such a student; 'forth_and_back' is the stochastic one
     # Of a student's errors: 'truncated' = the larger of those of x and eps (Salimans & Ho 2022), 'eps', 'x' or 'v'.
     config.train.weighting = 'truncated'
+    # Of the errors of 'model' and 'guidance_free' (docs/one_gpu.md): '' = of what the network predicts, the paper's,
+    # 'eps', 'v' (Salimans & Ho 2022), 'edm' (Karras et al. 2022) or 'sigmoid' (Kingma & Gao 2023).
+    config.train.loss_weight = ''
+    config.train.sigmoid_bias = 2.0  # b of the weight sigmoid(b - logsnr)
+    config.train.times = 'paper'  # the levels that are drawn: p(logsnr) of the paper, or EDM's lognormal ('edm')
     config.train.num_steps = 400_000
     config.train.batch_size = 2048  # over all devices
     config.train.grad_accum = 1  # pieces of a device's share, one after the other; saves memory

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cfg.diffusion import process, schedule
+from cfg.diffusion import process, schedule, weights
+from cfg.diffusion.weights import PLAIN, LossWeight
 
 Array = jax.Array
 
@@ -56,6 +57,7 @@ def denoising_loss(
     logsnr_min: float,
     logsnr_max: float,
     prediction: str = 'eps',
+    weight: LossWeight = PLAIN,
 ) -> Array:
     """Returns ||network(z, logsnr, c) - target||^2, averaged over an example's components: [N] float32 (Alg. 1, Eq. 5).
 
@@ -67,11 +69,14 @@ def denoising_loss(
       network: (z [N, ...], logsnr [N], labels [N]) -> [N, ...].
       x: clean data in [-1, 1], [N, ...].
       labels: int32 [N].
+      weight: other levels than the paper's, and what errors count there.
     """
-    logsnr = schedule.logsnr_from_u(draws.u_time, logsnr_min=logsnr_min, logsnr_max=logsnr_max)
+    limits = {'logsnr_min': logsnr_min, 'logsnr_max': logsnr_max}
+    logsnr = weight.levels(draws.u_time, **limits)
     z = process.diffuse(x, draws.eps, logsnr)
     dropped = drop_labels(draws.u_label, labels, p_uncond=p_uncond, null_label=null_label)
-    return _squared_error(network(z, logsnr, dropped), process.Prediction(x, draws.eps), logsnr, prediction)
+    error = _squared_error(network(z, logsnr, dropped), process.Prediction(x, draws.eps), logsnr, prediction)
+    return jnp.exp(weight.log_factor(logsnr, prediction=prediction, **limits)) * error if weight.name else error
 
 
 def _squared_error(output: Array, wanted: process.Prediction, logsnr: Array, prediction: str) -> Array:
@@ -80,27 +85,9 @@ def _squared_error(output: Array, wanted: process.Prediction, logsnr: Array, pre
     return jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))
 
 
-WEIGHTINGS = ('truncated', 'eps', 'x', 'v')
-
-
-def log_weight(logsnr: Array, *, prediction: str, weighting: str) -> Array:
-    """Returns the log of the factor that turns a squared error of a prediction into that of a weighting.
-
-    At one z errors of x, eps and v are multiples of each other: |eps|^2 = e^logsnr |x|^2, |v|^2 = (1 + e^logsnr) |x|^2.
-    'truncated' is max(|x|^2, |eps|^2) (Salimans & Ho 2022, arXiv 2202.00512, "truncated SNR").
-    """
-    over_x = {
-        'x': jnp.zeros_like(logsnr),
-        'eps': logsnr,
-        'v': jax.nn.softplus(logsnr),
-        'truncated': jnp.maximum(logsnr, 0.0),
-    }
-    return over_x[weighting] - over_x[prediction]
-
-
 def _weighted_error(output: Array, wanted: process.Prediction, logsnr: Array, prediction: str, weighting: str) -> Array:
     """Returns `_squared_error`, weighted."""
-    factor = jnp.exp(log_weight(logsnr, prediction=prediction, weighting=weighting))
+    factor = jnp.exp(weights.log_weight(logsnr, prediction=prediction, weighting=weighting))
     return factor * _squared_error(output, wanted, logsnr, prediction)
 
 
@@ -129,7 +116,7 @@ def distillation_loss(
       labels: int32 [N].
       w_range: the least and the largest w.
       prediction: what the student predicts: eps, x or v.
-      weighting: see `log_weight`.
+      weighting: see `weights.log_weight`.
     """
     logsnr = schedule.logsnr_from_u(draws.u_time, logsnr_min=logsnr_min, logsnr_max=logsnr_max)
     z, w = process.diffuse(x, draws.eps, logsnr), strengths(draws, w_range)
@@ -212,6 +199,7 @@ def guidance_free_loss(
     logsnr_min: float,
     logsnr_max: float,
     prediction: str = 'eps',
+    weight: LossWeight = PLAIN,
 ) -> Array:
     """Returns the loss of guidance-free training (Chen et al. 2025, arXiv 2501.15420), [N].
 
@@ -227,10 +215,8 @@ def guidance_free_loss(
         share = process.expand(1.0 / (1.0 + w), z)
         return share * network(z, logsnr, labels, w=w) + (1.0 - share) * jax.lax.stop_gradient(null)
 
-    limits = {'logsnr_min': logsnr_min, 'logsnr_max': logsnr_max}
-    return denoising_loss(
-        mixed, x, labels, draws, p_uncond=p_uncond, null_label=null_label, prediction=prediction, **limits
-    )
+    options = {'logsnr_min': logsnr_min, 'logsnr_max': logsnr_max, 'prediction': prediction, 'weight': weight}
+    return denoising_loss(mixed, x, labels, draws, p_uncond=p_uncond, null_label=null_label, **options)
 
 
 def strengths(draws: Draws, w_range: tuple[float, float]) -> Array:

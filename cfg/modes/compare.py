@@ -56,7 +56,7 @@ _NETWORK = {
     'train': (
         *('batch_size', 'stratified', 'learning_rate', 'warmup_steps', 'decay_steps', 'beta1', 'beta2'),
         *('weight_decay', 'grad_clip', 'ema_decay', 'kind', 'w', 'weighting', 'student_steps'),
-        *('student_sampler', 'teacher_guidance'),
+        *('student_sampler', 'teacher_guidance', 'loss_weight', 'sigmoid_bias', 'times'),
     ),
 }
 # What rows tell: runs that differ in it are other points, and may have the same seed.

@@ -8,11 +8,11 @@ from cfg.data.built_in import BUILT_IN
 from cfg.data.crop import CROPS
 from cfg.data.images import ROUNDINGS
 from cfg.data.manifest import is_preparable
-from cfg.diffusion.loss import WEIGHTINGS
 from cfg.diffusion.options import is_finite
 from cfg.diffusion.process import PREDICTIONS
+from cfg.diffusion.weights import LOSS_WEIGHTS, TIMES, WEIGHTINGS
 from cfg.models.attention import KERNELS
-from cfg.models.time import TIMES
+from cfg.models.time import TIMES as TOLD
 from cfg.models.unet import LABEL_IN
 from cfg.runtime.paths import is_remote, user_path
 
@@ -158,7 +158,7 @@ TABLE: dict[str, dict[str, Check]] = {
     | {
         'num_heads': _whole(0),
         'head_channels': _whole(0),
-        'time': _one_of(*TIMES),
+        'time': _one_of(*TOLD),
         'label_in': _one_of(*LABEL_IN),
         'attention': _one_of('auto', *KERNELS),
         'learned_variance': _FLAG,
@@ -185,6 +185,9 @@ TABLE: dict[str, dict[str, Check]] = {
         'student_steps': _whole(0),
         'student_sampler': _one_of('ddim', 'forth_and_back'),
         'weighting': _one_of(*WEIGHTINGS),
+        'loss_weight': _either(*LOSS_WEIGHTS),
+        'sigmoid_bias': _number(-20, 20, 'within -20 and 20'),
+        'times': _one_of(*TIMES),
         'w': _several(_number(-1, above=True), 'the least and the largest w, above -1', least=2, most=2),
         'p_uncond': _number(0, 1, 'a probability in [0, 1]'),
         'learning_rate': _POSITIVE,

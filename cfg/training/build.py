@@ -9,6 +9,7 @@ import optax
 from ml_collections import ConfigDict
 
 from cfg.diffusion.sampler import parse_rule, parse_solver
+from cfg.diffusion.weights import LossWeight
 from cfg.runtime import parallel
 from cfg.runtime.errors import UserError
 from cfg.settings.networks import TAKE_W
@@ -32,6 +33,7 @@ if TYPE_CHECKING:  # it opens checkpoints, which a benchmark of the step must no
 def check_trainable(config: ConfigDict) -> None:
     """Checks that what `config.train.kind` names can be trained on these devices."""
     check_batch(config)
+    _check_weight(config)
     if config.train.kind == 'classifier':
         return
     _check_strength(config)
@@ -66,6 +68,19 @@ def _check_strength(config: ConfigDict) -> None:
     require(not eps or train.weighting == 'eps', 'train.weighting', train.weighting, words)
 
 
+def _check_weight(config: ConfigDict) -> None:
+    """Checks that the loss has a weight that the network and its noise levels can bear."""
+    train, weight = config.train, config.train.loss_weight
+    denoises = train.kind in ('model', 'guidance_free')
+    words = f"'' with train.kind={train.kind!r}, whose loss is another"
+    require(denoises or not weight, 'train.loss_weight', weight, words)
+    words = "'', 'eps' or 'edm' where the network predicts eps, whose errors at logsnr -20 would weigh e^10 or more"
+    eps = config.diffusion.prediction == 'eps'
+    require(not eps or weight in ('', 'eps', 'edm'), 'train.loss_weight', weight, words)
+    words = "'paper' unless train.loss_weight='edm': others need more of the noisy and the clean levels"
+    require(train.times == 'paper' or weight == 'edm', 'train.times', train.times, words)
+
+
 def check_batch(config: ConfigDict) -> int:
     """Returns a device's share of the training batch, which must divide into `train.grad_accum` pieces."""
     share = parallel.per_device(config.train.batch_size, 'config.train.batch_size', parallel.everywhere())
@@ -87,6 +102,9 @@ def objective_of(config: ConfigDict, network: nn.Module, teacher: 'Teacher | Non
         steps = {'num_steps': config.train.student_steps, 'reach': parse_solver(config.train.student_sampler).reach}
         return Distillation(**common, **of_teacher, **steps, w_range=w_range, weighting=weighting)
     common['p_uncond'] = config.train.p_uncond
+    common['weight'] = LossWeight(
+        name=config.train.loss_weight, times=config.train.times, bias=config.train.sigmoid_bias
+    )
     if config.train.kind == 'guidance_free':
         return GuidanceFree(**common, w_range=tuple(config.train.w))
     return Denoising(**common)

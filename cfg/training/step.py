@@ -13,6 +13,7 @@ from cfg.data.images import to_float
 from cfg.diffusion import loss, schedule
 from cfg.diffusion.denoiser import Models
 from cfg.diffusion.sampler import Sampler
+from cfg.diffusion.weights import PLAIN, LossWeight
 from cfg.runs.state import TrainState
 from cfg.runtime import parallel
 from cfg.training.bands import accuracies
@@ -64,6 +65,7 @@ class Denoising(Objective):
 
     p_uncond: float
     prediction: str = 'eps'
+    weight: LossWeight = PLAIN
 
     def losses(self, network, images, labels, draws):
         losses = loss.denoising_loss(
@@ -76,6 +78,7 @@ class Denoising(Objective):
             logsnr_min=self.logsnr_min,
             logsnr_max=self.logsnr_max,
             prediction=self.prediction,
+            weight=self.weight,
         )
         return losses, {}
 
@@ -87,12 +90,10 @@ class GuidanceFree(Denoising):
     w_range: tuple[float, float]
 
     def losses(self, network, images, labels, draws):
-        options = {name: getattr(self, name) for name in ('p_uncond', 'w_range', 'logsnr_min', 'logsnr_max')}
-        null_label, prediction = self.network.num_classes, self.prediction
-        losses = loss.guidance_free_loss(
-            network, images, labels, draws, null_label=null_label, prediction=prediction, **options
-        )
-        return losses, {}
+        names = ('p_uncond', 'w_range', 'logsnr_min', 'logsnr_max', 'prediction', 'weight')
+        options = {name: getattr(self, name) for name in names}
+        null_label = self.network.num_classes
+        return loss.guidance_free_loss(network, images, labels, draws, null_label=null_label, **options), {}
 
 
 @dataclass(frozen=True, kw_only=True)

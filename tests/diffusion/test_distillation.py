@@ -50,18 +50,6 @@ def as_prediction(eps_fn, prediction):
     return network
 
 
-@given(st.floats(-20, 20))
-def test_weights_turn_the_error_of_one_prediction_into_that_of_another(logsnr):
-    # x = (z - sigma eps) / alpha and v = alpha eps - sigma x, in float64, of an error 1 of eps at the same z.
-    alpha, sigma = np.sqrt(scipy.special.expit([logsnr, -logsnr]))
-    squared = {'eps': 1.0, 'x': (sigma / alpha) ** 2, 'v': (alpha + sigma**2 / alpha) ** 2}
-    squared['truncated'] = max(squared['x'], squared['eps'])
-    for weighting in loss.WEIGHTINGS:
-        for prediction in process.PREDICTIONS:
-            got = loss.log_weight(jnp.float32(logsnr), prediction=prediction, weighting=weighting)
-            assert np.exp(float(got)) == pytest.approx(squared[weighting] / squared[prediction], rel=2e-5)
-
-
 @pytest.mark.parametrize('prediction', process.PREDICTIONS)
 def test_the_optimum_of_a_student_is_eq_6(prediction):
     x, labels, draws = batch()

@@ -243,3 +243,40 @@ def test_the_whole_loss_learns():
         losses.append(float(value))
     assert losses[0] == pytest.approx(1.0, abs=0.15)
     assert np.mean(losses[-5:]) < 0.6
+
+
+@pytest.mark.parametrize(
+    ('changes', 'sentence'),
+    [
+        ({'kind': 'classifier', 'loss_weight': 'eps'}, "loss_weight='eps' must be '' with train.kind='classifier'"),
+        ({'kind': 'student', 'loss_weight': 'edm'}, "loss_weight='edm' must be '' with train.kind='student'"),
+        ({'loss_weight': 'v'}, "loss_weight='v' must be '', 'eps' or 'edm' where the network predicts eps"),
+        ({'loss_weight': 'sigmoid'}, "loss_weight='sigmoid' must be '', 'eps' or 'edm' where"),
+        ({'loss_weight': 'eps', 'times': 'edm'}, "times='edm' must be 'paper' unless train.loss_weight='edm'"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        build.check_trainable(config_of(**changes))
+
+
+@pytest.mark.parametrize('kind', ['model', 'guidance_free'])
+def test_the_weight_of_a_config_reaches_the_loss(kind):
+    """Of the same draws: 'eps' is the plain loss, and EDM's levels and weight are none of it."""
+    source = digits('all')
+    batch = next(train_batches(source, batch_size=16, seed=0, start_step=0))
+    keys = example_keys(0, 0, batch['index'])
+
+    def losses(**train):
+        config = config_of(kind=kind, **train)
+        network = build_network(config, source)
+        params = jax.tree.map(lambda x: x + 0.05, init_params(network, source, seed=0))
+        inputs = to_float(batch['image']), batch['label'], keys, batch['index']
+        return np.asarray(build.objective_of(config, network)(params, *inputs)[0])
+
+    plain = losses()
+    np.testing.assert_array_equal(losses(loss_weight='eps'), plain)
+    weighted = losses(loss_weight='edm')
+    assert np.all(weighted > 0)
+    assert not np.allclose(weighted / plain, 1.0)
+    assert not np.allclose(losses(loss_weight='edm', times='edm'), weighted)
