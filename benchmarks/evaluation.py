@@ -129,11 +129,11 @@ def other_parts(
     import numpy as np
 
     from cfg.evaluation.measurement import Measurement
-    from cfg.evaluation.scoring import KID_SEED, NEAREST, kid_subset_size
+    from cfg.evaluation.scoring import DENSE, KID_SEED, NEAREST, kid_subset_size
     from cfg.features.inception import NUM_CLASSES, SPATIAL_WIDTH, WIDTH
     from cfg.features.network import COLOUR_IMAGES, INCEPTION, FeatureNetwork, Features
     from cfg.metrics import distances
-    from cfg.metrics.neighbours import precision_recall
+    from cfg.metrics.neighbours import prdc
     from cfg.settings.data import spec_of
 
     width, spatial_width = widths or (WIDTH, SPATIAL_WIDTH)
@@ -173,8 +173,8 @@ def other_parts(
                 lambda: distances.frechet_distance(spatial.mean, covs[1], spatial.mean, covs[1]),
                 f'{spatial_width} features',
             ),
-            'precision, recall': (
-                lambda: precision_recall(real, measured.features, k=NEAREST, dtype=options.neighbours_dtype),
+            'precision, recall, density, coverage': (
+                lambda: prdc(real, measured.features, k=NEAREST, k_density=DENSE, dtype=options.neighbours_dtype),
                 f'{options.num_samples} and {num_real} points, {options.neighbours_dtype}',
             ),
             'KID': (

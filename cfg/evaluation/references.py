@@ -54,7 +54,7 @@ class Reference:
     pool: Gaussian  # of the pool features
     spatial: Gaussian | None  # of the spatial features; None without
     second: Gaussian | None  # of the second network's features; None without
-    features: Array | None  # float32 [M, D], of some of the images, for precision, recall and KID; None without
+    features: Array | None  # float32 [M, D], of some of the images, for precision to coverage and KID; None without
 
     @property
     def num_features(self) -> int:

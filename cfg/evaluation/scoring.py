@@ -13,11 +13,12 @@ from cfg.evaluation.measurement import Measurement
 from cfg.evaluation.references import Reference
 from cfg.features.network import FeatureNetwork
 from cfg.metrics import distances
-from cfg.metrics.neighbours import precision_recall
+from cfg.metrics.neighbours import prdc
 from cfg.report.rows import Method, Origin, Scores
 from cfg.runtime import environment
 
 NEAREST = 3  # k of precision and recall
+DENSE = 5  # k of density and coverage
 LEAST_SUBSET = 2  # of KID
 KID_SEED = 2020  # of the subsets (torch-fidelity's default)
 LIBRARIES = ('jax', 'jaxlib', 'flax', 'numpy')  # that a number may depend on
@@ -51,9 +52,7 @@ class Scoring:
         if reference.features is not None:
             features, real, options = measured.features, reference.features, self.options
             if min(len(features), len(real)) > NEAREST:
-                found['precision'], found['recall'] = precision_recall(
-                    real, features, k=NEAREST, dtype=options.neighbours_dtype
-                )
+                found |= prdc(real, features, k=NEAREST, k_density=DENSE, dtype=options.neighbours_dtype)._asdict()
             size = kid_subset_size(options, len(features), len(real))
             if size >= LEAST_SUBSET:
                 kid = distances.kid(features, real, num_subsets=options.kid_subsets, subset_size=size, seed=KID_SEED)
@@ -114,7 +113,7 @@ class Scoring:
                 'much as the others, so the score is too low: take a multiple of config.eval.is_split_size.'
             )
         if reference.features is None:
-            found.append('The reference holds no images, so there are no precision, recall and KID.')
+            found.append('The reference holds no images, so there are no precision, recall, density, coverage and KID.')
         else:
             real = reference.num_features
             size = kid_subset_size(options, num_samples, real)
@@ -123,6 +122,8 @@ class Scoring:
                     f'Precision and recall need more than {NEAREST} samples and real images, and there are '
                     f'{num_samples} and {real}, so there are none.'
                 )
+            elif real <= DENSE:
+                found.append(f'Density and coverage need more than {DENSE} real images, and there are {real}.')
             if size < LEAST_SUBSET:
                 found.append(f'KID needs at least {LEAST_SUBSET} real images, and there is {real}, so there is none.')
             elif size < options.kid_subset_size:

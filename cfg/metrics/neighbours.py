@@ -1,7 +1,12 @@
-"""Computes improved precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991), by blocks on the device."""
+"""Compares sets of points by distances to nearest neighbours, by blocks on the device.
+
+Precision and recall are those of Kynkaanniemi et al. 2019 (arXiv 1904.06991), density and coverage those of Naeem et
+al. 2020 (arXiv 2002.09797).
+"""
 
 import functools
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +18,33 @@ Array = np.ndarray
 BLOCKS = {'float32': (2048, 8192), 'float16': (10_000, 10_000)}
 
 
-def precision_recall(
-    reference: Array, samples: Array, *, k: int = 3, dtype: str = 'float32', block: tuple[int, int] | None = None
-) -> tuple[float, float]:
-    """Computes the shares of samples in the manifold of the reference, and of the reference in the manifold of samples.
+class PRDC(NamedTuple):
+    """Holds what balls around the points of two sets say; density and coverage are None of too small a reference."""
+
+    precision: float  # the share of samples in the manifold of the reference
+    recall: float  # the share of the reference in the manifold of samples
+    density: float | None  # in how many balls of the reference a sample is, over k: 1 for equal distributions
+    coverage: float | None  # the share of the reference's balls that hold a sample
+
+
+def prdc(
+    reference: Array,
+    samples: Array,
+    *,
+    k: int = 3,
+    k_density: int = 5,
+    dtype: str = 'float32',
+    block: tuple[int, int] | None = None,
+) -> PRDC:
+    """Computes precision and recall, and density and coverage from the same distances.
 
     The manifold of a set is the union of a ball around each of its points that reaches, borders included, to the k-th
-    nearest other point of the set.
+    nearest other point of the set. Density and coverage are of the balls to the k_density-th. (Their authors' code
+    leaves the border out, which differs only where distances are equal.)
 
     Args:
       reference, samples: [M, D] and [N, D] float32, more than k each; may be np.memmaps, read a block at a time.
+        Density and coverage need more than k_density of the reference.
       dtype: of distances. 'float16' is how ADM's evaluator computes: norms and products in float16, and a block with
         a distance that is not finite again in float32. (How a device sums in float16 is its own affair, so the last
         digits of that mode belong to it.)
@@ -35,33 +57,44 @@ def precision_recall(
         raise ValueError(f'dtype must be one of {tuple(BLOCKS)}, not {dtype!r}')
     if min(len(reference), len(samples)) <= k:
         raise ValueError(f'the {k} nearest others need more than {k} points in each set')
-    most = max(len(reference), len(samples))
-    block = tuple(min(size, most) for size in block or BLOCKS[dtype])
-    radii_of_reference = _radii(reference, k, dtype, block)
-    radii_of_samples = _radii(samples, k, dtype, block)
-    reference_in, samples_in = np.zeros(len(reference), bool), np.zeros(len(samples), bool)
+    block = _fitting(block or BLOCKS[dtype], reference, samples)
+    radii_of_reference = _radii(reference, (k, k_density), dtype, block)
+    radii_of_samples = _radii(samples, (k,), dtype, block)[:, 0]
+    reference_in, covered, samples_in = (np.zeros(len(of), bool) for of in (reference, reference, samples))
+    balls = 0  # of the reference and samples in them, in pairs
     for columns, y in _blocks(samples, block[1]):
         y_radii = _padded(radii_of_samples[columns], block[1], -1.0)
         for rows, x in _blocks(reference, block[0]):
             x_radii = _padded(radii_of_reference[rows], block[0], -1.0)
-            x_in, y_in = _members(x, y, x_radii, y_radii, dtype=dtype)
-            reference_in[rows] |= np.asarray(x_in)[: rows.stop - rows.start]
-            samples_in[columns] |= np.asarray(y_in)[: columns.stop - columns.start]
-    return float(samples_in.mean()), float(reference_in.mean())
+            x_in, x_covered, y_in, y_count = map(np.asarray, _members(x, y, x_radii, y_radii, dtype=dtype))
+            here, there = rows.stop - rows.start, columns.stop - columns.start
+            reference_in[rows] |= x_in[:here]
+            covered[rows] |= x_covered[:here]
+            samples_in[columns] |= y_in[:there]
+            balls += int(y_count[:there].sum(dtype=np.int64))
+    density, coverage = balls / (k_density * len(samples)), float(covered.mean())
+    known = (density, coverage) if len(reference) > k_density else (None, None)
+    return PRDC(float(samples_in.mean()), float(reference_in.mean()), *known)
 
 
-def _radii(points: Array, k: int, dtype: str, block: tuple[int, int]) -> Array:
-    """Computes the squared distance of each point to the k-th nearest other, [N] float32.
+def _fitting(block: tuple[int, int], *sets: Array) -> tuple[int, int]:
+    """Returns a block that is no larger than the largest set."""
+    most = max(map(len, sets))
+    return min(block[0], most), min(block[1], most)
+
+
+def _radii(points: Array, ks: tuple[int, ...], dtype: str, block: tuple[int, int]) -> Array:
+    """Computes the squared distances of each point to the k-th nearest others, [N, len(ks)] float32; inf of too few.
 
     The point itself is the nearest, at distance 0, so it is the k-th after that.
     """
-    nearest = np.full((len(points), k + 1), np.inf, np.float32)
+    nearest = np.full((len(points), max(ks) + 1), np.inf, np.float32)
     for columns, y in _blocks(points, block[1]):
         there = np.arange(block[1]) < columns.stop - columns.start
         for rows, x in _blocks(points, block[0]):
             best = _padded(nearest[rows], block[0], np.inf)
             nearest[rows] = np.asarray(_nearest(x, y, there, best, dtype=dtype))[: rows.stop - rows.start]
-    return nearest[:, k]
+    return nearest[:, ks]
 
 
 def _blocks(points: Array, size: int) -> Iterator[tuple[slice, jax.Array]]:
@@ -99,7 +132,13 @@ def _nearest(x: jax.Array, y: jax.Array, there: jax.Array, best: jax.Array, *, d
 @functools.partial(jax.jit, static_argnames='dtype')
 def _members(
     x: jax.Array, y: jax.Array, x_radii: jax.Array, y_radii: jax.Array, *, dtype: str
-) -> tuple[jax.Array, jax.Array]:
-    """Tells which x are inside a ball of a y [n], which y inside a ball of an x [m]; a negative radius is no ball."""
+) -> tuple[jax.Array, ...]:
+    """Finds who is in whose ball: `x_radii` are [n, 2], `y_radii` [m], and a negative radius is of no point.
+
+    Returns:
+      (x in a ball of a y, x with a y in its second ball, y in a first ball of an x, how many second balls of x y is in)
+    """
     distances = _distances(x, y, dtype)
-    return jnp.any(distances <= y_radii, axis=1), jnp.any(distances <= x_radii[:, None], axis=0)
+    first, second = distances <= x_radii[:, :1], distances <= x_radii[:, 1:]
+    covered = jnp.any(second & (y_radii >= 0), axis=1)
+    return jnp.any(distances <= y_radii, axis=1), covered, jnp.any(first, axis=0), jnp.sum(second, axis=0)

@@ -18,7 +18,7 @@ from cfg.runtime.errors import UserError
 # Guidance, sampler and grid of the paper.
 PAPER = {'guidance': 'cfg', 'sampler': 'ancestral', 'grid': 'paper'}
 # Fields that older rows lack, where they count as null; null they are no part of an identity.
-LATER = ('fd_dinov2', 'floor_fd_dinov2', 'dinov2', 'dinov2_sha256', 'dinov2_file_sha256')
+LATER = ('fd_dinov2', 'floor_fd_dinov2', 'dinov2', 'dinov2_sha256', 'dinov2_file_sha256', 'density', 'coverage')
 
 # How a warning of a row begins that belongs to a search, or to another row as its twin, and not to a curve.
 TUNED, TWIN = 'Of --mode=tune', 'A twin of --mode=compare'
@@ -87,7 +87,7 @@ class Method(_Checked):
     neighbours_dtype: str  # in which precision and recall are computed
     kid_subsets: int
     kid_subset_size: int
-    num_reference_features: int  # real images that precision, recall and KID are against
+    num_reference_features: int  # real images that precision, recall, density, coverage and KID are against
     features: str  # the network of the features, in words
     features_sha256: str  # of its parameters
     classifier: str | None  # what says the class of a sample; None if nothing does
@@ -116,6 +116,8 @@ class Scores(_Checked):
     kid_standard_error: float | None = None
     accuracy: float | None = None
     fd_dinov2: float | None = None
+    density: float | None = None
+    coverage: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

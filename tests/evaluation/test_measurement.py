@@ -202,11 +202,11 @@ def test_samples_of_2048_and_2023_features_fit_in_2_gib_if_they_are_fifty_thousa
 NEIGHBOURS = """
 import pathlib, re, sys
 import numpy as np
-from cfg.metrics.neighbours import precision_recall
+from cfg.metrics.neighbours import prdc
 
 count, dtype = int(sys.argv[1]), sys.argv[2]
 reference, samples = np.random.default_rng(0).random((2, count, 64), dtype=np.float32)
-precision, recall = precision_recall(reference, samples, dtype=dtype)
+precision, recall, _, _ = prdc(reference, samples, dtype=dtype)
 peak = re.search(r'VmHWM:\\s+(\\d+) kB', pathlib.Path('/proc/self/status').read_text())[1]
 print(precision, recall, peak)
 """

@@ -201,7 +201,7 @@ def test_a_row_says_how_it_was_measured(workdir):
     assert (row['num_samples'], row['labels'], row['seed'], row['is_split_size']) == (100, 'balanced', 1, 50)
     numbers = ('fid', 'inception_score', 'precision', 'recall', 'kid', 'kid_standard_error', 'finite_sample_fid')
     assert np.isfinite([row[name] for name in numbers]).all()
-    assert 0 <= row['precision'] <= 1
+    assert all(0 <= row[name] <= 1 for name in ('precision', 'recall', 'coverage')) and row['density'] >= 0
     with np.load(workdir / row['samples'], allow_pickle=False) as file:
         assert file['arr_0'].shape == (30, 8, 8, 1)
         assert np.array_equal(file['arr_1'], np.arange(30) % 10)

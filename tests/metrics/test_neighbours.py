@@ -1,4 +1,4 @@
-"""Precision and recall against brute force in exact arithmetic, and against torch-fidelity."""
+"""Precision, recall, density and coverage against brute force in exact arithmetic, and against torch-fidelity."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfg.metrics.neighbours import precision_recall
+from cfg.metrics.neighbours import PRDC, prdc
 from tests.peers import metric_prc
+
+
+def precision_recall(*args, **options):
+    return prdc(*args, **options)[:2]
 
 
 def squared_distances(x, y):
@@ -25,6 +29,53 @@ def brute_force(reference, samples, k):
     precision = (across <= radii(reference)[:, None]).any(axis=0).mean()
     recall = (across <= radii(samples)[None]).any(axis=1).mean()
     return precision, recall
+
+
+def density_coverage(reference, samples, k):
+    """By the definition of Naeem et al. 2020 (Eq. 3 and 4), border included, in the numbers' own arithmetic."""
+    within = ((reference[:, None] - reference[None]) ** 2).sum(axis=2)
+    radii = np.sort(within, axis=1)[:, k]  # the first is the point itself
+    inside = ((reference[:, None] - samples[None]) ** 2).sum(axis=2) <= radii[:, None]
+    return inside.sum() / (k * len(samples)), inside.any(axis=1).mean()
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    k=st.sampled_from([1, 3, 5]),
+    spread=st.sampled_from([2, 4, 12]),
+    sizes=st.tuples(st.integers(6, 20), st.integers(4, 20)),
+)
+def test_density_and_coverage_are_exact_ties_and_duplicates_included(seed, k, spread, sizes):
+    rng = np.random.default_rng(seed)
+    reference, samples = (rng.integers(0, spread, (size, 3)) for size in sizes)
+    samples += rng.integers(0, 3)
+    found = prdc(reference.astype(np.float32), samples.astype(np.float32), k_density=k, block=(5, 7))
+    assert found[2:] == density_coverage(reference, samples, k)
+
+
+@pytest.mark.parametrize('block', [None, (64, 50)])
+def test_density_and_coverage_of_continuous_features(block):
+    """In float64; no two distances are equal here, so that the border does not matter."""
+    rng = np.random.default_rng(1)
+    reference = rng.normal(size=(300, 12)).astype(np.float32)
+    samples = (1.1 * rng.normal(size=(400, 12)) + 0.3).astype(np.float32)
+    density, coverage = density_coverage(reference.astype(np.float64), samples.astype(np.float64), 5)
+    assert 0.3 < density < 0.9 and 0.5 < coverage < 0.95
+    assert prdc(reference, samples, block=block)[2:] == (density, coverage)
+
+
+def test_density_and_coverage_of_equal_distributions():
+    """Density is then 1 in expectation, and coverage 1 - (1/2)^k for large sets of as many points (their Lemma 2)."""
+    x, y = np.random.default_rng(0).normal(size=(2, 2000, 4)).astype(np.float32)
+    found = prdc(x, y)
+    assert found.density == pytest.approx(1, abs=0.05)
+    assert found.coverage == pytest.approx(1 - 2**-5, abs=0.01)
+
+
+def test_a_reference_with_no_more_points_than_the_neighbours_of_density_has_none():
+    x = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
+    assert prdc(x[:5], x) == PRDC(*precision_recall(x[:5], x), None, None)
+    assert prdc(x, x[:4]).coverage is not None  # few samples are no obstacle
 
 
 @given(seed=st.integers(0, 10_000), k=st.sampled_from([1, 3]), spread=st.sampled_from([2, 4, 12]))
