@@ -129,7 +129,7 @@ def other_parts(
     import numpy as np
 
     from cfg.evaluation.measurement import Measurement
-    from cfg.evaluation.scoring import DENSE, KID_SEED, NEAREST, kid_subset_size
+    from cfg.evaluation.scoring import DENSE, NEAREST, SUBSETS_SEED, kid_subset_size
     from cfg.features.inception import NUM_CLASSES, SPATIAL_WIDTH, WIDTH
     from cfg.features.network import COLOUR_IMAGES, INCEPTION, FeatureNetwork, Features
     from cfg.metrics import distances
@@ -169,6 +169,10 @@ def other_parts(
         size = kid_subset_size(options, options.num_samples, num_real)
         timed = {
             'FID': (lambda: distances.frechet_distance(pool.mean, covs[0], pool.mean, covs[0]), f'{width} features'),
+            'FID at infinity': (
+                lambda: distances.fid_at_infinity(measured.features, pool.mean, covs[0], seed=SUBSETS_SEED),
+                'of 15 subsets',
+            ),
             'sFID': (
                 lambda: distances.frechet_distance(spatial.mean, covs[1], spatial.mean, covs[1]),
                 f'{spatial_width} features',
@@ -179,7 +183,7 @@ def other_parts(
             ),
             'KID': (
                 lambda: distances.kid(
-                    measured.features, real, num_subsets=options.kid_subsets, subset_size=size, seed=KID_SEED
+                    measured.features, real, num_subsets=options.kid_subsets, subset_size=size, seed=SUBSETS_SEED
                 ),
                 f'{options.kid_subsets} subsets of {size}',
             ),

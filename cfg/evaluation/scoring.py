@@ -20,7 +20,7 @@ from cfg.runtime import environment
 NEAREST = 3  # k of precision and recall
 DENSE = 5  # k of density and coverage
 LEAST_SUBSET = 2  # of KID
-KID_SEED = 2020  # of the subsets (torch-fidelity's default)
+SUBSETS_SEED = 2020  # of KID (torch-fidelity's default) and of FID at infinity
 LIBRARIES = ('jax', 'jaxlib', 'flax', 'numpy')  # that a number may depend on
 
 
@@ -44,6 +44,9 @@ class Scoring:
             'inception_score_std': spread,
             'accuracy': measured.accuracy,
         }
+        limit = distances.fid_at_infinity(measured.features, *reference.pool, seed=SUBSETS_SEED)
+        if limit is not None:
+            found |= {'fid_infinity': limit.value, 'fid_infinity_standard_error': limit.standard_error}
         if spatial is not None and reference.spatial is not None:
             found['sfid'] = distances.frechet_distance(spatial.mean, spatial.covariance(), *reference.spatial)
         second = measured.second
@@ -55,7 +58,9 @@ class Scoring:
                 found |= prdc(real, features, k=NEAREST, k_density=DENSE, dtype=options.neighbours_dtype)._asdict()
             size = kid_subset_size(options, len(features), len(real))
             if size >= LEAST_SUBSET:
-                kid = distances.kid(features, real, num_subsets=options.kid_subsets, subset_size=size, seed=KID_SEED)
+                kid = distances.kid(
+                    features, real, num_subsets=options.kid_subsets, subset_size=size, seed=SUBSETS_SEED
+                )
                 error = None if math.isnan(kid.standard_error) else kid.standard_error
                 found |= {'kid': kid.value, 'kid_std': kid.std, 'kid_standard_error': error}
         return Scores(**found)

@@ -18,7 +18,10 @@ from cfg.runtime.errors import UserError
 # Guidance, sampler and grid of the paper.
 PAPER = {'guidance': 'cfg', 'sampler': 'ancestral', 'grid': 'paper'}
 # Fields that older rows lack, where they count as null; null they are no part of an identity.
-LATER = ('fd_dinov2', 'floor_fd_dinov2', 'dinov2', 'dinov2_sha256', 'dinov2_file_sha256', 'density', 'coverage')
+LATER = (
+    *('fd_dinov2', 'floor_fd_dinov2', 'dinov2', 'dinov2_sha256', 'dinov2_file_sha256'),
+    *('density', 'coverage', 'fid_infinity', 'fid_infinity_standard_error'),
+)
 
 # How a warning of a row begins that belongs to a search, or to another row as its twin, and not to a curve.
 TUNED, TWIN = 'Of --mode=tune', 'A twin of --mode=compare'
@@ -118,6 +121,8 @@ class Scores(_Checked):
     fd_dinov2: float | None = None
     density: float | None = None
     coverage: float | None = None
+    fid_infinity: float | None = None  # extrapolated to infinitely many samples
+    fid_infinity_standard_error: float | None = None  # of the fit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,9 +48,17 @@ def _kid(scores: Scores) -> str:
     return f'{1000 * scores.kid:.3f}{error}'
 
 
+def _fid_infinity(scores: Scores) -> str:
+    """Returns FID at infinitely many samples with the standard error of the fit."""
+    if scores.fid_infinity is None:
+        return 'n/a'
+    return f'{score_text(scores.fid_infinity)} ± {score_text(scores.fid_infinity_standard_error)}'
+
+
 METRICS = (
     Metric('fid', 'FID ↓', lambda scores: score_text(scores.fid), always=True),
     Metric('inception_score', 'IS ↑', lambda scores: score_text(scores.inception_score), always=True),
+    Metric('fid_infinity', 'FID∞ ↓', _fid_infinity),
     Metric('sfid', 'sFID ↓', lambda scores: score_text(scores.sfid)),
     Metric('precision', 'precision ↑', lambda scores: _share(scores.precision)),
     Metric('recall', 'recall ↑', lambda scores: _share(scores.recall)),
@@ -80,6 +88,7 @@ _PRINTED = (
     ('seed', 'seed', 'd'),
     ('w', 'w', '5g'),
     ('FID', 'fid', '9.4f'),
+    ('FID inf', 'fid_infinity', '9.4f'),
     ('sFID', 'sfid', '9.4f'),
     ('IS', 'inception_score', '8.4f'),
     ('precision', 'precision', '.4f'),
@@ -160,6 +169,7 @@ _ESCAPED = {
     '~': r'\textasciitilde{}',
     '^': r'\textasciicircum{}',
     '±': r'$\pm$',
+    '∞': r'$\infty$',
     '↓': r'$\downarrow$',
     '↑': r'$\uparrow$',
 } | {character: f'\\{character}' for character in '&%$#_{}'}

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -124,3 +125,39 @@ def test_the_floor_falls_with_the_number_of_samples():
     assert floors[0] / floors[1] == pytest.approx(10, rel=0.2)
     # For the identity the leading term is (D + D (D + 1) / 4) / n: of the mean, and of the covariance.
     assert floors[1] == pytest.approx((width + width * (width + 1) / 4) / 20_000, rel=0.1)
+
+
+def test_fid_at_infinity_has_far_less_bias_than_fid():
+    """Gaussian features whose distance is known, 60 sets of samples: the bias of FID is several times its spread."""
+    width, count = 20, 1000
+    scale = np.linspace(0.5, 1.5, width)
+    truth = width * 0.1**2 + ((scale - 1) ** 2).sum()
+    biased, limits = [], []
+    for seed in range(60):
+        x = 0.1 + scale * np.random.default_rng(seed).normal(size=(count, width))
+        of_all = Moments.of(x)
+        biased.append(distances.frechet_distance(of_all.mean, of_all.covariance(), np.zeros(width), np.eye(width)))
+        limits.append(distances.fid_at_infinity(x, np.zeros(width), np.eye(width), seed=seed).value)
+    bias, error = np.mean(biased) - truth, np.std(limits) / math.sqrt(60)
+    assert bias > 10 * error
+    assert abs(np.mean(limits) - truth) < 3 * error + 0.05 * bias
+
+
+def test_fid_at_infinity_is_the_line_through_fids_of_subsets():
+    """The last point is all samples; the fit and its error are scipy's."""
+    x, reference = features(0, 400, 5), Moments.of(features(1, 300, 5))
+    mean, cov = reference.mean, reference.covariance()
+    found = distances.fid_at_infinity(x, mean, cov, seed=3, chunk=70)
+    rng, sizes, fids = np.random.default_rng(3), np.linspace(40, 400, 15).astype(int), []
+    for size in sizes:
+        subset = x[rng.choice(400, size, replace=False)]
+        fids.append(distances.fid(Moments.of(subset), reference))
+    assert fids[-1] == pytest.approx(distances.fid(Moments.of(x), reference), rel=1e-9)
+    line = scipy.stats.linregress(1 / sizes, fids)
+    assert found == pytest.approx((line.intercept, line.intercept_stderr), rel=1e-6)
+
+
+def test_too_few_samples_for_their_features_have_no_fid_at_infinity():
+    x = features(0, 39, 10)
+    assert distances.fid_at_infinity(x, np.zeros(10), np.eye(10), seed=0) is None
+    assert distances.fid_at_infinity(features(0, 40, 10), np.zeros(10), np.eye(10), seed=0) is not None
