@@ -77,6 +77,32 @@ def prdc(
     return PRDC(float(samples_in.mean()), float(reference_in.mean()), *known)
 
 
+def nearest(
+    points: Array, others: Array, *, itself: bool = True, block: tuple[int, int] | None = None
+) -> tuple[Array, Array]:
+    """Finds the nearest of others for each point, the first of equals.
+
+    Args:
+      points, others: [N, D] and [M, D] float32; may be np.memmaps, read a block at a time.
+      itself: whether other i may be that of point i; not where both are the same set, of two at least.
+      block: rows and columns at a time; `BLOCKS` by default.
+
+    Returns:
+      (squared distances [N] float32, indices [N] int64)
+    """
+    block = _fitting(block or BLOCKS['float32'], points, others)
+    best, which = np.full(len(points), np.inf, np.float32), np.zeros(len(points), np.int64)
+    for columns, y in _blocks(others, block[1]):
+        there = np.arange(block[1]) < columns.stop - columns.start
+        for rows, x in _blocks(points, block[0]):
+            shift = None if itself else rows.start - columns.start
+            distances, places = (np.asarray(it)[: rows.stop - rows.start] for it in _closest(x, y, there, shift))
+            nearer = distances < best[rows]
+            best[rows] = np.where(nearer, distances, best[rows])
+            which[rows] = np.where(nearer, columns.start + places, which[rows])
+    return best, which
+
+
 def _fitting(block: tuple[int, int], *sets: Array) -> tuple[int, int]:
     """Returns a block that is no larger than the largest set."""
     most = max(map(len, sets))
@@ -142,3 +168,14 @@ def _members(
     first, second = distances <= x_radii[:, :1], distances <= x_radii[:, 1:]
     covered = jnp.any(second & (y_radii >= 0), axis=1)
     return jnp.any(distances <= y_radii, axis=1), covered, jnp.any(first, axis=0), jnp.sum(second, axis=0)
+
+
+@jax.jit
+def _closest(x: jax.Array, y: jax.Array, there: jax.Array, shift: int | None) -> tuple[jax.Array, jax.Array]:
+    """Finds the nearest y that is there for each x: (distances [n], places [n]); y i + shift is not that of x i."""
+    distances = jnp.where(there, _distances(x, y, 'float32'), jnp.inf)
+    if shift is not None:
+        same = jnp.arange(len(x))[:, None] + shift == jnp.arange(len(y))[None]
+        distances = jnp.where(same, jnp.inf, distances)
+    places = jnp.argmin(distances, axis=1)
+    return jnp.take_along_axis(distances, places[:, None], axis=1)[:, 0], places
