@@ -16,6 +16,7 @@ from cfg.evaluation import edm2, npz
 from cfg.evaluation.measurement import Measurement
 from cfg.features.network import FeatureNetwork
 from cfg.metrics import distances
+from cfg.metrics.memorisation import TrainingSet
 from cfg.metrics.moments import Moments
 from cfg.report.rows import Beside
 from cfg.runtime.errors import UserError
@@ -280,18 +281,27 @@ def _check_features(file: npz.File, stored: dict[str, Array], network: FeatureNe
             )
 
 
-def floor(config: ConfigDict, source: Source, network: FeatureNetwork, stop: StopSignal) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Floor:
+    """A floor is what real images score that are held out, against those trained on."""
+
+    fields: dict[str, Any]  # of `Beside` that speak of it
+    training: TrainingSet | None  # those images trained on whose features are kept; None without
+    images: Callable[[Array], Array]  # reads some of these, uint8 [n, H, W, C]
+
+
+def floor(config: ConfigDict, source: Source, network: FeatureNetwork, stop: StopSignal) -> Floor | None:
     """Scores real images that were not trained on: those held out against those trained on.
 
     Args:
       source: the images of `config.data.split`.
 
     Returns:
-      The fields of `Beside` that speak of the floor; {} if no images are held out.
+      None if no images are held out.
     """
     held_out = open_held_out(config)
     if held_out is None or len(held_out) < 2:
-        return {}
+        return None
     train = open_source(config, 'train')
     real = train if train.fingerprint != source.fingerprint else source
     stream = stream_of_source(real, config.stats.num_images)
@@ -299,10 +309,16 @@ def floor(config: ConfigDict, source: Source, network: FeatureNetwork, stop: Sto
     of_held_out = measure(config, stream_of_source(held_out, config.stats.num_images), network, stop, scored=True)
     score, _ = distances.inception_score(of_held_out.splits.sums)
     second = second_moments(config, stream, network, stop)
-    return {
+    training, authenticity = None, None
+    if len(of_train.features) > 1 and len(of_held_out.features) and source.fingerprint != held_out.fingerprint:
+        training = TrainingSet.of(of_train.features, of_held_out.features)
+        authenticity = training.copying(of_held_out.features).authenticity
+    fields = {
         'floor': f'{describe_split(held_out)} against {describe_split(train)}',
         'floor_fid': distances.fid(of_held_out.moments, of_train.moments),
         'floor_fd_dinov2': distances.fid(of_held_out.second, second) if second else None,
         'floor_inception_score': score,
         'floor_accuracy': of_held_out.accuracy,
+        'floor_authenticity': authenticity,
     }
+    return Floor(fields, training, lambda places: real.fetch(stream.kept[places])['image'])

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from cfg.evaluation import edm2, references
@@ -27,7 +28,7 @@ from cfg.features import opening
 from cfg.features.network import shared
 from cfg.report.results import Results
 from cfg.report.rows import Row
-from cfg.report.sample_files import write_samples
+from cfg.report.sample_files import PAIRS, write_pairs, write_samples
 from cfg.report.tables import text_table
 from cfg.runs.generate import draw_labels
 from cfg.runtime import processes
@@ -209,10 +210,11 @@ class Sweep:
             if row.identity in self._results:
                 shutil.rmtree(self._folder(row), ignore_errors=True)
         if todo:
-            self._beside = self._scoring.reference.beside(self._num_samples)
+            self._beside, self._floor = self._scoring.reference.beside(self._num_samples), None
             if self._source is not None:
-                floor = references.floor(self._config, self._source, self._features, self._stop)
-                self._beside = dataclasses.replace(self._beside, **floor)
+                self._floor = references.floor(self._config, self._source, self._features, self._stop)
+            if self._floor:
+                self._beside = dataclasses.replace(self._beside, **self._floor.fields)
         return todo
 
     def _take(self, row: Planned, held: contextlib.ExitStack) -> bool:
@@ -315,6 +317,12 @@ class Sweep:
         if len(kept):
             name = f'step{point.step:08d}_w{point.w:g}_{planned.identity[:8]}.npz'
             samples = write_samples(self._workdir, name, kept, labels[: len(kept)])
+        if self._floor and self._floor.training:
+            copying = self._floor.training.copying(measured.features)
+            scores = dataclasses.replace(scores, authenticity=copying.authenticity, near_copies=copying.near_copies)
+            if samples:
+                closest = np.argsort(copying.distances[: len(kept)], kind='stable')[:PAIRS]
+                write_pairs(self._workdir, samples, kept[closest], self._floor.images(copying.nearest[closest]))
         row = Row(
             source=planned.source,
             method=self._scoring.method,

@@ -107,7 +107,10 @@ def floor_lines(curves: Sequence[Curve]) -> list[tuple[str, dict[str, str]]]:
         cells = {'fid': score_text(beside.floor_fid), 'inception_score': score_text(beside.floor_inception_score)}
         accuracy = '' if beside.floor_accuracy is None else percent(beside.floor_accuracy)
         distance = '' if beside.floor_fd_dinov2 is None else score_text(beside.floor_fd_dinov2)
-        lines.append((f'Floor: {label}', cells | {'accuracy': accuracy, 'fd_dinov2': distance}))
+        cells |= {'accuracy': accuracy, 'fd_dinov2': distance}
+        if beside.floor_authenticity is not None:
+            cells['authenticity'] = percent(beside.floor_authenticity)
+        lines.append((f'Floor: {label}', cells))
     for count, value in finite_sample_floors(curves):
         label = f"Floor of {count:,} samples: as many draws of a Gaussian with the reference's own moments"
         lines.append((label, {'fid': score_text(value)}))

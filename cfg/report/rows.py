@@ -21,6 +21,7 @@ PAPER = {'guidance': 'cfg', 'sampler': 'ancestral', 'grid': 'paper'}
 LATER = (
     *('fd_dinov2', 'floor_fd_dinov2', 'dinov2', 'dinov2_sha256', 'dinov2_file_sha256'),
     *('density', 'coverage', 'fid_infinity', 'fid_infinity_standard_error'),
+    *('authenticity', 'near_copies', 'floor_authenticity'),
 )
 
 # How a warning of a row begins that belongs to a search, or to another row as its twin, and not to a curve.
@@ -123,6 +124,8 @@ class Scores(_Checked):
     coverage: float | None = None
     fid_infinity: float | None = None  # extrapolated to infinitely many samples
     fid_infinity_standard_error: float | None = None  # of the fit
+    authenticity: float | None = None  # the share of samples that copy no training image, see docs/evaluation.md
+    near_copies: float | None = None  # the share nearer to training images than all but few held-out ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +140,7 @@ class Beside(_Checked):
     floor_inception_score: float | None = None
     floor_accuracy: float | None = None
     floor_fd_dinov2: float | None = None
+    floor_authenticity: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ import numpy as np
 from cfg.runtime.files import BROKEN_NPZ, replacing
 
 FOLDER = 'samples'
+PAIRS = 32  # of a sample and its nearest training image that are kept of a row
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,26 @@ def write_samples(workdir: Path, name: str, images: np.ndarray, labels: np.ndarr
     with replacing(path) as file:
         np.savez_compressed(file, images, labels)
     return str(path.relative_to(workdir))
+
+
+def _pairs_of(samples: str) -> str:
+    return str(Path(samples).parent.with_name('nearest') / Path(samples).name)
+
+
+def write_pairs(workdir: Path, samples: str, images: np.ndarray, training: np.ndarray) -> None:
+    """Writes samples and their nearest training images, each uint8 [n, H, W, C], beside the file `samples` of a row."""
+    with replacing(workdir / _pairs_of(samples)) as file:
+        np.savez_compressed(file, images, training)
+
+
+def load_pairs(workdir: Path, samples: str) -> np.ndarray | None:
+    """Reads what `write_pairs` wrote: samples, each followed by its nearest training image; None if it is not there."""
+    try:
+        with np.load(workdir / _pairs_of(samples), allow_pickle=False) as archive:
+            pairs = np.stack([archive['arr_0'], archive['arr_1']], axis=1)
+            return pairs.reshape(-1, *pairs.shape[2:])
+    except BROKEN_NPZ:
+        return None
 
 
 def load_samples(path: Path) -> Samples | None:

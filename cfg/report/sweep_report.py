@@ -13,7 +13,7 @@ from cfg.report.curves import Curve, group_curves, grouped
 from cfg.report.paper import paper_table
 from cfg.report.results import Results
 from cfg.report.rows import Row
-from cfg.report.sample_files import Samples, load_samples, mixed_order
+from cfg.report.sample_files import PAIRS, Samples, load_pairs, load_samples, mixed_order
 from cfg.report.sample_grids import Panel, draw_grid
 from cfg.runtime.errors import UserError
 
@@ -48,8 +48,8 @@ def write_report(
     """Writes the report of a workdir's results to `workdir`/report; returns the path of index.html.
 
     The folder then holds fid_is_vs_w.png, fid_vs_is.png, table.csv, table.tex, index.html and, where sample files
-    are left, grid_random_classes.png and grid_one_class.png of the last step; the grids of each earlier step
-    have the step in their name (..._step000300.png). With `paper`, paper_table.csv and paper_table.tex too.
+    are left, grid_random_classes.png, grid_one_class.png and nearest_pairs.png of the last step; those of each earlier
+    step have the step in their name (..._step000300.png). With `paper`, paper_table.csv and paper_table.tex too.
 
     Args:
         workdir: of a sweep; the paths of sample files in its rows are relative to this folder.
@@ -86,6 +86,7 @@ def write_report(
     notices = [f'The sweep goes on. Rows still to be measured: {missing}.'] if missing else []
     notices += _missing_notice(shown, picked) + _warnings(shown)
     of_class = f'class "{class_names[one_class]}"'
+    nearest = []  # pictures of pairs
     for of_step in grouped(curves, lambda curve: curve.step).values():
         # That with samples at the most w, the last of equals.
         curve = max(reversed(of_step), key=lambda curve: sum(row.samples in picked for row in curve.rows))
@@ -93,6 +94,11 @@ def write_report(
         panels = _panel_rows(curve, picked, grid_w)
         if not panels:
             continue
+        pairs = [_pairs_panel(row, found) for row in panels if (found := load_pairs(workdir, row.samples)) is not None]
+        if pairs:
+            caption = f'{curve.label}: samples, each beside its nearest training image, the nearest pairs first'
+            nearest.append(output / f'nearest_pairs{suffix}.png')
+            draw_grid(nearest[-1], pairs, (PAIRS // 4, 8), caption)
         caption = f'{curve.label}: samples of all classes; a cell has the same seed and class in every panel'
         mixed = [_panel(row, picked[row.samples].mixed) for row in panels]
         draw_grid(output / f'grid_random_classes{suffix}.png', mixed, grid_shape, caption)
@@ -114,6 +120,7 @@ def write_report(
         summary=page.summary(curves),
         notices=notices,
         plots=[page.data_uri(picture.read_bytes()) for picture in pictures],
+        nearest=[page.data_uri(picture.read_bytes()) for picture in nearest],
         curves=curves,
         metrics=tables.present(curves),
         floors=page.floor_lines(curves),
@@ -139,6 +146,11 @@ def _rows_of(workdir: Path, *, own: bool) -> list[Row]:
 def _panel(row: Row, samples: Samples) -> Panel:
     scores = {'FID': row.scores.fid, 'IS': row.scores.inception_score}
     return Panel(row.source.w, samples, '   '.join(f'{name} {tables.score_text(of)}' for name, of in scores.items()))
+
+
+def _pairs_panel(row: Row, pairs: np.ndarray) -> Panel:
+    text = f'near-copies {tables.percent(row.scores.near_copies)}'
+    return Panel(row.source.w, Samples(pairs, np.full(len(pairs), -1, np.int32)), text)
 
 
 def _pick_all(workdir: Path, rows: Sequence[Row], *, cells: int, one_class: int) -> dict[str, _Picked]:

@@ -66,6 +66,8 @@ METRICS = (
     Metric('coverage', 'coverage ↑', lambda scores: _share(scores.coverage)),
     Metric('kid', 'KID x 1000 ↓', _kid),
     Metric('fd_dinov2', 'FD-DINOv2 ↓', lambda scores: score_text(scores.fd_dinov2)),
+    Metric('authenticity', 'authentic', lambda scores: percent(scores.authenticity)),
+    Metric('near_copies', 'near-copies ↓', lambda scores: percent(scores.near_copies)),
     Metric('accuracy', 'accuracy', lambda scores: percent(scores.accuracy)),
 )
 
@@ -97,6 +99,8 @@ _PRINTED = (
     ('coverage', 'coverage', '.4f'),
     ('KID', 'kid', '9.6f'),
     ('FD-DINOv2', 'fd_dinov2', '9.4f'),
+    ('authentic', 'authenticity', '.4f'),
+    ('near-copies', 'near_copies', '.4f'),
     ('accuracy', 'accuracy', '.4f'),
     ('evaluations', 'evaluations', 'd'),
     ('samples', 'num_samples', '8d'),

@@ -219,6 +219,33 @@ def test_the_kept_samples_are_the_measured_ones(workdir):
     assert row['fid'] == pytest.approx(distances.frechet_distance(means[0], covs[0], means[1], covs[1]), rel=1e-4)
 
 
+def test_samples_are_compared_with_the_training_images(workdir):
+    """All from the definition, in float64, on the features of the kept samples, which are all samples."""
+    sweep.evaluate(config_of(w=(0.5,), keep_samples=1000), workdir)
+    (row,) = flat_rows(workdir)
+    with np.load(workdir / row['samples'], allow_pickle=False) as file:
+        images = file['arr_0']
+    network = small_classifier(default_cache(''), digits('train'), batch_size=100)
+    samples, train, test = (
+        network.extract(it).pool.astype(np.float64) for it in (images, digits('train').images, digits('test').images)
+    )
+
+    def distances_to_train(x):
+        return ((x[:, None] - train[None]) ** 2).sum(axis=2)
+
+    to_train, held_out, within = map(distances_to_train, (samples, test, train))
+    np.fill_diagonal(within, np.inf)
+    assert row['near_copies'] == np.mean(to_train.min(axis=1) < np.quantile(held_out.min(axis=1), 0.05))
+    for name, found in (('authenticity', to_train), ('floor_authenticity', held_out)):
+        expected = np.mean(within.min(axis=1)[found.argmin(axis=1)] < found.min(axis=1))
+        assert row[name] == pytest.approx(expected, abs=2 / len(found))
+    with np.load(workdir / row['samples'].replace('samples/', 'nearest/'), allow_pickle=False) as file:
+        pairs = file['arr_0'], file['arr_1']
+    order = np.argsort(to_train.min(axis=1))[:32]
+    assert np.array_equal(pairs[0], images[order])
+    assert np.array_equal(pairs[1], digits('train').images[to_train.argmin(axis=1)[order]])
+
+
 def test_no_sample_needs_to_be_kept(workdir):
     before = set((workdir / 'samples').iterdir())
     sweep.evaluate(config_of(w=(0.5,), keep_samples=0), workdir)

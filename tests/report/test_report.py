@@ -17,7 +17,7 @@ from cfg.modes import report
 from cfg.report import page, plots, sweep_report
 from cfg.report.curves import group_curves
 from cfg.report.rows import Row
-from cfg.report.sample_files import load_samples, mixed_order, write_samples
+from cfg.report.sample_files import load_samples, mixed_order, write_pairs, write_samples
 from cfg.report.tables import text_table
 from cfg.runtime.errors import UserError
 from cfg.runtime.files import lock
@@ -291,6 +291,28 @@ def test_fd_dinov2_is_shown_where_it_was_measured(tmp_path):
     assert 'features: digits-classifier (64 features; not Inception), DINOv2 of a test;' in text_table(rows)
     without = plots.figure_against_w(group_curves([_row(1200, w) for w in WS]), None)
     assert len(without.axes) == 2
+
+
+def test_the_nearest_pairs_are_drawn_where_they_are_kept(tmp_path):
+    rows = [_row(1200, w, near_copies=0.0625, authenticity=0.75, floor_authenticity=0.625) for w in WS]
+    write_rows(tmp_path, rows)
+    _write_samples(tmp_path, rows, (8, 8, 1), count=40)
+    assert 'nearest training images' not in _Page(_report(tmp_path)).source
+    assert not (tmp_path / 'report/nearest_pairs.png').exists()
+    black, white = np.zeros((32, 8, 8, 1), np.uint8), np.full((32, 8, 8, 1), 255, np.uint8)
+    for row in rows:
+        write_pairs(tmp_path, row.samples, black, white)
+    parsed = _Page(_report(tmp_path, grid_w=(0.3,)))
+    assert 'The nearest training images' in parsed.source
+    joined = [' '.join(line) for line in parsed.table]
+    assert 'authentic near-copies' in joined[0]
+    assert '75.0% 6.2%' in joined[1]
+    assert '62.5%' in joined[4]
+    picture = np.asarray(Image.open(tmp_path / 'report/nearest_pairs.png').convert('L'))
+    pairs = np.stack([black, white], axis=1).reshape(-1, 8, 8, 1)
+    panel = mosaic(pairs, (8, 8), width=480)[..., 0]
+    found = picture[-24 - panel.shape[0] : -24, 24 : 24 + panel.shape[1]]
+    np.testing.assert_array_equal(found, panel)
 
 
 def test_curves_are_told_apart_by_what_differs():
