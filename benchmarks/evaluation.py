@@ -177,7 +177,7 @@ def other_parts(
                 lambda: distances.frechet_distance(spatial.mean, covs[1], spatial.mean, covs[1]),
                 f'{spatial_width} features',
             ),
-            'precision, recall, density, coverage': (
+            'precision, recall': (
                 lambda: prdc(real, measured.features, k=NEAREST, k_density=DENSE, dtype=options.neighbours_dtype),
                 f'{options.num_samples} and {num_real} points, {options.neighbours_dtype}',
             ),
