@@ -210,12 +210,17 @@ class Sweep:
             if row.identity in self._results:
                 shutil.rmtree(self._folder(row), ignore_errors=True)
         if todo:
-            self._beside, self._floor = self._scoring.reference.beside(self._num_samples), None
-            if self._source is not None:
-                self._floor = references.floor(self._config, self._source, self._features, self._stop)
+            self._beside = self._scoring.reference.beside(self._num_samples)
             if self._floor:
                 self._beside = dataclasses.replace(self._beside, **self._floor.fields)
         return todo
+
+    @functools.cached_property
+    def _floor(self) -> references.Floor | None:
+        """Returns what held-out images score, and the training images that samples are compared with."""
+        if self._source is None:
+            return None
+        return references.floor(self._config, self._source, self._features, self._stop)
 
     def _take(self, row: Planned, held: contextlib.ExitStack) -> bool:
         """Locks a row for this job, until `held` is closed; False if it is another's, or done meanwhile."""
