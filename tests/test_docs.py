@@ -3,8 +3,8 @@
 import importlib
 import re
 import shlex
-from pathlib import Path
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -78,14 +78,22 @@ def test_files_and_targets_of_commands_exist(page):
                 assert (ROOT / word.removeprefix('--config=').partition(':')[0]).exists(), word
 
 
-def test_the_python_of_the_readme_draws_samples(tmp_path):
-    (code,) = re.findall(r'```python\n(.*?)```', TEXTS['README.md'], re.DOTALL)
-    loop.train(small_config(), tmp_path)
-    for old, new in (("Path('runs/digits')", 'tmp_path'), ('digits.get_config()', 'small_config()')):
-        assert old in code
-        code = code.replace(old, new)
-    names = {'tmp_path': Path(tmp_path), 'small_config': small_config}
-    exec(code, names)
-    assert names['images'].shape == (100, 8, 8, 1)
+@pytest.fixture(scope='module', name='run')
+def run_fixture(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('run')
+    loop.train(small_config(), workdir)
+    return workdir
+
+
+@pytest.mark.parametrize('page', ['README.md', 'docs/api.md'])
+def test_the_python_of_a_page_draws_samples(page, run):
+    code, names = '\n'.join(re.findall(r'```python\n(.*?)```', TEXTS[page], re.DOTALL)), {}
+    assert "'runs/digits'" in code
+    exec(code.replace("'runs/digits'", repr(str(run))), names)
+    assert names['images'].shape == (16, 8, 8, 1)
     assert names['images'].dtype == 'uint8'
     assert names['images'].std() > 0
+    if page == 'docs/api.md':
+        assert names['same'] == pytest.approx(names['ours'], abs=1e-3)
+        assert np.isfinite(names['slope']).all()
+        assert names['x'].shape == (2, 1)

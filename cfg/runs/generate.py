@@ -24,7 +24,7 @@ Array = jax.Array
 
 
 class Samples(NamedTuple):
-    """Holds a finished batch: where it starts, and uint8 [n, H, W, C] images with int32 [n] labels."""
+    """Holds a finished batch: where it starts, images [n, H, W, C], uint8 or as drawn, and int32 [n] labels."""
 
     start: int
     images: np.ndarray
@@ -59,7 +59,7 @@ class Generator:
     Args:
       networks: {field of `Models`: parameters -> what the field holds}, those that the rule needs.
       image_shape: (H, W, C).
-      rounding: to whole grey levels, see `cfg.data.images.to_uint8`.
+      rounding: to whole grey levels, see `cfg.data.images.to_uint8`; None keeps samples float32.
       batch_size: samples at a time over all devices.
       shared: every process draws its share of each batch, and all hold the whole of it; then every process must
         call in the same way.
@@ -72,7 +72,7 @@ class Generator:
         *,
         image_shape: tuple[int, ...],
         batch_size: int,
-        rounding: str = 'round',
+        rounding: str | None = 'round',
         devices: parallel.Devices = None,
         shared: bool = False,
     ):
@@ -87,7 +87,7 @@ class Generator:
             strength = w if schedule is None else Given(*schedule, w)
             x = sampler.sample(models, keys, labels, strength, shape=image_shape)
             finite = jnp.all(jnp.isfinite(x), axis=tuple(range(1, x.ndim)))
-            return to_uint8(x, rounding), finite
+            return x if rounding is None else to_uint8(x, rounding), finite
 
         self._sample = parallel.pmap(sample, num_args=5, broadcast=(1,), devices=devices)
         self._devices = devices

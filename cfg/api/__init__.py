@@ -1,0 +1,1 @@
+"""Holds what a user's own program calls; `cfg` names all of it."""
