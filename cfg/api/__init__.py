@@ -1,1 +1,26 @@
-"""Holds what a user's own program calls; `cfg` names all of it."""
+"""Holds what a user's own program may call; `cfg` passes it on, so `cfg.load` is `cfg.api.load`."""
+
+from cfg.api.models import Model, load
+from cfg.api.sampling import guided, sample
+from cfg.diffusion import grids, process, rules, schedule, solvers
+from cfg.diffusion.adapters import adapt
+from cfg.diffusion.denoiser import Denoiser, Models
+from cfg.diffusion.sampler import Sampler
+from cfg.runtime.errors import UserError
+
+__all__ = [
+    'Denoiser',
+    'Model',
+    'Models',
+    'Sampler',
+    'UserError',
+    'adapt',
+    'grids',
+    'guided',
+    'load',
+    'process',
+    'rules',
+    'sample',
+    'schedule',
+    'solvers',
+]

@@ -70,4 +70,3 @@ def load(workdir: str | Path, *, step: int = -1, ema: bool | None = None) -> Mod
     folder = Path(user_path(workdir, 'workdir'))
     config = ConfigDict(checkpoint_meta(folder, find_step(folder, step))['config'])
     return Model(TrainedRun.of_config(config, folder, step, ema=ema), config)
-
