@@ -26,12 +26,13 @@ $(VENV)/bin/python:
 	  echo "error: $$($(PYTHON) --version) is too old: Python 3.11 or later is needed; name it with make PYTHON=python3.11." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: requirements.txt | $(VENV)/bin/python
+REQUIRED := requirements.txt requirements-core.txt requirements-train.txt
+$(VENV)/.installed: $(REQUIRED) | $(VENV)/bin/python
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-$(VENV)/.installed-dev: requirements.txt requirements-dev.txt | $(VENV)/bin/python
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+$(VENV)/.installed-dev: $(REQUIRED) requirements-dev.txt | $(VENV)/bin/python
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
 	@touch $@ $(VENV)/.installed
 
 # Beside the environment: in it JAX would look for a TPU and a GPU whenever it starts.
@@ -106,6 +107,7 @@ chaos: install-dev
 lint: install-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 format: install-dev
 	$(VENV)/bin/ruff check --fix .

@@ -55,13 +55,13 @@ remote_setup() { # bucket, folder of the data in it, mount point, where the data
   mkdir -p "$HOME/cfg"
   tar -xzf "$HOME/cfg.tar.gz" -C "$HOME/cfg"
   cd "$HOME/cfg"
-  if ! cmp -s requirements.txt .venv/.installed; then
+  if ! cat requirements*.txt | cmp -s - .venv/.installed; then
     # The images of TPU VMs have an older Python than 3.11; uv brings one.
     python3 -m pip install --quiet --user uv || python3 -m pip install --quiet --user --break-system-packages uv
     rm -rf .venv
     "$HOME/.local/bin/uv" venv --quiet --seed --python 3.12 .venv
     .venv/bin/python -m pip install --quiet -r requirements.txt "jax[tpu]"
-    cp requirements.txt .venv/.installed
+    cat requirements*.txt >.venv/.installed
   fi
   if ! mountpoint -q "$3"; then
     if ! command -v gcsfuse >/dev/null; then

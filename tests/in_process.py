@@ -4,7 +4,6 @@ import contextlib
 import functools
 import io
 import logging
-import runpy
 import subprocess
 import sys
 import warnings
@@ -13,6 +12,7 @@ from unittest import mock
 from absl import flags
 from absl import logging as absl_logging
 
+import cfg.__main__ as program
 from cfg.runtime import command_line
 from tests.command_line import ROOT, command, sentence
 
@@ -20,17 +20,16 @@ FLAGS = flags.FLAGS
 
 
 @functools.cache
-def _loaded():
-    """Returns the globals of main.py and the names of its flags, which can be defined only once."""
+def _own_flags():
+    """Returns the names of the flags of main.py, which can be defined only once."""
     before = set(FLAGS)
-    names = runpy.run_path(str(ROOT / 'main.py'), run_name='main')
-    own = set(FLAGS) - before
-    return names, own
+    program.define_flags()
+    return set(FLAGS) - before
 
 
 def modes():
     """Returns {name: its row} of the table of modes."""
-    return _loaded()[0]['MODES']
+    return program.MODES
 
 
 @contextlib.contextmanager
@@ -69,7 +68,7 @@ def main(*arguments, **kwargs):
 
     An error of the program itself is raised.
     """
-    names, own = _loaded()
+    own = _own_flags()
     # JAX has started, so it cannot look for others.
     line = command('--num_processes=1', *map(str, arguments), **kwargs)[1:]
     out, errors = io.StringIO(), io.StringIO()
@@ -86,9 +85,7 @@ def main(*arguments, **kwargs):
     ):
         warnings.filterwarnings('ignore', 'the load_module')  # ml_collections'
         try:
-            command_line.run(
-                names['_dispatch'], memory=lambda: modes()[FLAGS.mode].memory, stopped=command_line.STOPPED
-            )
+            command_line.run(program._dispatch, memory=lambda: modes()[FLAGS.mode].memory, stopped=command_line.STOPPED)
         except SystemExit as end:
             status = end.code or 0
     return subprocess.CompletedProcess(line, status, out.getvalue(), errors.getvalue())

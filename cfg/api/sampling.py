@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cfg.api.models import Model
@@ -64,12 +65,14 @@ def sample(
     Raises:
       UserError: names the argument that cannot be, and what it may be.
     """
-    labels, shape = np.asarray(labels), None if shape is None else tuple(shape)
+    labels, shape = np.asarray(labels), tuple(shape) if shape is not None else None
     network = _read(model, num_classes)
-    if isinstance(network, Models) and shape is None:
+    if isinstance(network, Model):
+        if shape not in (None, network.shape):
+            raise UserError(f'shape={shape} is not that of the run, {network.shape}: leave it out.')
+        shape = network.shape
+    elif shape is None:
         raise UserError('shape is missing: a function does not tell the shape of its samples, as in shape=(32, 32, 3).')
-    if isinstance(network, Model) and shape not in (None, network.shape):
-        raise UserError(f'shape={shape} is not that of the run, {network.shape}: leave it out.')
     _check_labels(labels, network)
     w = np.asarray(w, np.float32)
     if w.shape not in ((), labels.shape) or not np.isfinite(w).all():
@@ -116,7 +119,7 @@ def guided(
         found = {name: run.bind(run.params()) for name, run in beside.items()}
         network = Models(model=network.denoiser, **found)
     _check_companion(network, how.rule)
-    return how.ruled(network, labels, w)
+    return how.ruled(network, labels, jnp.asarray(w))
 
 
 def _read(model: Network, num_classes: int | None) -> Model | Models:

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,7 +166,7 @@ class TrainedRun:
         with Checkpoints(self.workdir, read_only=True) as checkpoints:
             return checkpoints.restore_params(self.step, ema=self.ema)
 
-    def bind(self, params: Any) -> Callable[..., Any]:
+    def bind(self, params: Any) -> Any:
         """Returns the network with these parameters, as a field of `cfg.diffusion.denoiser.Models` holds it.
 
         A model becomes a `Denoiser`; a classifier a function (z [N, H, W, C], logsnr [] or [N]) -> [N, num_classes],

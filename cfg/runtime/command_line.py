@@ -1,9 +1,11 @@
 """Does what every command does alike: flags, the config, and mistakes as one sentence. It imports no JAX."""
 
+import importlib
 import re
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -109,6 +111,9 @@ def exit_status(error: BaseException, *, memory: str, stopped: str = 'Stopped.')
         return complain(remedy)
     if isinstance(error, OSError) and (remedy := out_of_disk(error)):
         return complain(remedy)
+    if isinstance(error, ModuleNotFoundError) and not (error.name or '').startswith('cfg'):
+        remedy = 'pip install "classifier-free-guidance[train]", or -r requirements.txt within the project'
+        return complain(f'The package {error.name!r} is not installed, which this command needs: {remedy}.')
     if isinstance(error, ValueError) and (remedy := environment.unreadable(error)):
         return complain(remedy)
     return None
@@ -135,9 +140,23 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _with_path(argument: str) -> str:
-    """Returns an argument of the command line; where it is the file of the config, as `user_path` reads it."""
+    """Returns an argument of the command line; where it is the file of the config, as `user_path` reads it.
+
+    Where the package is installed its configs are within it, and found by the path that they have in the project.
+    """
     name, equals, path = argument.partition('=')
-    return f'{name}={user_path(path, name)}' if equals and name.lstrip('-') == 'config' else argument
+    if not equals or name.lstrip('-') != 'config':
+        return argument
+    path = user_path(path, name)
+    installed = Path(__file__).parents[1] / path
+    if path.startswith('configs/') and not _file_of(path).exists() and _file_of(installed).exists():
+        sys.modules.setdefault('configs', importlib.import_module('cfg.configs'))  # what they import is beside them
+        path = installed
+    return f'{name}={path}'
+
+
+def _file_of(path: str | Path) -> Path:
+    return Path(str(path).partition(':')[0])  # a config may be told a part
 
 
 def _no_such_field(argv: list[str], reason: str) -> str:

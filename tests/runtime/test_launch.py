@@ -67,7 +67,7 @@ def stage(tmp_path):
 def known_modes_and_flags():
     """Read off main.py and what defines flags for it."""
     modes, flags = (), {'config'}
-    files = [(ROOT / name).read_text() for name in ('main.py', 'cfg/runtime/command_line.py')]
+    files = [(ROOT / name).read_text() for name in ('cfg/__main__.py', 'cfg/runtime/command_line.py')]
     for node in (node for file in files for node in ast.walk(ast.parse(file))):
         if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == 'MODES':
             modes = tuple(ast.literal_eval(key) for key in node.value.keys)
