@@ -19,7 +19,7 @@ LESS_FEATURES = 'lower config.eval.batch_size'
 
 
 class Mode(NamedTuple):
-    """What must be known of a mode before its module, of `cfg.modes`, runs."""
+    """A mode is what must be known of it before its module, of `cfg.modes`, runs."""
 
     module: str
     workdir: str  # 'none', 'optional', 'existing', 'made' if it is missing, or 'own' where the mode looks itself
