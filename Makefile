@@ -3,7 +3,7 @@
 #   make test     runs the tests
 # Beyond them: `make chaos` (runs that are killed at random), `make mixture`, `make compare`, `make twins`,
 # `make students` and `make tune` (docs/mixture.md, docs/digits.md, docs/students.md, docs/tuning.md),
-# `make accelerator` (benchmarks/README.md), `make lint`, `make format`.
+# `make accelerator` (benchmarks/README.md), `make docs`, `make lint`, `make format`.
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,7 +16,7 @@ COMPARE := $(PY) main.py $(FLAGS) --config=configs/digits_compare.py
 
 PEER :=
 
-.PHONY: install install-dev digits compare twins students tune mixture accelerator test chaos lint format clean
+.PHONY: install install-dev digits compare twins students tune mixture accelerator test chaos docs lint format clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev .compilers/.installed
@@ -103,6 +103,11 @@ test: install-dev
 # Real processes, killed and stopped at random, again and again; minutes for each test.
 chaos: install-dev
 	$(PY) -m pytest -n 2 --dist load -m chaos
+
+# The documentation as a site of pages, in site/; what is wrong in it is an error.
+docs: install-dev
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+	@echo "Open site/index.html"
 
 lint: install-dev
 	$(VENV)/bin/ruff check .

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from cfg.diffusion import process
 from cfg.diffusion.denoiser import Denoiser, EpsFn
-from cfg.diffusion.schedule import alpha_sigma
+from cfg.diffusion.schedule import alpha_sigma, sigma_from_logsnr
 
 Array = jax.Array
 
@@ -25,11 +25,6 @@ class Convention(NamedTuple):
     scale: Callable[[Array, Array], Array]  # (alpha, sigma) -> the factor of z that the network sees
     level: Callable[[Array], Array]  # logsnr -> what it is told of the level
     read: Callable[[Array, Array, Array, Array], Array]  # (its answer, what it saw, alpha, sigma) -> the prediction
-
-
-def sigma_of(logsnr: Array) -> Array:
-    """Returns the noise of x + sigma eps, e^(-logsnr / 2) (Karras 2022, arXiv 2206.00364)."""
-    return jnp.exp(-0.5 * logsnr)
 
 
 def time_of(logsnr: Array) -> Array:
@@ -58,8 +53,8 @@ def _to_data(alpha, sigma):
 
 
 CONVENTIONS = {name: Convention(name, _one, _as_it_is, _as_it_is) for name in process.PREDICTIONS} | {
-    'sigma_eps': Convention('eps', _to_data, sigma_of, _as_it_is),
-    'sigma_x': Convention('x', _to_data, sigma_of, _as_it_is),
+    'sigma_eps': Convention('eps', _to_data, sigma_from_logsnr, _as_it_is),
+    'sigma_x': Convention('x', _to_data, sigma_from_logsnr, _as_it_is),
     'flow': Convention('v', lambda alpha, sigma: 1.0 / (alpha + sigma), time_of, v_of_velocity),
 }
 
