@@ -106,7 +106,7 @@ chaos: install-dev
 
 # The documentation as a site of pages, in site/; what is wrong in it is an error.
 docs: install-dev
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build
 	@echo "Open site/index.html"
 
 lint: install-dev

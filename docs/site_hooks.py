@@ -10,12 +10,17 @@ ROOT = Path(__file__).parents[1]
 
 def on_files(files, config):
     """Adds README.md as the start page."""
-    text = (ROOT / 'README.md').read_text()
-    text = re.sub(r'(\]\(|src=")docs/', r'\1', text)
-    files.append(File.generated(config, 'index.md', content=re.sub(r'\]\((?!http|#|[\w]+\.md)', '](../', text)))
+    text = re.sub(r'(\]\(|src=")docs/', r'\1', (ROOT / 'README.md').read_text())
+    files.append(File.generated(config, 'index.md', content=text))
     return files
 
 
-def on_page_markdown(markdown, page, **_):
-    """Takes away links to files of the project that are not on the site; their names stay."""
-    return re.sub(r'\[([^\]]+)\]\(\.\./[^)]*\)', r'`\1`', markdown)
+def on_page_markdown(markdown, **_):
+    """Takes away links to files of the project that are no page of the site; their names stay."""
+
+    def kept(link):
+        name, path = link[1], link[2]
+        outside = (ROOT / path).exists() or path.startswith('../')
+        return name if outside and not (ROOT / 'docs' / path).is_file() else link[0]
+
+    return re.sub(r'\[([^\]]+)\]\(([^)#:]+)\)', kept, markdown)
