@@ -19,8 +19,9 @@ def on_page_markdown(markdown, **_):
     """Takes away links to files of the project that are no page of the site; their names stay."""
 
     def kept(link):
-        name, path = link[1], link[2]
-        outside = (ROOT / path).exists() or path.startswith('../')
-        return name if outside and not (ROOT / 'docs' / path).is_file() else link[0]
+        beside, page = (ROOT / 'docs' / link[2]), not link[2].startswith('../')
+        if page and (beside.is_file() or not (ROOT / link[2]).exists()):
+            return link[0]  # one that leads nowhere is for MkDocs to report
+        return link[1]
 
-    return re.sub(r'\[([^\]]+)\]\(([^)#:]+)\)', kept, markdown)
+    return re.sub(r'\[([^\]]+)\]\(([^)#:]+)(?:#[^)]*)?\)', kept, markdown)
