@@ -15,8 +15,10 @@ def get_config() -> ConfigDict:
     config.seed = 0
 
     config.data = ConfigDict()
-    # 'digits', 'mixture' (exact scores, nothing to train), or a data set for --mode=prepare_data (docs/imagenet.md):
-    # 'tfds:NAME' (any image classification data set of TFDS), 'folder:PATH', or 'imagenet' = 'tfds:imagenet2012'.
+    # 'digits', 'mixture' (exact scores, nothing to train); what TFDS downloads and training reads as it is, 'cifar10',
+    # 'imagenet_resized32' or 'imagenet_resized64' (docs/one_gpu.md); or a data set for --mode=prepare_data
+    # (docs/imagenet.md): 'tfds:NAME' (any image classification data set of TFDS), 'folder:PATH', or 'imagenet' =
+    # 'tfds:imagenet2012'.
     config.data.name = ''
     config.data.dir = ''  # of prepared data, and TFDS's own; '' = TFDS_DATA_DIR or ~/tensorflow_datasets
     config.data.image_size = 64  # height and width in pixels

@@ -23,7 +23,7 @@ def open_source(config: ConfigDict, split: str | None = None) -> Source:
     data = config.data
     if data.name in BUILT_IN or not is_preparable(data.name):
         spec_of(config)  # says what cannot be
-        return BUILT_IN[data.name].open(split or data.split)
+        return BUILT_IN[data.name].open(split or data.split, data.dir)
     from cfg.data.disk import PreparedSource  # here, so that what reads no images needs no Pillow
 
     where = {'data_dir': default_dir(data.dir), 'size': data.image_size, 'crop': data.crop}

@@ -9,10 +9,10 @@ from typing import Any
 
 from etils import epath
 
+from cfg.data.disk import made_by_tfds
 from cfg.data.prepare.imagenet import PUBLISHED, check_archives
 from cfg.data.prepare.inputs import Input, Record, Records, digest
 from cfg.runtime.errors import UserError, first_line
-from cfg.runtime.progress import end_line
 
 log = logging.getLogger('cfg')
 
@@ -38,15 +38,9 @@ def open_tfds(name: str, *, tfds_dir: epath.Path, manual_dir: epath.Path) -> Inp
         return read_tfds(others[-1].parent)
     if builder.name == 'imagenet2012':
         check_archives(manual_dir)
-    try:
-        builder = tfds.builder(name, data_dir=tfds_dir, file_format='array_record')
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual_dir))
-    except MemoryError:
-        raise
-    except Exception as error:  # what can go wrong is as wide as the data sets
-        end_line(always=True)  # after TFDS's progress
-        said = f'TFDS could not prepare {name!r} ({type(error).__name__}): {first_line(error)}'
-        raise UserError(f'{said}; {PUBLISHED}' if builder.name == 'imagenet2012' else said) from error
+    builder = tfds.builder(name, data_dir=tfds_dir, file_format='array_record')
+    advice = PUBLISHED if builder.name == 'imagenet2012' else ''
+    made_by_tfds(builder, name, manual_dir=manual_dir, advice=advice)
     return read_tfds(builder.data_dir)
 
 
