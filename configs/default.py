@@ -25,6 +25,8 @@ def get_config() -> ConfigDict:
     config.data.crop = 'area'  # how images were made square and small: 'area' (paper) or 'adm'
     config.data.split = 'train'  # what is trained on, and the reference of FID
     config.data.random_flip = True  # mirror half of the training images (ADM's data loader; not stated in the paper)
+    # EDM's augmentation, of which the network is told (docs/one_gpu.md): the probability of each change; 0 = none.
+    config.data.augment = 0.0
     config.data.workers = 4  # processes that read and decode for training; 0 = threads (benchmarks/input.py)
 
     # --mode=prepare_data

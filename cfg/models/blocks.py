@@ -199,9 +199,10 @@ class Encoder(nn.Module, kw_only=True):
         self.middle_attention = attention_block('middle_attention', middle[0].channels)
         self.norm_out = GroupNorm(self.norm_groups, silu=True, dtype=jnp.float32)
 
-    def embed_level(self, logsnr: Array) -> Array:
-        """Embeds the noise level: logsnr [N] -> [N, 4 channels] float32."""
-        return self.time_1(nn.silu(self.time_0(sinusoidal_embedding(self.time_fn(logsnr), self.channels))))
+    def embed_level(self, logsnr: Array, beside: Array | None = None) -> Array:
+        """Embeds the noise level, and what is told beside it: [N] and [N, channels] -> [N, 4 channels] float32."""
+        told = sinusoidal_embedding(self.time_fn(logsnr), self.channels)
+        return self.time_1(nn.silu(self.time_0(told if beside is None else told + beside)))
 
     def encode(self, z: Array, emb: Array, dropout_keys: Array | None = None) -> tuple[Array, list[Array]]:
         """Runs the way down and the middle.

@@ -33,12 +33,14 @@ class UNet(Encoder, kw_only=True):
         share one pass of the encoder, see `both`. The parameters are the same in number, names and shapes.
       takes_w: whether the guidance strength is an input too. What tells it starts at zero, so that a network with the
         parameters of one without it begins as that one.
+      augment_size: of what tells an augmentation of the image, 0 for none; it starts at zero, too.
     """
 
     out_channels: int
     num_classes: int
     label_in: str = 'everywhere'
     takes_w: bool = False
+    augment_size: int = 0
 
     def setup(self) -> None:
         """Makes the layers of the encoder, the class embedding and the last convolution, which is float32."""
@@ -49,6 +51,8 @@ class UNet(Encoder, kw_only=True):
         if self.takes_w:
             self.w_0 = Dense(4 * self.channels, jnp.float32)
             self.w_1 = Dense(4 * self.channels, jnp.float32, zero=True)
+        if self.augment_size:  # EDM's, without a bias: zeros say nothing
+            self.augment = nn.Dense(self.channels, use_bias=False, kernel_init=nn.initializers.zeros)
         self.conv_out = Conv(self.out_channels, 3, jnp.float32, zero=True)
 
     def __call__(
@@ -60,6 +64,7 @@ class UNet(Encoder, kw_only=True):
         *,
         w: Array | None = None,
         anneal: Annealing | None = None,
+        augment: Array | None = None,
     ) -> Array:
         """Predicts from noisy images.
 
@@ -70,11 +75,15 @@ class UNet(Encoder, kw_only=True):
           dropout_keys: [N] typed PRNG keys, one an example, or None for no dropout.
           w: the guidance strength, above -1, [] or [N], for a network that takes one; None for 0.
           anneal: noise on the embeddings of classes; None for none.
+          augment: how each image was changed, [N, augment_size]; None for not at all.
 
         Returns:
           [N, H, W, out_channels] float32.
         """
-        level = self.embed_level(jnp.broadcast_to(logsnr, labels.shape))
+        beside = None
+        if self.augment_size:
+            beside = self.augment(jnp.zeros((len(labels), self.augment_size)) if augment is None else augment)
+        level = self.embed_level(jnp.broadcast_to(logsnr, labels.shape), beside)
         if self.takes_w:
             told = strength_to_time(jnp.broadcast_to(0.0 if w is None else w, labels.shape))
             level += self.w_1(nn.silu(self.w_0(sinusoidal_embedding(told, self.channels))))

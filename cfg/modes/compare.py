@@ -51,6 +51,7 @@ def _twins(config: ConfigDict, workdir: Path) -> Callable[[sweep.Sweep], object]
 _EQUAL = {'data': ('name', 'image_size', 'crop', 'split', 'random_flip'), 'model': ()}
 # Where they differ in it, they have other networks.
 _NETWORK = {
+    'data': ('augment',),
     'diffusion': (),
     'model': ('dropout',),
     'train': (

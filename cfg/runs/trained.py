@@ -32,6 +32,7 @@ MEANING = (
     ('train', 'kind'),
     ('diffusion', 'prediction'),
     ('data', 'name'),
+    ('data', 'augment'),
 )
 # How the images were made: an imported network was trained elsewhere, and nothing is known of that.
 MADE = (('data', 'image_size'), ('data', 'crop'))
@@ -285,7 +286,8 @@ def _check_kind(meta: dict[str, Any], kind: str, workdir: Path) -> None:
 def _check_same_model(config: ConfigDict, meta: dict[str, Any], what: str, fields: Iterable[tuple[str, str]]) -> None:
     config = config_dict(config)
     for part, name in fields:
-        before, now = meta['config'][part][name], config[part][name]
+        now = config[part][name]
+        before = meta['config'][part].get(name, now)  # a field that is newer says nothing
         if (short_name(now) != short_name(before)) if (part, name) == ('data', 'name') else now != before:
             raise UserError(
                 f'{what} was trained with config.{part}.{name}={before!r}, not {now!r}: use the config that it was '

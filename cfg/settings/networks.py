@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from cfg.data.augment import SIZE
 from cfg.data.source import Source
 from cfg.data.spec import DataSpec
 from cfg.models.attention import kernel_of
@@ -30,6 +31,7 @@ def build_network(config: ConfigDict, source: DataSpec | Source) -> UNet:
         num_heads=model.num_heads,
         label_in=model.label_in,
         takes_w=config.train.kind in TAKE_W,
+        augment_size=SIZE if config.data.get('augment', 0.0) else 0,
     )
 
 

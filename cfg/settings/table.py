@@ -145,6 +145,7 @@ TABLE: dict[str, dict[str, Check]] = {
         'crop': _one_of(*CROPS),
         'split': _TEXT,
         'random_flip': _FLAG,
+        'augment': _number(0, 1, 'in [0, 1]'),
         'workers': _whole(0),
     },
     'prepare': {

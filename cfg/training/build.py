@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # it opens checkpoints, which a benchmark of the step must no
 def check_trainable(config: ConfigDict) -> None:
     """Checks that what `config.train.kind` names can be trained on these devices."""
     check_batch(config)
-    _check_weight(config)
+    _check_denoising(config)
     if config.train.kind == 'classifier':
         return
     _check_strength(config)
@@ -68,12 +68,14 @@ def _check_strength(config: ConfigDict) -> None:
     require(not eps or train.weighting == 'eps', 'train.weighting', train.weighting, words)
 
 
-def _check_weight(config: ConfigDict) -> None:
-    """Checks that the loss has a weight that the network and its noise levels can bear."""
+def _check_denoising(config: ConfigDict) -> None:
+    """Checks what Eq. 5 alone has: a weight that the network can bear, and images that are changed."""
     train, weight = config.train, config.train.loss_weight
     denoises = train.kind in ('model', 'guidance_free')
     words = f"'' with train.kind={train.kind!r}, whose loss is another"
     require(denoises or not weight, 'train.loss_weight', weight, words)
+    words = f'0 with train.kind={train.kind!r}, which is not told of it'
+    require(denoises or not config.data.augment, 'data.augment', config.data.augment, words)
     words = "'', 'eps' or 'edm' where the network predicts eps, whose errors at logsnr -20 would weigh e^10 or more"
     eps = config.diffusion.prediction == 'eps'
     require(not eps or weight in ('', 'eps', 'edm'), 'train.loss_weight', weight, words)
@@ -102,6 +104,7 @@ def objective_of(config: ConfigDict, network: nn.Module, teacher: 'Teacher | Non
         steps = {'num_steps': config.train.student_steps, 'reach': parse_solver(config.train.student_sampler).reach}
         return Distillation(**common, **of_teacher, **steps, w_range=w_range, weighting=weighting)
     common['p_uncond'] = config.train.p_uncond
+    common['augment'] = config.data.augment
     common['weight'] = LossWeight(
         name=config.train.loss_weight, times=config.train.times, bias=config.train.sigmoid_bias
     )

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cfg.data.augment import augment
 from cfg.data.images import to_float
 from cfg.diffusion import loss, schedule
 from cfg.diffusion.denoiser import Models
@@ -29,6 +30,7 @@ class Objective:
     logsnr_min: float  # the levels that it is trained on
     logsnr_max: float
     strata: int = 0  # into how many equal parts the times of a global batch are stratified; 0 for none
+    augment: float = 0.0  # p of `cfg.data.augment`; 0 for images as they are
 
     def __call__(
         self, params: Any, images: Array, labels: Array, keys: Array, index: Array, *fixed: Any
@@ -47,8 +49,14 @@ class Objective:
         if self.strata:
             draws = draws._replace(u_time=schedule.stratify(draws.u_time, index, self.strata))
 
+        beside = {}
+        if self.augment:
+            images, beside['augment'] = augment(
+                images, jax.vmap(lambda key: jax.random.fold_in(key, 2))(keys), self.augment
+            )
+
         def network(*inputs: Array, **told: Array) -> Array:
-            return self.network.apply({'params': params}, *inputs, dropout_keys, **told)
+            return self.network.apply({'params': params}, *inputs, dropout_keys, **told, **beside)
 
         return self.losses(network, images, labels, draws, *fixed)
 

@@ -250,14 +250,35 @@ def test_the_whole_loss_learns():
     [
         ({'kind': 'classifier', 'loss_weight': 'eps'}, "loss_weight='eps' must be '' with train.kind='classifier'"),
         ({'kind': 'student', 'loss_weight': 'edm'}, "loss_weight='edm' must be '' with train.kind='student'"),
+        ({'kind': 'classifier', 'augment': 0.1}, "augment=0.1 must be 0 with train.kind='classifier', which is not"),
         ({'loss_weight': 'v'}, "loss_weight='v' must be '', 'eps' or 'edm' where the network predicts eps"),
         ({'loss_weight': 'sigmoid'}, "loss_weight='sigmoid' must be '', 'eps' or 'edm' where"),
         ({'loss_weight': 'eps', 'times': 'edm'}, "times='edm' must be 'paper' unless train.loss_weight='edm'"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(changes, sentence):
+    config = config_of(**{name: value for name, value in changes.items() if name != 'augment'})
+    config.data.augment = changes.get('augment', 0.0)
     with pytest.raises(UserError, match=sentence):
-        build.check_trainable(config_of(**changes))
+        build.check_trainable(config)
+
+
+def test_augmentation_follows_the_example_and_the_network_is_told():
+    config = config_of(grad_accum=1)
+    config.data.augment = 0.9
+    start, one, _ = run(config, devices=1)
+    assert start['augment']['kernel'].shape == (9, config.model.channels)
+    config.train.grad_accum = 2
+    _, other, _ = run(config, devices=2)
+    assert_close(other.params, one.params)
+    network = build_network(config, digits('all'))
+    inputs = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), jnp.zeros(2), jnp.arange(2)
+    told = [network.apply({'params': one.params}, *inputs, augment=x) for x in (None, jnp.zeros((2, 9)), jnp.eye(2, 9))]
+    np.testing.assert_array_equal(told[0], told[1])
+    assert np.abs(told[2] - told[0]).max() > 1e-4
+    plain = {name: value for name, value in one.params.items() if name != 'augment'}
+    without = build_network(config_of(), digits('all')).apply({'params': plain}, *inputs)
+    np.testing.assert_allclose(told[0], without, atol=1e-6)
 
 
 @pytest.mark.parametrize('kind', ['model', 'guidance_free'])
