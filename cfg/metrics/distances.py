@@ -12,7 +12,7 @@ from cfg.metrics.moments import Moments, ScoreSums
 Array = np.ndarray
 
 
-def _symmetric_sqrt(matrix: Array) -> Array:
+def symmetric_sqrt(matrix: Array) -> Array:
     """Computes the square root of a symmetric positive semi-definite matrix; rounding below 0 counts as 0."""
     values, vectors = np.linalg.eigh(matrix)
     return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
@@ -27,7 +27,7 @@ def frechet_distance(mean_a: Array, cov_a: Array, mean_b: Array, cov_b: Array, *
     Args:
       root_a: S_a^(1/2), where it is known.
     """
-    root = _symmetric_sqrt(cov_a) if root_a is None else root_a
+    root = symmetric_sqrt(cov_a) if root_a is None else root_a
     eigenvalues = np.linalg.eigvalsh(root @ cov_b @ root)
     trace_of_root = np.sqrt(np.maximum(eigenvalues, 0.0)).sum()
     distance = np.sum((mean_a - mean_b) ** 2) + np.trace(cov_a) + np.trace(cov_b) - 2.0 * trace_of_root
@@ -66,7 +66,7 @@ def fid_at_infinity(
     if count < 4 * width:
         return None
     sizes = np.linspace(max(count // 10, 2 * width), count, num_points).astype(int)
-    rng, root, fids = np.random.default_rng(seed), _symmetric_sqrt(cov), []
+    rng, root, fids = np.random.default_rng(seed), symmetric_sqrt(cov), []
     for size in sizes:
         chosen = np.sort(rng.choice(count, size, replace=False))
         parts = (Moments.of(samples[chosen[start : start + chunk]]) for start in range(0, size, chunk))
@@ -148,10 +148,12 @@ def kid(samples: Array, reference: Array, *, num_subsets: int, subset_size: int,
 def _unbiased_mmd2(x: Array, y: Array) -> float:
     """Estimates squared MMD of two sets [m, D], leaving out the pairs of a vector with itself."""
     m = len(x)
-
-    def kernel(a: Array, b: Array) -> Array:
-        return (a @ b.T / a.shape[1] + 1.0) ** 3
-
-    xx, yy = kernel(x, x), kernel(y, y)
+    xx, yy = polynomial_kernel(x, x), polynomial_kernel(y, y)
     within = xx.sum() - np.trace(xx) + yy.sum() - np.trace(yy)
-    return within / (m * (m - 1)) - 2.0 * kernel(x, y).sum() / (m * m)
+    return within / (m * (m - 1)) - 2.0 * polynomial_kernel(x, y).sum() / (m * m)
+
+
+def polynomial_kernel(a: Array, b: Array) -> Array:
+    """Computes KID's kernel (x.y / D + 1)^3 of all pairs of [N, D] and [M, D], in float64: [N, M]."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return (a @ b.T / a.shape[1] + 1.0) ** 3
