@@ -16,6 +16,7 @@ log = logging.getLogger('cfg')
 
 Array = np.ndarray
 
+_BLOCK = 50  # samples, the smallest that the jackknife of the inception score leaves out
 _STATE, _FEATURES, _IMAGES = 'state.npz', 'features.f32', 'images.u8'
 
 
@@ -94,6 +95,8 @@ class Measurement:
             self.second = self.second.merge(Moments.of(features.second))
         if features.log_p is not None:
             self.splits.add(features.log_p)
+            if self.blocks is not None:
+                self.blocks.add(features.log_p)
         if labels is not None and features.classes is not None:
             self.agree += int(np.sum(features.classes == labels))
         kept = np.ascontiguousarray(features.pool[keep_features], '<f4')
@@ -114,7 +117,8 @@ class Measurement:
             file.flush()
             os.fsync(file.fileno())
         arrays = {'counts': np.array([self.count, self.agree, self._num_features, self._num_images], np.int64)}
-        parts = {'moments': self.moments, 'splits': self.splits, 'spatial': self.spatial, 'second': self.second}
+        parts = {'moments': self.moments, 'splits': self.splits, 'blocks': self.blocks}
+        parts |= {'spatial': self.spatial, 'second': self.second}
         for name, part in parts.items():
             if part is not None:
                 arrays |= {f'{name}.{key}': value for key, value in part.state().items()}
@@ -148,6 +152,7 @@ class Measurement:
         self.spatial = Moments.empty(width) if width else None  # those of the spatial features
         self.second = Moments.empty(second.width) if second else None  # those of the second network's features
         self.splits = Splits(self._is_split_size)  # the sums of the inception score
+        self.blocks = Splits(_BLOCK, within=self._is_split_size)  # for its error; None where an older version began
         self.count = self._num_features = self._num_images = 0  # images so far, and those of which it keeps what
         self.agree = 0  # how many are classified as their label
 
@@ -162,6 +167,7 @@ class Measurement:
         self.spatial = Moments.from_state(part('spatial')) if self._network.spatial_width else None
         self.second = Moments.from_state(part('second')) if self._network.second else None
         self.splits = Splits.from_state(part('splits'))
+        self.blocks = Splits.from_state(part('blocks')) if part('blocks') else None
         self.count, self.agree, self._num_features, self._num_images = (int(value) for value in arrays['counts'])
         for name, size in self._sizes().items():
             path = self._folder / name

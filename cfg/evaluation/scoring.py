@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from cfg.evaluation.measurement import Measurement
 from cfg.evaluation.references import Reference
 from cfg.features.network import FeatureNetwork
-from cfg.metrics import distances
+from cfg.metrics import distances, jackknife
 from cfg.metrics.neighbours import prdc
 from cfg.report.rows import Method, Origin, Scores
 from cfg.runtime import environment
@@ -21,6 +22,8 @@ NEAREST = 3  # k of precision and recall
 DENSE = 5  # k of density and coverage
 LEAST_SUBSET = 2  # of KID
 SUBSETS_SEED = 2020  # of KID (torch-fidelity's default) and of FID at infinity
+KID_PAIRS = 5000  # vectors of a set, at most, of which all pairs are taken for its error
+LEAST_BLOCKED = 2 * jackknife.BLOCKS  # samples, of the jackknife
 LIBRARIES = ('jax', 'jaxlib', 'flax', 'numpy')  # that a number may depend on
 
 
@@ -44,7 +47,13 @@ class Scoring:
             'inception_score_std': spread,
             'accuracy': measured.accuracy,
         }
-        limit = distances.fid_at_infinity(measured.features, *reference.pool, seed=SUBSETS_SEED)
+        features = measured.features
+        if len(features) == measured.count >= LEAST_BLOCKED:
+            found['fid_standard_error'] = jackknife.fid(features, *reference.pool, whole=pool).standard_error
+        if measured.blocks is not None and measured.blocks.sums:
+            error = jackknife.inception_score_error(measured.blocks.sums, self.options.is_split_size)
+            found['inception_score_standard_error'] = None if math.isnan(error) else error
+        limit = distances.fid_at_infinity(features, *reference.pool, seed=SUBSETS_SEED)
         if limit is not None:
             found |= {'fid_infinity': limit.value, 'fid_infinity_standard_error': limit.standard_error}
         if spatial is not None and reference.spatial is not None:
@@ -53,7 +62,7 @@ class Scoring:
         if second is not None and reference.second is not None:
             found['fd_dinov2'] = distances.frechet_distance(second.mean, second.covariance(), *reference.second)
         if reference.features is not None:
-            features, real, options = measured.features, reference.features, self.options
+            real, options = reference.features, self.options
             if min(len(features), len(real)) > NEAREST:
                 found |= prdc(real, features, k=NEAREST, k_density=DENSE, dtype=options.neighbours_dtype)._asdict()
             size = kid_subset_size(options, len(features), len(real))
@@ -61,7 +70,11 @@ class Scoring:
                 kid = distances.kid(
                     features, real, num_subsets=options.kid_subsets, subset_size=size, seed=SUBSETS_SEED
                 )
-                error = None if math.isnan(kid.standard_error) else kid.standard_error
+                error = kid.standard_error
+                if min(len(features), len(real)) < 2 * size:  # subsets that share most vectors say little of it
+                    few = [np.asarray(vectors[:KID_PAIRS]) for vectors in (features, real)]
+                    error = jackknife.kid(*few).standard_error if min(map(len, few)) >= LEAST_BLOCKED else math.nan
+                error = None if math.isnan(error) else error
                 found |= {'kid': kid.value, 'kid_std': kid.std, 'kid_standard_error': error}
         return Scores(**found)
 

@@ -9,6 +9,7 @@ FID and the inception score are biased: an interval around them is for what as m
 value less its bias for the distributions. FID has no linear part where these are the same, and the error is then rough.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -58,7 +59,7 @@ def moments_without(whole: Moments, part: Moments) -> Moments:
     return Moments(count, mean, scatter)
 
 
-def fid(features: Array, mean: Array, cov: Array, *, blocks: int = BLOCKS) -> Jackknife:
+def fid(features: Array, mean: Array, cov: Array, *, whole: Moments | None = None, blocks: int = BLOCKS) -> Jackknife:
     """Estimates the error of the Frechet distance of features [n, D] to a Gaussian that is known.
 
     One block's moments are held at a time, and one eigenvalue problem is solved for each: the reference's root serves
@@ -67,6 +68,7 @@ def fid(features: Array, mean: Array, cov: Array, *, blocks: int = BLOCKS) -> Ja
     Args:
       features: of the samples in their order; n >= 2 blocks. It may be a file that is mapped.
       mean, cov: of the reference, [D] and [D, D].
+      whole: moments of all the features, where they are known.
     """
     cuts = block_slices(len(features), blocks)
     root, trace = symmetric_sqrt(cov), np.trace(cov)
@@ -81,27 +83,34 @@ def fid(features: Array, mean: Array, cov: Array, *, blocks: int = BLOCKS) -> Ja
     def parts() -> Iterator[Moments]:
         return (Moments.of(features[cut]) for cut in cuts)
 
-    whole = Moments.empty(len(mean))
-    for part in parts():
-        whole = whole.merge(part)
+    if whole is None:
+        whole = functools.reduce(Moments.merge, parts())
     return Jackknife.of(distance(whole), [distance(moments_without(whole, part)) for part in parts()])
 
 
-def inception_score_error(splits: Sequence[Sequence[ScoreSums]]) -> float:
-    """Estimates the standard error of the inception score, the mean over splits, each given as its blocks' sums.
+def inception_score_error(sums: Sequence[ScoreSums], split_size: int, *, blocks: int = BLOCKS) -> float:
+    """Estimates the standard error of the inception score, the mean over splits; nan where a split is one block.
 
     Splits are independent, so the variance of the mean is the sum of theirs, divided by their number squared.
 
     Args:
-      splits: two blocks or more each, of about the same number of samples.
+      sums: of consecutive samples, small blocks that end where the splits end; up to `blocks` of a split are taken,
+        each of neighbours together.
     """
-    return math.sqrt(sum(_split(blocks).standard_error ** 2 for blocks in splits)) / len(splits)
+    ends = np.cumsum([it.count for it in sums])
+    places = (ends - 1) // split_size
+    splits = [[it for it, at in zip(sums, places, strict=True) if at == place] for place in np.unique(places)]
+    if any(len(split) < 2 for split in splits):
+        return math.nan
+    errors = [
+        _split([functools.reduce(ScoreSums.merge, split[cut]) for cut in block_slices(len(split), blocks)])
+        for split in splits
+    ]
+    return math.hypot(*(it.standard_error for it in errors)) / len(splits)
 
 
 def _split(blocks: Sequence[ScoreSums]) -> Jackknife:
-    whole = ScoreSums(0, 0.0, 0.0)
-    for block in blocks:
-        whole = whole.merge(block)
+    whole = functools.reduce(ScoreSums.merge, blocks)
     rest = (ScoreSums(-block.count, -block.probabilities, -block.negentropy) for block in blocks)
     return Jackknife.of(_score(whole), [_score(whole.merge(it)) for it in rest])
 

@@ -83,18 +83,24 @@ class ScoreSums:
 
 
 class Splits:
-    """Cuts a stream of samples into splits of a fixed size, for the inception score; the last one may be smaller."""
+    """Cuts a stream of samples into splits of a fixed size, for the inception score; the last one may be smaller.
 
-    def __init__(self, size: int):
-        self._size = size
+    Splits within larger ones, of `within` samples, end where these end too.
+    """
+
+    def __init__(self, size: int, *, within: int | None = None):
+        self._size, self._within = size, within or size
         self.sums: list[ScoreSums] = []
 
     def add(self, log_probabilities: Array) -> None:
         """Takes the next samples, [N, C]."""
+        count = sum(split.count for split in self.sums)
         while len(log_probabilities):
-            if not self.sums or self.sums[-1].count == self._size:
+            place = count % self._within
+            if place % self._size == 0:
                 self.sums.append(ScoreSums(0, 0.0, 0.0))
-            room = self._size - self.sums[-1].count
+            room = min(self._size - place % self._size, self._within - place)
+            count += min(room, len(log_probabilities))
             self.sums[-1] = self.sums[-1].merge(ScoreSums.of(log_probabilities[:room]))
             log_probabilities = log_probabilities[room:]
 
@@ -102,6 +108,7 @@ class Splits:
         """Returns everything as arrays, for a file; `from_state` gives the same numbers bit for bit."""
         return {
             'size': np.int64(self._size),
+            'within': np.int64(self._within),
             'counts': np.array([split.count for split in self.sums], np.int64),
             'probabilities': np.array([split.probabilities for split in self.sums], np.float64),
             'negentropies': np.array([split.negentropy for split in self.sums], np.float64),
@@ -110,7 +117,7 @@ class Splits:
     @classmethod
     def from_state(cls, state: dict[str, Array]) -> 'Splits':
         """Restores what `state` returned."""
-        splits = cls(int(state['size']))
+        splits = cls(int(state['size']), within=int(state.get('within', state['size'])))
         columns = zip(state['counts'], state['probabilities'], state['negentropies'], strict=True)
         splits.sums = [ScoreSums(int(count), p, float(negentropy)) for count, p, negentropy in columns]
         return splits

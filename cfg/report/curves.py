@@ -59,8 +59,18 @@ class Scored:
         return {name: int(np.nanargmax(values)) for name, values in scores.items() if not np.isnan(values).all()}
 
     def bests_at(self, place: int) -> list[str]:
-        """Returns the scores that are best at a place."""
-        return [name for name, best in self.bests.items() if best == place]
+        """Returns the scores that are best at a place, by more than two standard errors where these are known."""
+        return [name for name, best in self.bests.items() if best == place and self._clear(name, best)]
+
+    def errors(self, name: str) -> np.ndarray:
+        """Returns the standard errors of a score, float64 [N]; nan where they are not known."""
+        return np.full(len(self.w), math.nan)
+
+    def _clear(self, name: str, best: int) -> bool:
+        """Tells whether no other point's difference to the best is within two errors, as of independent samples."""
+        values, errors = getattr(self, name), self.errors(name)
+        near = np.abs(values - values[best]) <= 2 * np.hypot(errors, errors[best])  # never where one is nan
+        return not np.delete(near, best).any()
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,10 @@ class Curve(Scored):
     def fid(self) -> np.ndarray:
         """Returns the FID of each row, float64 [len(rows)]; nan where it could not be measured."""
         return np.array([number(row.scores.fid) for row in self.rows])
+
+    def errors(self, name: str) -> np.ndarray:
+        """Returns the standard errors of a score, likewise."""
+        return np.array([number(getattr(row.scores, f'{name}_standard_error', None)) for row in self.rows])
 
     @property
     def inception_score(self) -> np.ndarray:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from cfg.report.curves import Curve, finite_sample_floors, floors
 from cfg.report.sample_files import Samples
-from cfg.report.tables import percent, present, score_text
+from cfg.report.tables import percent, present, score_text, with_error
 
 SPRITE_COLUMNS = 10
 
@@ -66,8 +66,10 @@ def viewer_data(curves: Sequence[Curve], samples: Mapping[str, Samples], class_n
                 'points': [
                     {
                         'w': row.source.w,
-                        'fid': score_text(row.scores.fid),
-                        'inceptionScore': score_text(row.scores.inception_score),
+                        'fid': with_error(row.scores.fid, row.scores.fid_standard_error),
+                        'inceptionScore': with_error(
+                            row.scores.inception_score, row.scores.inception_score_standard_error
+                        ),
                         'accuracy': percent(row.scores.accuracy),
                         'count': f'{row.method.num_samples:,}',
                         'best': curve.bests_at(place),

@@ -140,6 +140,10 @@ def _draw(axes: Axes, lines: Sequence[Line], x: str, y: str) -> None:
     for curve, style in lines:
         xs, ys = getattr(curve, x), getattr(curve, y)
         axes.plot(xs, ys, **style)
+        ends = {f'{axis}err': curve.errors(name) for axis, name in (('x', x), ('y', y))}
+        ends = {axis: errors for axis, errors in ends.items() if np.isfinite(errors).any()}
+        if ends:  # one standard error to each side
+            axes.errorbar(xs, ys, **ends, fmt='none', ecolor=style['color'], elinewidth=1, zorder=style['zorder'])
         for name, place in curve.bests.items() if isinstance(curve, Curve) else ():
             axes.plot(xs[place], ys[place], **_STARS[name], color=style['color'])
 

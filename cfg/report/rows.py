@@ -22,6 +22,7 @@ LATER = (
     *('fd_dinov2', 'floor_fd_dinov2', 'dinov2', 'dinov2_sha256', 'dinov2_file_sha256'),
     *('density', 'coverage', 'fid_infinity', 'fid_infinity_standard_error'),
     *('authenticity', 'near_copies', 'floor_authenticity'),
+    *('fid_standard_error', 'inception_score_standard_error'),
 )
 
 # How a warning of a row begins that belongs to a search, or to another row as its twin, and not to a curve.
@@ -126,6 +127,8 @@ class Scores(_Checked):
     fid_infinity_standard_error: float | None = None  # of the fit
     authenticity: float | None = None  # the share of samples that copy no training image, see docs/evaluation.md
     near_copies: float | None = None  # the share nearer to training images than all but few held-out ones
+    fid_standard_error: float | None = None  # by a jackknife over blocks of the samples
+    inception_score_standard_error: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,25 +40,40 @@ def _share(value: float | None) -> str:
     return 'n/a' if value is None else f'{value:.3f}'
 
 
+def with_error(value: float | None, error: float | None) -> str:
+    """Returns a score with its standard error, if it is known: '2.43 ± 0.04'."""
+    text = score_text(value)
+    if text == 'n/a' or error is None:
+        return text
+    return f'{text} ± {error:.{len(text.partition(".")[2])}f}' if error >= 0.005 else f'{text} ± {error:.1g}'
+
+
 def _kid(scores: Scores) -> str:
-    """Returns KID with its standard error, in thousandths."""
-    if scores.kid is None:
-        return 'n/a'
-    error = '' if scores.kid_standard_error is None else f' ± {1000 * scores.kid_standard_error:.3f}'
-    return f'{1000 * scores.kid:.3f}{error}'
+    """Returns KID with its standard error, in thousandths.
 
-
-def _fid_infinity(scores: Scores) -> str:
-    """Returns FID at infinitely many samples with the standard error of the fit."""
-    if scores.fid_infinity is None:
+    A squared distance is not negative. Where 0 lies within two errors, all that is known is what it is not above.
+    """
+    kid, error = scores.kid, scores.kid_standard_error
+    if kid is None or (kid < 0 and error is None):
         return 'n/a'
-    return f'{score_text(scores.fid_infinity)} ± {score_text(scores.fid_infinity_standard_error)}'
+    if error is None:
+        return f'{1000 * kid:.3f}'
+    if abs(kid) < 2 * error:
+        return f'≤ {1000 * (kid + 2 * error):.3g}'
+    return f'{1000 * kid:.3f} ± {1000 * error:.3f}'
 
 
 METRICS = (
-    Metric('fid', 'FID ↓', lambda scores: score_text(scores.fid), always=True),
-    Metric('inception_score', 'IS ↑', lambda scores: score_text(scores.inception_score), always=True),
-    Metric('fid_infinity', 'FID∞ ↓', _fid_infinity),
+    Metric('fid', 'FID ↓', lambda scores: with_error(scores.fid, scores.fid_standard_error), always=True),
+    Metric(
+        'inception_score',
+        'IS ↑',
+        lambda scores: with_error(scores.inception_score, scores.inception_score_standard_error),
+        always=True,
+    ),
+    Metric(
+        'fid_infinity', 'FID∞ ↓', lambda scores: with_error(scores.fid_infinity, scores.fid_infinity_standard_error)
+    ),
     Metric('sfid', 'sFID ↓', lambda scores: score_text(scores.sfid)),
     Metric('precision', 'precision ↑', lambda scores: _share(scores.precision)),
     Metric('recall', 'recall ↑', lambda scores: _share(scores.recall)),
@@ -90,9 +105,11 @@ _PRINTED = (
     ('seed', 'seed', 'd'),
     ('w', 'w', '5g'),
     ('FID', 'fid', '9.4f'),
+    ('+-', 'fid_standard_error', '.4f'),
     ('FID inf', 'fid_infinity', '9.4f'),
     ('sFID', 'sfid', '9.4f'),
     ('IS', 'inception_score', '8.4f'),
+    ('+-', 'inception_score_standard_error', '.4f'),
     ('precision', 'precision', '.4f'),
     ('recall', 'recall', '.4f'),
     ('density', 'density', '.4f'),
@@ -174,6 +191,7 @@ _ESCAPED = {
     '^': r'\textasciicircum{}',
     '±': r'$\pm$',
     '∞': r'$\infty$',
+    '≤': r'$\leq$',
     '↓': r'$\downarrow$',
     '↑': r'$\uparrow$',
 } | {character: f'\\{character}' for character in '&%$#_{}'}

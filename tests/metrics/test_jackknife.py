@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfg.metrics import distances, jackknife
-from cfg.metrics.moments import Moments, ScoreSums
+from cfg.metrics.moments import Moments, ScoreSums, Splits
 
 REPETITIONS, BLOCKS = 200, jackknife.BLOCKS
 T_95 = scipy.stats.t.ppf(0.975, BLOCKS - 1)
@@ -56,7 +56,20 @@ def test_the_error_of_a_mean_with_blocks_of_one_is_that_of_the_mean(values):
     assert found.bias == pytest.approx(0, abs=1e-9)
 
 
+@given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=5), size=st.integers(1, 9), within=st.integers(9, 30))
+def test_small_splits_end_where_large_ones_end(sizes, size, within):
+    small = Splits(size, within=within)
+    for count in sizes:
+        small.add(np.zeros((count, 1)))
+        small = Splits.from_state(small.state())
+    ends = np.cumsum([split.count for split in small.sums])
+    assert set(range(within, sum(sizes) + 1, within)) <= set(ends) and ends[-1] == sum(sizes)
+    assert max(split.count for split in small.sums) <= size
+    assert len(ends) == sum(-(-min(within, sum(sizes) - at) // size) for at in range(0, sum(sizes), within))
+
+
 def test_one_block_has_no_error():
+    assert math.isnan(jackknife.inception_score_error([ScoreSums.of(np.zeros((9, 1)))], 9))
     with pytest.raises(ValueError, match='at least 2 blocks'):
         jackknife.Jackknife.of(1.0, [1.0])
 
@@ -83,7 +96,9 @@ def test_inception_score_is_the_direct_jackknife_of_each_split(seed, splits, blo
     logits = np.random.default_rng(seed).normal(0, 2, (splits, 30, 6))
     log_p = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     cuts = jackknife.block_slices(30, blocks)
-    found = jackknife.inception_score_error([[ScoreSums.of(split[cut]) for cut in cuts] for split in log_p])
+    sums = Splits(1, within=30)
+    sums.add(log_p.reshape(-1, 6))
+    found = jackknife.inception_score_error(sums.sums, 30, blocks=blocks)
     errors = [direct(lambda x: distances.inception_score([ScoreSums.of(x)])[0], split, cuts)[0] for split in log_p]
     assert found == pytest.approx(math.sqrt(np.sum(np.square(errors))) / splits, rel=1e-8, abs=1e-10)
 
@@ -124,9 +139,10 @@ def test_intervals_of_the_inception_score_cover_what_as_many_samples_score():
     for seed in range(REPETITIONS):
         logits = np.random.default_rng(seed).normal(0, 2, (2000, 10))
         log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        blocks = [ScoreSums.of(log_p[cut]) for cut in jackknife.block_slices(2000)]
+        sums = Splits(50, within=5000)
+        sums.add(log_p)
         whole = distances.inception_score([ScoreSums.of(log_p)])[0]
-        found.append((whole, jackknife.inception_score_error([blocks])))
+        found.append((whole, jackknife.inception_score_error(sums.sums, 5000)))
     assert 0.90 <= covered(found, np.mean([value for value, _ in found])) <= 0.98
 
 

@@ -1,0 +1,61 @@
+"""Standard errors of scores in tables, curves and plots."""
+
+import pytest
+
+from cfg.report.curves import group_curves
+from cfg.report.plots import figure_against_w
+from cfg.report.tables import METRICS, text_table, with_error
+from tests.report.rows import row_of
+
+SHOW = {metric.key: metric.show for metric in METRICS}
+
+
+@pytest.mark.parametrize(
+    ('value', 'error', 'text'),
+    [
+        (2.431, 0.0412, '2.43 ± 0.04'),
+        (2.431, None, '2.43'),
+        (None, 0.1, 'n/a'),
+        (0.2217, 0.0123, '0.222 ± 0.012'),
+        (2.431, 0.00041, '2.43 ± 0.0004'),
+    ],
+)
+def test_a_score_has_its_error_beside_it(value, error, text):
+    assert with_error(value, error) == text
+
+
+@pytest.mark.parametrize(
+    ('kid', 'error', 'text'),
+    [
+        (0.002, 0.0001, '2.000 ± 0.100'),
+        (0.002, None, '2.000'),
+        (-1.162, 1.924, '≤ 2.69e+03'),
+        (-0.5, None, 'n/a'),
+    ],
+)
+def test_kid_says_what_is_known(kid, error, text):
+    assert SHOW['kid'](row_of(w=0.0, kid=kid, kid_standard_error=error).scores) == text
+
+
+@pytest.mark.parametrize(('error', 'marked'), [(0.3, []), (0.1, ['fid']), (None, ['fid'])])
+def test_the_best_is_marked_where_the_difference_is_clear(error, marked):
+    rows = [row_of(w=w, fid=fid, fid_standard_error=error) for w, fid in ((0.0, 2.0), (1.0, 1.5), (2.0, 4.0))]
+    (curve,) = group_curves(rows)
+    assert [name for name in curve.bests_at(1) if name == 'fid'] == marked
+
+
+def test_the_printed_table_has_a_column_of_errors():
+    header, line, *_ = text_table([row_of(w=0.0, fid=2.0, fid_standard_error=0.25)]).splitlines()
+    assert '+-' in header and '0.2500' in line
+
+
+def test_rows_without_errors_print_as_before():
+    assert '+-' not in text_table([row_of(w=0.0, fid=2.0)])
+
+
+def test_plots_draw_an_error_to_each_side():
+    rows = [row_of(w=w, fid=2.0, fid_standard_error=error) for w, error in ((0.0, 0.25), (1.0, None))]
+    axes, *_ = figure_against_w(group_curves(rows), None).axes
+    (bars,) = axes.collections
+    assert [end[1] for end in bars.get_segments()[0]] == [1.75, 2.25]
+    assert not figure_against_w(group_curves(rows[1:]), None).axes[0].collections
