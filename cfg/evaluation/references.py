@@ -19,6 +19,7 @@ from cfg.metrics import distances
 from cfg.metrics.memorisation import TrainingSet
 from cfg.metrics.moments import Moments
 from cfg.report.rows import Beside
+from cfg.runs.generate import draw_labels
 from cfg.runtime.errors import UserError
 from cfg.runtime.files import check_writable, lock
 from cfg.runtime.progress import Progress
@@ -29,6 +30,7 @@ Array = np.ndarray
 
 BATCH = 500  # images between two looks at the clock and at signals
 SPLIT_SIZE = 5000  # of references, whose inception score nobody asks for
+FLOOR_DRAWS = 5  # of the real features, whose FIDs are averaged
 
 
 class Gaussian(NamedTuple):
@@ -56,19 +58,49 @@ class Reference:
     spatial: Gaussian | None  # of the spatial features; None without
     second: Gaussian | None  # of the second network's features; None without
     features: Array | None  # float32 [M, D], of some of the images, for precision to coverage and KID; None without
+    labels: Callable[[], Array | None] = lambda: None  # reads int32 [M], theirs; None where they have none
 
     @property
     def num_features(self) -> int:
         """Returns how many images have features."""
         return 0 if self.features is None else len(self.features)
 
-    def beside(self, num_samples: int) -> Beside:
-        """Returns what every row of `num_samples` samples says of it."""
+    def beside(self, num_samples: int, *, labels: str | None = None, num_classes: int = 0) -> Beside:
+        """Returns what every row of `num_samples` samples says of it.
+
+        Args:
+          labels: how those of the samples were drawn, see `draw_labels`; None where that is not known.
+        """
+        floor = self._floor_of(num_samples, labels, num_classes)
         return Beside(
             reference=self.name,
             reference_file_sha256=self.file_sha256,
-            finite_sample_fid=distances.expected_fid_of_finite_sample(*self.pool, num_samples, seed=0),
+            finite_sample_fid=None if floor is None else float(np.mean(floor)),
+            finite_sample_draws=None if floor is None else f'{len(floor)} draws of {labels or "any"} labels',
         )
+
+    def _floor_of(self, num_samples: int, kind: str | None, num_classes: int) -> list[float] | None:
+        """Scores draws of the real features with labels drawn as those of samples; None where that cannot be."""
+        if self.num_features <= len(self.pool.mean):  # their own covariance is singular
+            return None
+        rng, own = np.random.default_rng(0), None if kind is None else self.labels()
+        if kind is None:
+            draws = rng.integers(0, self.num_features, (FLOOR_DRAWS, num_samples))
+        elif own is None:
+            return None
+        else:
+            places = [np.flatnonzero(own == label) for label in range(num_classes)]
+            if not all(map(len, places)):
+                return None
+            how = {'num_samples': num_samples, 'num_classes': num_classes}
+            wanted = [draw_labels(kind, seed=seed, **how) for seed in range(FLOOR_DRAWS)]
+            sizes, share = np.array([len(of) for of in places]), rng.random((FLOOR_DRAWS, num_samples))
+            starts, ordered = np.cumsum(sizes) - sizes, np.concatenate(places)
+            draws = [
+                ordered[starts[labels] + (at * sizes[labels]).astype(int)]
+                for labels, at in zip(wanted, share, strict=True)
+            ]
+        return distances.fids_of_draws(self.features, draws)
 
 
 @dataclass(frozen=True)
@@ -94,10 +126,15 @@ def chosen(count: int, num_images: int) -> Array:
     return np.sort(np.random.default_rng(0).choice(count, num_images, replace=False))
 
 
+def in_batches(indices: Array) -> Iterator[Array]:
+    """Yields them, BATCH at a time."""
+    return (indices[start : start + BATCH] for start in range(0, len(indices), BATCH))
+
+
 def images_of(source: Source, indices: Array) -> Iterator[Array]:
     """Yields some images of a data set, in batches of BATCH."""
-    for start in range(0, len(indices), BATCH):
-        yield source.fetch(indices[start : start + BATCH])['image']
+    for places in in_batches(indices):
+        yield source.fetch(places)['image']
 
 
 def stream_of_source(source: Source, num_images: int) -> Stream:
@@ -213,6 +250,7 @@ def open_reference(config: ConfigDict, network: FeatureNetwork, stop: StopSignal
         spatial=Gaussian.of(measured.spatial),
         second=Gaussian.of(second_moments(config, stream, network, stop)),
         features=measured.features if len(measured.features) else None,
+        labels=lambda: np.concatenate([source.fetch(places)['label'] for places in in_batches(stream.kept)]),
     )
 
 
@@ -251,6 +289,7 @@ def _reference_of_file(config: ConfigDict, network: FeatureNetwork, stop: StopSi
         spatial=spatial,
         second=second,
         features=None if measured is None else measured.features,
+        labels=lambda: None if images is None else images.labels(),
     )
 
 

@@ -210,7 +210,8 @@ class Sweep:
             if row.identity in self._results:
                 shutil.rmtree(self._folder(row), ignore_errors=True)
         if todo:
-            self._beside = self._scoring.reference.beside(self._num_samples)
+            how = {'labels': self._config.eval.labels, 'num_classes': self.drawing.spec.num_classes}
+            self._beside = self._scoring.reference.beside(self._num_samples, **how)
             if self._floor:
                 self._beside = dataclasses.replace(self._beside, **self._floor.fields)
         return todo

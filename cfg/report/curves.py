@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from cfg.report.rows import Row, Sampling
+from cfg.report.rows import FileRow, Row, Sampling
 
 T, K = TypeVar('T'), TypeVar('K', bound=Hashable)
 
@@ -161,10 +161,14 @@ def floors(curves: Sequence[Curve]) -> dict[str, Row]:
     return {f'{row.beside.floor}, {row.method.features}' if several else row.beside.floor: row for row in rows}
 
 
-def finite_sample_floors(curves: Sequence[Curve]) -> list[tuple[int, float]]:
-    """Returns each (number of samples, FID of so many draws of a Gaussian with the reference's own moments)."""
-    rows = [row for curve in curves for row in curve.rows]
-    return list(dict.fromkeys((row.method.num_samples, row.beside.finite_sample_fid) for row in rows))
+def finite_sample_floors(rows: Iterable[Row | FileRow]) -> list[tuple[str, float]]:
+    """Returns the FIDs that as many real images score as rows have samples, each with a text that names it."""
+    text = '{:,} real images drawn as the samples, {}'.format
+    drawn = [row for row in rows if row.beside.finite_sample_draws is not None]
+    named = [
+        (text(row.method.num_samples, row.beside.finite_sample_draws), row.beside.finite_sample_fid) for row in drawn
+    ]
+    return list(dict.fromkeys(named))
 
 
 def _labels(firsts: Sequence[dict[str, Any]]) -> list[str]:

@@ -112,10 +112,9 @@ def floor_lines(curves: Sequence[Curve]) -> list[tuple[str, dict[str, str]]]:
         cells |= {'accuracy': accuracy, 'fd_dinov2': distance}
         if beside.floor_authenticity is not None:
             cells['authenticity'] = percent(beside.floor_authenticity)
-        lines.append((f'Floor: {label}', cells))
-    for count, value in finite_sample_floors(curves):
-        label = f"Floor of {count:,} samples: as many draws of a Gaussian with the reference's own moments"
-        lines.append((label, {'fid': score_text(value)}))
+        lines.append((label[:1].upper() + label[1:], cells))
+    for text, value in finite_sample_floors(row for curve in curves for row in curve.rows):
+        lines.append((f'Floor: {text}', {'fid': score_text(value)}))
     return lines
 
 
@@ -129,7 +128,7 @@ _PROVENANCE = {
     'DINOv2 file SHA-256': 'dinov2_file_sha256',
     'Reference': 'reference',
     'Reference SHA-256': 'reference_sha256',
-    'Floor': 'floor',
+    'Held-out images': 'floor',
     'Sampling': 'sampling',
     'Seed': 'seed',
     'Labels': 'labels',

@@ -199,7 +199,7 @@ def _figure(lines: Sequence[Line], curves: Sequence[Curve], floor: dict[str, Any
     entries = [(style, style['label'] + _bests(curve)) for curve, style in lines]
     stars = [(_STARS[name] | {'color': INK}, f'best {_NAMES[name]} of the curve') for name in _scores(curves)]
     entries[len(curves) : len(curves)] = stars
-    entries += [(floor, f'floor: {label}') for label in floors(curves)]
+    entries += [(floor, label) for label in floors(curves)]
     labels = [
         textwrap.fill(label, _LEGEND_CHARACTERS, break_on_hyphens=False, break_long_words=False) for _, label in entries
     ]

@@ -22,7 +22,7 @@ LATER = (
     *('fd_dinov2', 'floor_fd_dinov2', 'dinov2', 'dinov2_sha256', 'dinov2_file_sha256'),
     *('density', 'coverage', 'fid_infinity', 'fid_infinity_standard_error'),
     *('authenticity', 'near_copies', 'floor_authenticity'),
-    *('fid_standard_error', 'inception_score_standard_error'),
+    *('fid_standard_error', 'inception_score_standard_error', 'finite_sample_draws'),
 )
 
 # How a warning of a row begins that belongs to a search, or to another row as its twin, and not to a curve.
@@ -137,8 +137,11 @@ class Beside(_Checked):
 
     reference: str  # the real images, in words
     reference_file_sha256: str | None  # None for a data set
-    finite_sample_fid: float  # of as many draws of a Gaussian with the reference's own moments
-    floor: str | None = None  # which real images are scored against which others; None where none are held out
+    finite_sample_fid: float | None  # of as many real images
+    # How these were drawn; None of rows that hold the FID of draws of a Gaussian instead, which is no floor.
+    finite_sample_draws: str | None = None
+    # Which real images are scored against which others, by the fields called floor; None where none are held out.
+    floor: str | None = None
     floor_fid: float | None = None
     floor_inception_score: float | None = None
     floor_accuracy: float | None = None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cfg.report.curves import Curve, number
+from cfg.report.curves import Curve, finite_sample_floors, number
 from cfg.report.rows import FileRow, Row, Scores
 
 
@@ -139,9 +139,9 @@ def text_table(rows: Sequence[Row | FileRow]) -> str:
     lines = [' '.join(cells) for cells in zip(*columns, strict=True)]
     lines += dict.fromkeys(f'features: {row.method.networks}; reference: {row.beside.reference}' for row in rows)
     for beside in {row.beside.floor: row.beside for row in rows if row.beside.floor is not None}.values():
-        lines.append(f'floor: FID {beside.floor_fid:.4f}, IS {beside.floor_inception_score:.4f} ({beside.floor})')
-    for count, value in {row.method.num_samples: row.beside.finite_sample_fid for row in rows}.items():
-        lines.append(f'floor of {count} samples: FID {value:.4f} (as many draws of a Gaussian with its own moments)')
+        lines.append(f'{beside.floor}: FID {beside.floor_fid:.4f}, IS {beside.floor_inception_score:.4f}')
+    for text, value in finite_sample_floors(rows):
+        lines.append(f'floor of {text}: FID {value:.4f}')
     lines += dict.fromkeys(f'warning: {text}' for row in rows for text in row.origin.warnings)
     return '\n'.join(lines)
 

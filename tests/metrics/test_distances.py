@@ -101,30 +101,21 @@ def test_the_error_of_kid_is_unknown_where_there_is_one_subset(num_subsets, subs
     assert math.isnan(distances.kid(x, x, num_subsets=num_subsets, subset_size=subset_size, seed=0).standard_error)
 
 
-@pytest.mark.parametrize(('width', 'count'), [(3, 40), (8, 6), (6, 6)])
-def test_the_floor_of_finite_samples_is_that_of_draws(width, count):
-    """Bartlett's construction, and that for fewer draws than features, against drawing."""
-    rng = np.random.default_rng(0)
-    root = rng.normal(size=(width, width))
-    mean, cov = rng.normal(size=width), root @ root.T
-    drawn = []
-    for _ in range(400):
-        x = Moments.of(mean + rng.normal(size=(count, width)) @ root.T)
-        drawn.append(distances.frechet_distance(x.mean, x.covariance(), mean, cov))
-    found = [distances.expected_fid_of_finite_sample(mean, cov, count, seed=i) for i in range(400)]
-    error = math.hypot(np.std(drawn), np.std(found)) / math.sqrt(400)
-    assert np.mean(found) == pytest.approx(np.mean(drawn), abs=4 * error)
-    assert np.std(found) == pytest.approx(np.std(drawn), rel=0.25)
+@pytest.mark.parametrize('chunk', [7, 5000])
+def test_draws_of_features_score_what_their_vectors_score(chunk):
+    x, rng = features(0, 40, 4), np.random.default_rng(1)
+    draws = [rng.integers(0, 40, count) for count in (3, 30, 200)]
+    wanted = [distances.fid(Moments.of(x[drawn]), Moments.of(x)) for drawn in draws]
+    assert distances.fids_of_draws(x, draws, chunk=chunk) == pytest.approx(wanted, rel=1e-6)
 
 
 def test_the_floor_falls_with_the_number_of_samples():
-    width = 50
-    floors = [
-        distances.expected_fid_of_finite_sample(np.zeros(width), np.eye(width), n, seed=0) for n in (2000, 20_000)
-    ]
-    assert floors[0] / floors[1] == pytest.approx(10, rel=0.2)
-    # For the identity the leading term is (D + D (D + 1) / 4) / n: of the mean, and of the covariance.
-    assert floors[1] == pytest.approx((width + width * (width + 1) / 4) / 20_000, rel=0.1)
+    """For Gaussian features of unit covariance the leading term is (D + D (D + 1) / 4) / n: of mean and covariance."""
+    width, rng = 20, np.random.default_rng(0)
+    x = rng.normal(size=(20_000, width)).astype(np.float32)
+    for count in (1000, 10_000):
+        found = distances.fids_of_draws(x, [rng.integers(0, len(x), count) for _ in range(5)])
+        assert np.mean(found) == pytest.approx((width + width * (width + 1) / 4) / count, rel=0.1)
 
 
 def test_fid_at_infinity_has_far_less_bias_than_fid():

@@ -194,13 +194,23 @@ def test_every_metric_and_warning_is_on_the_page(tmp_path):
         'kid': 0.00123,
         'kid_standard_error': 0.00002,
         'finite_sample_fid': 0.321,
+        'finite_sample_draws': '5 draws of balanced labels',
     }
     write_rows(
         tmp_path,
         [row(0.0, **scores, warnings=['few', 'both']), row(1.0, sfid=None, warnings=['both'])],
     )
     page = write_report(tmp_path)
-    for text in ('sFID ↓', '3.25', '0.710', '0.500', '1.230 ± 0.020', 'Floor of 50,000 samples', '0.321'):
+    for text in (
+        'sFID ↓',
+        '3.25',
+        '0.710',
+        '0.500',
+        '1.230 ± 0.020',
+        'Floor: 50,000 real images',
+        '5 draws of balanced',
+        '0.321',
+    ):
         assert text in page
     notices = re.findall('<p class="notice">(.*?)</p>', page)
     assert 'both' in notices

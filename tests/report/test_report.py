@@ -27,7 +27,7 @@ from tests.report.rows import row_of, write_rows
 STEPS = (300, 1200)
 WS = (0.0, 0.3, 4.0)
 FID = {(300, 0.0): 30.0, (300, 0.3): 21.5, (300, 4.0): 19.25, (1200, 0.0): 9.5, (1200, 0.3): 4.125, (1200, 4.0): 11.0}
-GAUSSIAN = "as many draws of a Gaussian with the reference's own moments"
+DRAWS = '5 draws of balanced labels'
 SAMPLERS = (('ancestral', 0.0), ('ddim', None))
 CLASSES = ('zero', 'one', 'two', '</script><b>')
 
@@ -41,6 +41,7 @@ def _row(step: int, w: float, *, sampling: dict | None = None, **changes: object
         'num_samples': 1060,
         'features': 'digits-classifier (64 features; not Inception)',
         'accuracy': None if w == 4.0 else 0.875,
+        'finite_sample_draws': DRAWS,
         'floor_fid': 1.5,
         'floor_inception_score': 3.9,
         'floor': 'real test half (898) against real training half (899)',
@@ -188,8 +189,8 @@ def test_page_has_every_row_and_marks_the_best(finished):
             fid = 'best ' * (w == best_w) + f'{row.scores.fid:.2f}'
             score = 'best ' * (w == 4.0) + f'{row.scores.inception_score:.2f}'
             expected.append([f'{step:,}', f'{w:g}', fid, score, 'n/a' if w == 4.0 else '87.5%', '1,060'])
-    expected.append(['Floor: real test half (898) against real training half (899)', '1.50', '3.90', '', ''])
-    expected.append([f'Floor of 1,060 samples: {GAUSSIAN}', '0.25', '', '', ''])
+    expected.append(['Real test half (898) against real training half (899)', '1.50', '3.90', '', ''])
+    expected.append([f'Floor: 1,060 real images drawn as the samples, {DRAWS}', '0.25', '', '', ''])
     assert parsed.table == expected
     for text in ('digits-classifier', 'ancestral', 'num_steps 64', 'clip_x yes', 'jax 0.10.2', 'f' * 64):
         assert text in parsed.source
