@@ -24,13 +24,7 @@ class Column:
     whose: str  # 'paper', 'ours', or 'difference' (ours minus the paper's)
     label: str  # of the curve
     values: np.ndarray  # [number of w], nan where there is none
-
-    @property
-    def best(self) -> int | None:
-        """Returns the index of the lowest FID or the highest IS; None for differences, and where there is no value."""
-        if self.whose == 'difference' or np.isnan(self.values).all():
-            return None
-        return int(np.nanargmin(self.values) if self.metric == 'FID' else np.nanargmax(self.values))
+    best: int | None = None  # the place of the lowest FID or highest IS; None of differences, or where errors hide it
 
     def text(self, place: int) -> str:
         """Returns a cell as people read it; differences have their sign."""
@@ -61,7 +55,7 @@ def compare(paper: PaperTable, curves: Sequence[Curve]) -> Comparison:
     columns = []
     for key, metric in _METRICS:
         for whose, group in (('paper', paper.curves), ('ours', curves)):
-            columns += [Column(metric, whose, curve.label, _on(w, curve, key)) for curve in group]
+            columns += [Column(metric, whose, curve.label, _on(w, curve, key), _best(w, curve, key)) for curve in group]
         for curve in curves:
             if match := paper.match(curve):
                 difference = _on(w, curve, key) - _on(w, match, key)
@@ -89,6 +83,14 @@ def write_tex(path: Path, comparison: Comparison) -> None:
     ]
     notes = [f'{comparison.title}.', *comparison.notes]
     path.write_text(tabular('r' * (1 + len(columns)), heads, [body], notes), encoding='utf-8')
+
+
+def _best(w: np.ndarray, curve: Scored, key: str) -> int | None:
+    """Returns the place among w of the best of a curve, where it is clear."""
+    place = curve.bests.get(key)
+    if place is None or key not in curve.bests_at(place):
+        return None
+    return int(np.searchsorted(w, np.round(curve.w[place], _DIGITS)))
 
 
 def _on(w: np.ndarray, curve: Scored, name: str) -> np.ndarray:

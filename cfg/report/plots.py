@@ -49,6 +49,7 @@ _STARS = {
     'fd_dinov2': _STAR | {'marker': 'd', 'markersize': 7, 'markeredgecolor': INK, 'zorder': 4.1},
 }
 _NAMES = {'fid': 'FID', 'inception_score': 'IS', 'fd_dinov2': 'FD-DINOv2'}
+_ENDS = {'fid': 'lowest', 'inception_score': 'highest', 'fd_dinov2': 'lowest'}  # which errors may make no best
 
 # Of the paper's curves: one that has a curve of ours beside it takes its colour, the others these.
 _PAPER_COLOURS = ('#8a939c', '#b9a27a', '#93b0a0')
@@ -136,7 +137,7 @@ def _lines(curves: Sequence[Curve], paper: PaperTable | None) -> list[Line]:
 
 
 def _draw(axes: Axes, lines: Sequence[Line], x: str, y: str) -> None:
-    """Draws lines, with a mark at the best of each score of each of ours."""
+    """Draws lines, with a mark at the lowest or highest of each score of each of ours."""
     for curve, style in lines:
         xs, ys = getattr(curve, x), getattr(curve, y)
         axes.plot(xs, ys, **style)
@@ -197,7 +198,7 @@ def _scale_w(axes: Axes, ws: Sequence[float]) -> None:
 def _figure(lines: Sequence[Line], curves: Sequence[Curve], floor: dict[str, Any], *, height: float = 5.8) -> Figure:
     """Makes a figure with the legend on top, and below it `height` inches whatever the legend's length."""
     entries = [(style, style['label'] + _bests(curve)) for curve, style in lines]
-    stars = [(_STARS[name] | {'color': INK}, f'best {_NAMES[name]} of the curve') for name in _scores(curves)]
+    stars = [(_STARS[name] | {'color': INK}, f'{_ENDS[name]} {_NAMES[name]} of the curve') for name in _scores(curves)]
     entries[len(curves) : len(curves)] = stars
     entries += [(floor, label) for label in floors(curves)]
     labels = [
@@ -211,9 +212,9 @@ def _figure(lines: Sequence[Line], curves: Sequence[Curve], floor: dict[str, Any
 
 
 def _bests(curve: Curve | PaperCurve) -> str:
-    """Returns the best of each score of a curve, in brackets; nothing where there is none."""
+    """Returns the lowest or highest of each score of a curve, in brackets; nothing where there is none."""
     parts = [
-        f'best {_NAMES[name]} {score_text(getattr(curve, name)[at])} at w = {curve.w[at]:g}'
+        f'{_ENDS[name]} {_NAMES[name]} {score_text(getattr(curve, name)[at])} at w = {curve.w[at]:g}'
         for name, at in curve.bests.items()
     ]
     return f' ({", ".join(parts)})' if parts else ''

@@ -287,8 +287,8 @@ def test_fd_dinov2_is_shown_where_it_was_measured(tmp_path):
     assert [axes.get_ylabel().partition(' ')[0] for axes in figure.axes] == ['FID', 'inception', 'FD-DINOv2']
     (legend,) = figure.legends
     joined = ' '.join(' '.join(text.get_text() for text in legend.get_texts()).split())
-    assert 'best FD-DINOv2 160.00 at w = 4' in joined
-    assert 'best FD-DINOv2 of the curve' in joined
+    assert 'lowest FD-DINOv2 160.00 at w = 4' in joined
+    assert 'lowest FD-DINOv2 of the curve' in joined
     assert 'features: digits-classifier (64 features; not Inception), DINOv2 of a test;' in text_table(rows)
     without = plots.figure_against_w(group_curves([_row(1200, w) for w in WS]), None)
     assert len(without.axes) == 2
@@ -388,9 +388,9 @@ def test_the_plots_mark_the_best_fid_and_the_best_inception_score():
     for figure in (against_w, against_is):
         (legend,) = figure.legends
         texts = [text.get_text() for text in legend.get_texts()]
-        assert {'best FID of the curve', 'best IS of the curve'} <= set(texts)
+        assert {'lowest FID of the curve', 'highest IS of the curve'} <= set(texts)
         joined = ' '.join(' '.join(texts).split())
-        assert 'step 1,200 (best FID 4.12 at w = 0.3, best IS 4.20 at w = 4)' in joined
+        assert 'step 1,200 (lowest FID 4.12 at w = 0.3, highest IS 4.20 at w = 4)' in joined
 
 
 def test_mixed_order_takes_the_first_of_each_class_first():
