@@ -61,7 +61,8 @@ class Setting:
 class Point:
     """A point is one setting at one w, over all repetitions.
 
-    Scores are means over them, nan where one has none; spreads are standard deviations (n - 1), nan for one repetition.
+    Scores are means over them, nan where one has none; spreads are standard deviations (n - 1), of one repetition the
+    standard error of its own samples, nan where that is not known.
     """
 
     setting: Setting
@@ -158,7 +159,8 @@ def _point(setting: Setting, w: float, rows: Sequence[tuple[int, Row]]) -> Point
     for name in ('fid', 'inception_score'):
         scores = [float(np.mean([number(getattr(row.scores, name)) for _, row in group])) for group in groups.values()]
         values[name] = float(np.mean(scores))
-        values[f'{name}_spread'] = float(np.std(scores, ddof=1)) if len(scores) > 1 else math.nan
+        errors = [number(getattr(row.scores, f'{name}_standard_error')) for _, row in rows]
+        values[f'{name}_spread'] = float(np.std(scores, ddof=1)) if len(scores) > 1 else max(errors)
         if name == 'fid':
             values['fids'] = tuple(zip(groups, scores, strict=True))
     return Point(setting, w, rows[0][1].cost, count=len(groups), **values)

@@ -1,7 +1,11 @@
 """Standard errors of scores in tables, curves and plots."""
 
+import math
+
+import numpy as np
 import pytest
 
+from cfg.report import frontier
 from cfg.report.curves import group_curves
 from cfg.report.plots import figure_against_w
 from cfg.report.tables import METRICS, text_table, with_error
@@ -59,3 +63,13 @@ def test_plots_draw_an_error_to_each_side():
     (bars,) = axes.collections
     assert [end[1] for end in bars.get_segments()[0]] == [1.75, 2.25]
     assert not figure_against_w(group_curves(rows[1:]), None).axes[0].collections
+
+
+def test_one_repetition_has_the_error_of_its_samples_and_several_their_spread():
+    one = row_of(fid=2.0, fid_standard_error=0.25, inception_score=3.0)
+    (point,) = frontier.points([[one]])
+    assert (point.fid, point.fid_spread) == (2.0, 0.25)
+    assert math.isnan(point.inception_score_spread)
+    other = row_of(fid=3.0, fid_standard_error=0.25, seed=1)
+    (point,) = frontier.points([[one, other]])
+    assert (point.fid, point.fid_spread) == (2.5, pytest.approx(np.sqrt(0.5)))
