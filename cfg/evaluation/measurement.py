@@ -17,7 +17,7 @@ log = logging.getLogger('cfg')
 Array = np.ndarray
 
 _BLOCK = 50  # samples, the smallest that the jackknife of the inception score leaves out
-_STATE, _FEATURES, _IMAGES = 'state.npz', 'features.f32', 'images.u8'
+_STATE, _FEATURES, _SECOND, _IMAGES = 'state.npz', 'features.f32', 'second.f32', 'images.u8'
 
 
 class Measurement:
@@ -81,7 +81,7 @@ class Measurement:
         Args:
           images: uint8 [N, H, W, C].
           labels: int32 [N], for `agree`.
-          keep_features: which of them to keep the pool features of.
+          keep_features: which of them to keep the pool features of, of both networks.
           keep_images: how many of them to keep, from the first on; none once an image of the stream was left out, so
             that the kept ones are always the first of it.
         """
@@ -99,8 +99,9 @@ class Measurement:
                 self.blocks.add(features.log_p)
         if labels is not None and features.classes is not None:
             self.agree += int(np.sum(features.classes == labels))
-        kept = np.ascontiguousarray(features.pool[keep_features], '<f4')
-        self._files[_FEATURES].write(kept)
+        for name, values in ((_FEATURES, features.pool), (_SECOND, features.second)):
+            if name in self._files:
+                self._files[name].write(kept := np.ascontiguousarray(values[keep_features], '<f4'))
         self._num_features += len(kept)
         self._files[_IMAGES].write(np.ascontiguousarray(images[:keep_images]))
         self._num_images += min(keep_images, len(images))
@@ -130,6 +131,12 @@ class Measurement:
     def features(self) -> Array:
         """Returns the kept pool features, float32 [n, D], read from disk as they are needed."""
         return self._mapped(_FEATURES, '<f4', (self._num_features, self._network.width))
+
+    @property
+    def second_features(self) -> Array | None:
+        """Returns those of the second network, of the same images; None without."""
+        second = self._network.second
+        return self._mapped(_SECOND, '<f4', (self._num_features, second.width)) if second else None
 
     @property
     def images(self) -> Array:
@@ -176,10 +183,9 @@ class Measurement:
 
     def _sizes(self) -> dict[str, int]:
         """Returns how many bytes the files of raw values must have."""
-        return {
-            _FEATURES: self._num_features * 4 * self._network.width,
-            _IMAGES: self._num_images * int(np.prod(self._image_shape)),
-        }
+        networks = {_FEATURES: self._network, _SECOND: self._network.second}
+        sizes = {name: self._num_features * 4 * network.width for name, network in networks.items() if network}
+        return sizes | {_IMAGES: self._num_images * int(np.prod(self._image_shape))}
 
     def _mapped(self, name: str, dtype: str, shape: tuple[int, ...]) -> Array:
         self._files[name].flush()

@@ -329,6 +329,12 @@ class Floor:
     images: Callable[[Array], Array]  # reads some of these, uint8 [n, H, W, C]
 
 
+def telling(measured: Measurement) -> Array:
+    """Returns the kept features that tell who is a copy of whom: the second network's, or else the only one's."""
+    second = measured.second_features
+    return measured.features if second is None else second
+
+
 def floor(config: ConfigDict, source: Source, network: FeatureNetwork, stop: StopSignal) -> Floor | None:
     """Scores real images that were not trained on: those held out against those trained on.
 
@@ -347,15 +353,16 @@ def floor(config: ConfigDict, source: Source, network: FeatureNetwork, stop: Sto
     of_train = measure(config, stream, network, stop)
     of_held_out = measure(config, stream_of_source(held_out, config.stats.num_images), network, stop, scored=True)
     score, _ = distances.inception_score(of_held_out.splits.sums)
-    second = second_moments(config, stream, network, stop)
+    second = measure(config, stream, network.second, stop) if network.second else None
+    features, unseen = (second or of_train).features, telling(of_held_out)
     training, authenticity = None, None
-    if len(of_train.features) > 1 and len(of_held_out.features) and source.fingerprint != held_out.fingerprint:
-        training = TrainingSet.of(of_train.features, of_held_out.features)
-        authenticity = training.copying(of_held_out.features).authenticity
+    if len(features) > 1 and len(unseen) and source.fingerprint != held_out.fingerprint:
+        training = TrainingSet.of(features, unseen)
+        authenticity = training.copying(unseen).authenticity
     fields = {
         'floor': f'{describe_split(held_out)} against {describe_split(train)}',
         'floor_fid': distances.fid(of_held_out.moments, of_train.moments),
-        'floor_fd_dinov2': distances.fid(of_held_out.second, second) if second else None,
+        'floor_fd_dinov2': distances.fid(of_held_out.second, second.moments) if second else None,
         'floor_inception_score': score,
         'floor_accuracy': of_held_out.accuracy,
         'floor_authenticity': authenticity,

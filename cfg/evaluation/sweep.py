@@ -324,7 +324,7 @@ class Sweep:
             name = f'step{point.step:08d}_w{point.w:g}_{planned.identity[:8]}.npz'
             samples = write_samples(self._workdir, name, kept, labels[: len(kept)])
         if self._floor and self._floor.training:
-            copying = self._floor.training.copying(measured.features)
+            copying = self._floor.training.copying(references.telling(measured))
             scores = dataclasses.replace(scores, authenticity=copying.authenticity, near_copies=copying.near_copies)
             if samples:
                 closest = np.argsort(copying.distances[: len(kept)], kind='stable')[:PAIRS]

@@ -57,6 +57,7 @@ def numbers(measured):
     state = {f'{name}.{key}': np.array(value) for name, part in parts.items() for key, value in part.state().items()}
     return state | {
         'features': np.array(measured.features),
+        'second_features': np.array(measured.second_features),
         'images': np.array(measured.images),
         'counts': np.array([measured.count, measured.agree]),
     }
@@ -101,6 +102,7 @@ def test_the_numbers_do_not_depend_on_the_batches(tmp_path_factory, cuts):
     np.testing.assert_allclose(measured.second.mean, second.mean(axis=0), rtol=1e-9)
     np.testing.assert_allclose(measured.second.covariance(), np.cov(second.T), rtol=1e-9)
     assert np.array_equal(found['features'], features.pool)
+    assert np.array_equal(found['second_features'], extract_second(IMAGES).pool)
     assert list(found['splits.counts']) == [25, 25, 10]
     assert np.array_equal(found['images'], IMAGES[:20])
     assert measured.accuracy == np.mean(features.classes == LABELS)
@@ -117,8 +119,8 @@ def test_features_and_images_are_on_disk_before_the_state_that_speaks_of_them(tm
         measured.add(IMAGES[:10], keep_images=10)
         monkeypatch.setattr(os, 'fsync', recording)
         measured.save()
-    assert sorted(synced[:2]) == ['features.f32', 'images.u8']
-    assert synced[2].startswith('.state.npz')
+    assert sorted(synced[:3]) == ['features.f32', 'images.u8', 'second.f32']
+    assert synced[3].startswith('.state.npz')
 
 
 def test_some_features_may_be_kept(tmp_path):
@@ -238,5 +240,6 @@ def test_a_network_may_stand_alone_or_tell_no_classes(tmp_path):
                 measured.add(IMAGES[count : count + 30])
                 measured.save()
         assert measured.second is None
+        assert measured.second_features is None
         assert measured.moments.count == 60
         assert len(measured.splits.sums) == (7 if network is LINEAR else 0)

@@ -21,6 +21,7 @@ from cfg.features.network import FeatureNetwork, Features, default_cache, with_s
 from cfg.features.opening import open_features
 from cfg.features.small_classifier import small_classifier
 from cfg.metrics import distances
+from cfg.metrics.memorisation import TrainingSet
 from cfg.metrics.moments import Moments
 from cfg.modes import compare, evaluate, import_adm, report
 from cfg.report.curves import group_curves
@@ -445,10 +446,14 @@ def test_a_second_network_sees_the_same_samples_and_goes_on_too(workdir, tmp_pat
     (row,) = rows_of(workdir)
     assert [row] == rows_of(alone)
     with np.load(workdir / row['samples']) as file:
-        samples = Moments.of(extract(file['arr_0']).pool)
-    real = {split: Moments.of(extract(digits(split).images).pool) for split in ('all', 'train', 'test')}
-    assert row['fd_dinov2'] == pytest.approx(distances.fid(samples, real['all']), rel=1e-9)
-    assert row['floor_fd_dinov2'] == pytest.approx(distances.fid(real['test'], real['train']), rel=1e-9)
+        samples = extract(file['arr_0']).pool
+    real = {split: extract(digits(split).images).pool for split in ('all', 'train', 'test')}
+    moments = {split: Moments.of(features) for split, features in real.items()}
+    assert row['fd_dinov2'] == pytest.approx(distances.fid(Moments.of(samples), moments['all']), rel=1e-9)
+    assert row['floor_fd_dinov2'] == pytest.approx(distances.fid(moments['test'], moments['train']), rel=1e-9)
+    # Whose features also tell who is a copy.
+    copying = TrainingSet.of(real['train'], real['test']).copying(samples)
+    assert (row['near_copies'], row['authenticity']) == (copying.near_copies, copying.authenticity)
 
 
 @pytest.mark.parametrize(('before', 'after', 'kept'), [(10, 1000, 10), (1000, 30, 30)])
