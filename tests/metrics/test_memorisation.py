@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cfg.metrics.memorisation import COPY_QUANTILE, TrainingSet
 
@@ -50,3 +52,21 @@ def test_copies_are_counted(share):
     expected = (1.0, 0.0) if fresh is None else (share + 0.75 * fresh.near_copies, 0.75 * fresh.authenticity)
     assert (found.near_copies, found.authenticity) == pytest.approx(expected)
     assert found.nearest[:count].tolist() == list(range(count))
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    scale=st.sampled_from([0.25, 1.0, 8.0]),
+    axes=st.permutations(range(4)),
+    sign=st.sampled_from([-1, 1]),
+)
+def test_the_shares_do_not_depend_on_the_scale_the_axes_or_the_order(seed, scale, axes, sign):
+    sets = drawn(seed, 17), drawn(seed + 1, 20), drawn(seed + 2, 25)
+    order = np.random.default_rng(seed)
+    moved = [sign * scale * order.permutation(it)[:, list(axes)] for it in sets]
+
+    def shares(train, held_out, samples):
+        found = TrainingSet.of(train, held_out).copying(samples)
+        return found.authenticity, found.near_copies
+
+    assert shares(*moved) == shares(*sets)

@@ -1,4 +1,4 @@
-"""Precision, recall, density and coverage against brute force in exact arithmetic, and against torch-fidelity."""
+"""Precision, recall, density and coverage against brute force in exact arithmetic, torch-fidelity and prdc."""
 
 import numpy as np
 import pytest
@@ -54,14 +54,18 @@ def test_density_and_coverage_are_exact_ties_and_duplicates_included(seed, k, sp
 
 
 @pytest.mark.parametrize('block', [None, (64, 50)])
-def test_density_and_coverage_of_continuous_features(block):
-    """In float64; no two distances are equal here, so that the border does not matter."""
-    rng = np.random.default_rng(1)
+@pytest.mark.parametrize('seed', range(3))
+def test_all_four_agree_with_their_authors_code(seed, block):
+    """In float64; no two distances are equal here, so that the border, which it leaves out, does not matter."""
+    from prdc import compute_prdc
+
+    rng = np.random.default_rng(seed)
     reference = rng.normal(size=(300, 12)).astype(np.float32)
     samples = (1.1 * rng.normal(size=(400, 12)) + 0.3).astype(np.float32)
-    density, coverage = density_coverage(reference.astype(np.float64), samples.astype(np.float64), 5)
-    assert 0.3 < density < 0.9 and 0.5 < coverage < 0.95
-    assert prdc(reference, samples, block=block)[2:] == (density, coverage)
+    theirs = compute_prdc(reference.astype(np.float64), samples.astype(np.float64), nearest_k=5)
+    found = prdc(reference, samples, k=5, k_density=5, block=block)
+    assert found._asdict() == pytest.approx(theirs, rel=1e-12)
+    assert 0.3 < found.density < 0.9 and 0.5 < found.coverage < 0.95
 
 
 def test_density_and_coverage_of_equal_distributions():
