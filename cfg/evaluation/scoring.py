@@ -21,7 +21,7 @@ from cfg.runtime import environment
 NEAREST = 3  # k of precision and recall
 DENSE = 5  # k of density and coverage
 LEAST_SUBSET = 2  # of KID
-SUBSETS_SEED = 2020  # of KID (torch-fidelity's default) and of FID at infinity
+SUBSETS_SEED = 2020  # of KID (torch-fidelity's default), FID at infinity and MIND
 KID_PAIRS = 5000  # vectors of a set, at most, of which all pairs are taken for its error
 LEAST_BLOCKED = 2 * jackknife.BLOCKS  # samples, of the jackknife
 LIBRARIES = ('jax', 'jaxlib', 'flax', 'numpy')  # that a number may depend on
@@ -65,6 +65,7 @@ class Scoring:
             real, options = reference.features, self.options
             if min(len(features), len(real)) > NEAREST:
                 found |= prdc(real, features, k=NEAREST, k_density=DENSE, dtype=options.neighbours_dtype)._asdict()
+            found['mind'] = distances.mind(features, real, seed=SUBSETS_SEED)
             size = kid_subset_size(options, len(features), len(real))
             if size >= LEAST_SUBSET:
                 kid = distances.kid(
@@ -131,7 +132,9 @@ class Scoring:
                 'much as the others, so the score is too low: take a multiple of config.eval.is_split_size.'
             )
         if reference.features is None:
-            found.append('The reference holds no images, so there are no precision, recall, density, coverage and KID.')
+            found.append(
+                'The reference holds no images, so there are no precision, recall, density, coverage, KID and MIND.'
+            )
         else:
             real = reference.num_features
             size = kid_subset_size(options, num_samples, real)

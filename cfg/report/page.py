@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cfg.metrics.memorisation import COPY_QUANTILE
 from cfg.report.curves import Curve, finite_sample_floors, floors
 from cfg.report.sample_files import Samples
 from cfg.report.tables import percent, present, score_text, with_error
@@ -111,7 +112,7 @@ def floor_lines(curves: Sequence[Curve]) -> list[tuple[str, dict[str, str]]]:
         distance = '' if beside.floor_fd_dinov2 is None else score_text(beside.floor_fd_dinov2)
         cells |= {'accuracy': accuracy, 'fd_dinov2': distance}
         if beside.floor_authenticity is not None:
-            cells['authenticity'] = percent(beside.floor_authenticity)
+            cells |= {'authenticity': percent(beside.floor_authenticity), 'near_copies': percent(COPY_QUANTILE)}
         lines.append((label[:1].upper() + label[1:], cells))
     for text, value in finite_sample_floors(row for curve in curves for row in curve.rows):
         lines.append((f'Floor: {text}', {'fid': score_text(value)}))

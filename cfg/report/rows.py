@@ -20,7 +20,7 @@ PAPER = {'guidance': 'cfg', 'sampler': 'ancestral', 'grid': 'paper'}
 # Fields that older rows lack, where they count as null; null they are no part of an identity.
 LATER = (
     *('fd_dinov2', 'floor_fd_dinov2', 'dinov2', 'dinov2_sha256', 'dinov2_file_sha256'),
-    *('density', 'coverage', 'fid_infinity', 'fid_infinity_standard_error'),
+    *('density', 'coverage', 'fid_infinity', 'fid_infinity_standard_error', 'mind'),
     *('authenticity', 'near_copies', 'floor_authenticity'),
     *('fid_standard_error', 'inception_score_standard_error', 'finite_sample_draws'),
 )
@@ -92,7 +92,7 @@ class Method(_Checked):
     neighbours_dtype: str  # in which precision and recall are computed
     kid_subsets: int
     kid_subset_size: int
-    num_reference_features: int  # real images that precision, recall, density, coverage and KID are against
+    num_reference_features: int  # real images that precision to coverage, KID and MIND are against
     features: str  # the network of the features, in words
     features_sha256: str  # of its parameters
     classifier: str | None  # what says the class of a sample; None if nothing does
@@ -104,6 +104,11 @@ class Method(_Checked):
     def networks(self) -> str:
         """Returns the networks of all features, in words."""
         return self.features + (f', {self.dinov2}' if self.dinov2 else '')
+
+    @property
+    def copies_in(self) -> str:
+        """Returns the network in whose features copies of training images are told, in words."""
+        return self.dinov2 or self.features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +128,7 @@ class Scores(_Checked):
     fd_dinov2: float | None = None
     density: float | None = None
     coverage: float | None = None
+    mind: float | None = None
     fid_infinity: float | None = None  # extrapolated to infinitely many samples
     fid_infinity_standard_error: float | None = None  # of the fit
     authenticity: float | None = None  # the share of samples that copy no training image, see docs/evaluation.md

@@ -121,6 +121,7 @@ def write_report(
         notices=notices,
         plots=[page.data_uri(picture.read_bytes()) for picture in pictures],
         nearest=[page.data_uri(picture.read_bytes()) for picture in nearest],
+        copies_in=dict.fromkeys(row.method.copies_in for _, row in shown if row.scores.near_copies is not None),
         curves=curves,
         metrics=tables.present(curves),
         floors=page.floor_lines(curves),

@@ -13,6 +13,8 @@ from typing import Any
 from cfg.report.curves import Curve, finite_sample_floors, number
 from cfg.report.rows import FileRow, Row, Scores
 
+NONE = '-'  # the text of what was not measured
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -27,23 +29,23 @@ class Metric:
 def score_text(value: float | None) -> str:
     """Returns a FID or inception score as the report writes it everywhere."""
     if not math.isfinite(number(value)):
-        return 'n/a'
+        return NONE
     return f'{value:.2f}' if abs(value) >= 1 else f'{value:.3g}'
 
 
 def percent(value: float | None) -> str:
     """Returns a share of 1 in per cent."""
-    return 'n/a' if value is None else f'{100 * value:.1f}%'
+    return NONE if value is None else f'{100 * value:.1f}%'
 
 
 def _share(value: float | None) -> str:
-    return 'n/a' if value is None else f'{value:.3f}'
+    return NONE if value is None else f'{value:.3f}'
 
 
 def with_error(value: float | None, error: float | None) -> str:
     """Returns a score with its standard error, if it is known: '2.43 ± 0.04'."""
     text = score_text(value)
-    if text == 'n/a' or error is None:
+    if text == NONE or error is None:
         return text
     return f'{text} ± {error:.{len(text.partition(".")[2])}f}' if error >= 0.005 else f'{text} ± {error:.1g}'
 
@@ -55,7 +57,7 @@ def _kid(scores: Scores) -> str:
     """
     kid, error = scores.kid, scores.kid_standard_error
     if kid is None or (kid < 0 and error is None):
-        return 'n/a'
+        return NONE
     if error is None:
         return f'{1000 * kid:.3f}'
     if abs(kid) < 2 * error:
@@ -80,9 +82,10 @@ METRICS = (
     Metric('density', 'density ↑', lambda scores: _share(scores.density)),
     Metric('coverage', 'coverage ↑', lambda scores: _share(scores.coverage)),
     Metric('kid', 'KID x 1000 ↓', _kid),
+    Metric('mind', 'MIND ↓', lambda scores: score_text(scores.mind)),
     Metric('fd_dinov2', 'FD-DINOv2 ↓', lambda scores: score_text(scores.fd_dinov2)),
     Metric('authenticity', 'authentic', lambda scores: percent(scores.authenticity)),
-    Metric('near_copies', 'near-copies ↓', lambda scores: percent(scores.near_copies)),
+    Metric('near_copies', 'near-copies', lambda scores: percent(scores.near_copies)),
     Metric('accuracy', 'accuracy', lambda scores: percent(scores.accuracy)),
 )
 
@@ -106,7 +109,7 @@ _PRINTED = (
     ('w', 'w', '5g'),
     ('FID', 'fid', '9.4f'),
     ('+-', 'fid_standard_error', '.4f'),
-    ('FID inf', 'fid_infinity', '9.4f'),
+    ('FID-inf', 'fid_infinity', '9.4f'),
     ('sFID', 'sfid', '9.4f'),
     ('IS', 'inception_score', '8.4f'),
     ('+-', 'inception_score_standard_error', '.4f'),
@@ -115,6 +118,7 @@ _PRINTED = (
     ('density', 'density', '.4f'),
     ('coverage', 'coverage', '.4f'),
     ('KID', 'kid', '9.6f'),
+    ('MIND', 'mind', '.4f'),
     ('FD-DINOv2', 'fd_dinov2', '9.4f'),
     ('authentic', 'authenticity', '.4f'),
     ('near-copies', 'near_copies', '.4f'),
@@ -133,7 +137,7 @@ def text_table(rows: Sequence[Row | FileRow]) -> str:
         values = [row.get(key) for row in flat]
         shown = len(set(values)) > 1 if key in _ONLY_IF_SEVERAL else any(value is not None for value in values)
         if shown:
-            cells = [header, *('' if value is None else format(value, form) for value in values)]
+            cells = [header, *(NONE if value is None else format(value, form) for value in values)]
             width = max(map(len, cells))
             columns.append([cell.rjust(width) for cell in cells])
     lines = [' '.join(cells) for cells in zip(*columns, strict=True)]

@@ -1,9 +1,10 @@
-"""FID, inception score and KID against closed forms and torch-fidelity."""
+"""FID, inception score, KID and MIND against closed forms and torch-fidelity."""
 
 import math
 
 import numpy as np
 import pytest
+import scipy.optimize
 import scipy.stats
 import torch
 from hypothesis import given
@@ -152,3 +153,38 @@ def test_too_few_samples_for_their_features_have_no_fid_at_infinity():
     x = features(0, 39, 10)
     assert distances.fid_at_infinity(x, np.zeros(10), np.eye(10), seed=0) is None
     assert distances.fid_at_infinity(features(0, 40, 10), np.zeros(10), np.eye(10), seed=0) is not None
+
+
+def test_mind_on_a_line_is_thrice_the_squared_cost_of_optimal_transport():
+    x, y = features(0, 40, 1), features(1, 40, 1)
+    cost = (x - y.T) ** 2
+    expected = 3 * cost[scipy.optimize.linear_sum_assignment(cost)].mean()
+    assert distances.mind(x, y, seed=0, num_directions=3) == pytest.approx(expected, rel=1e-6)
+
+
+def test_mind_of_gaussians_that_differ_by_a_shift_or_a_scale():
+    """W2^2 of N(0, 1) and N(m, s^2) is m^2 + (s - 1)^2, and a shift v has |v|^2 / D of it in a direction on average."""
+    x, y = np.random.default_rng(0).normal(size=(2, 20_000, 10))
+    found = [distances.mind(x, other, seed=0, count=20_000) for other in (y, y + 0.4, 1.5 * y)]
+    assert found[0] < 0.02  # what remains of a finite sample
+    assert found[1] == pytest.approx(3 * 10 * 0.4**2, rel=0.05)
+    assert found[2] == pytest.approx(3 * 10 * 0.5**2, rel=0.02)
+
+
+@given(seed=st.integers(0, 1000), scale=st.sampled_from([-2.0, 0.5, 4.0]), shift=st.sampled_from([0.0, 1.0, -8.0]))
+def test_mind_of_whole_sets_is_symmetric_and_squares_with_their_scale(seed, scale, shift):
+    """It does not change where both are shifted, nor by their order; powers of 2 leave the rounding as it is."""
+    rng = np.random.default_rng(seed)
+    x, y = rng.integers(-8, 8, (2, 12, 3)).astype(np.float32)
+    options = {'seed': seed, 'num_directions': 4}
+    found = distances.mind(x, y, **options)
+    assert distances.mind(y, x, **options) == found
+    assert distances.mind(x, rng.permutation(x), **options) == 0
+    moved = distances.mind(scale * rng.permutation(x) + shift, scale * y + shift, **options)
+    assert moved == pytest.approx(scale**2 * found, rel=1e-9)
+
+
+def test_mind_takes_as_many_of_both_as_there_are_and_no_more_than_it_is_told():
+    x, y = features(0, 50, 4), features(1, 30, 4)
+    assert distances.mind(x, y, seed=0) == distances.mind(x, y, seed=0, count=30)
+    assert distances.mind(x, y, seed=0, count=20) != distances.mind(x, y, seed=0, count=30)

@@ -19,7 +19,7 @@ SHOW = {metric.key: metric.show for metric in METRICS}
     [
         (2.431, 0.0412, '2.43 ± 0.04'),
         (2.431, None, '2.43'),
-        (None, 0.1, 'n/a'),
+        (None, 0.1, '-'),
         (0.2217, 0.0123, '0.222 ± 0.012'),
         (2.431, 0.00041, '2.43 ± 0.0004'),
     ],
@@ -34,7 +34,7 @@ def test_a_score_has_its_error_beside_it(value, error, text):
         (0.002, 0.0001, '2.000 ± 0.100'),
         (0.002, None, '2.000'),
         (-1.162, 1.924, '≤ 2.69e+03'),
-        (-0.5, None, 'n/a'),
+        (-0.5, None, '-'),
     ],
 )
 def test_kid_says_what_is_known(kid, error, text):

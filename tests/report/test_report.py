@@ -16,7 +16,8 @@ from cfg.data.grids import mosaic
 from cfg.modes import report
 from cfg.report import page, plots, sweep_report
 from cfg.report.curves import group_curves
-from cfg.report.rows import Row
+from cfg.report.results import Results
+from cfg.report.rows import LATER, Row
 from cfg.report.sample_files import load_samples, mixed_order, write_pairs, write_samples
 from cfg.report.tables import text_table
 from cfg.runtime.errors import UserError
@@ -188,7 +189,7 @@ def test_page_has_every_row_and_marks_the_best(finished):
             row = _row(step, w)
             fid = 'best ' * (w == best_w) + f'{row.scores.fid:.2f}'
             score = 'best ' * (w == 4.0) + f'{row.scores.inception_score:.2f}'
-            expected.append([f'{step:,}', f'{w:g}', fid, score, 'n/a' if w == 4.0 else '87.5%', '1,060'])
+            expected.append([f'{step:,}', f'{w:g}', fid, score, '-' if w == 4.0 else '87.5%', '1,060'])
     expected.append(['Real test half (898) against real training half (899)', '1.50', '3.90', '', ''])
     expected.append([f'Floor: 1,060 real images drawn as the samples, {DRAWS}', '0.25', '', '', ''])
     assert parsed.table == expected
@@ -261,7 +262,7 @@ def test_deleted_samples_are_told(tmp_path):
 def test_numbers_that_are_not(tmp_path):
     write_rows(tmp_path, [_row(1200, 0.0), _row(1200, 0.3, fid=None), _row(1200, 4.0, fid=None, inception_score=None)])
     parsed = _Page(_report(tmp_path))
-    assert [point['fid'] for point in parsed.data['curves'][0]['points']] == ['9.50', 'n/a', 'n/a']
+    assert [point['fid'] for point in parsed.data['curves'][0]['points']] == ['9.50', '-', '-']
     assert 'best 9.50' in parsed.table[1]
 
 
@@ -308,12 +309,26 @@ def test_the_nearest_pairs_are_drawn_where_they_are_kept(tmp_path):
     joined = [' '.join(line) for line in parsed.table]
     assert 'authentic near-copies' in joined[0]
     assert '75.0% 6.2%' in joined[1]
-    assert '62.5%' in joined[4]
+    assert '62.5% 5.0%' in joined[4]
     picture = np.asarray(Image.open(tmp_path / 'report/nearest_pairs.png').convert('L'))
     pairs = np.stack([black, white], axis=1).reshape(-1, 8, 8, 1)
     panel = mosaic(pairs, (8, 8), width=480)[..., 0]
     found = picture[-24 - panel.shape[0] : -24, 24 : 24 + panel.shape[1]]
     np.testing.assert_array_equal(found, panel)
+
+
+def test_rows_of_an_older_version_stand_beside_new_ones_with_a_dash_for_what_they_lack(tmp_path):
+    new = [_row(1200, w, fid_infinity=3.5, fid_infinity_standard_error=0.25, near_copies=0.0625) for w in WS]
+    write_rows(tmp_path, new)
+    path = Results(tmp_path).path(new[0].identity)
+    path.write_text(json.dumps({name: it for name, it in json.loads(path.read_text()).items() if name not in LATER}))
+    old, *_ = rows = Results(tmp_path).swept()
+    assert old.identity == new[0].identity  # so it is not measured again
+    table = _Page(_report(tmp_path)).table
+    cells = [[line[table[0].index(head)] for head in ('FID∞ ↓', 'near-copies')] for line in table[1:4]]
+    assert cells == [['-', '-'], *[['3.50 ± 0.25', '6.2%']] * 2]
+    lines = [line.split() for line in text_table(rows).splitlines()]
+    assert [line[lines[0].index('near-copies')] for line in lines[1:4]] == ['-', '0.0625', '0.0625']
 
 
 def test_curves_are_told_apart_by_what_differs():
