@@ -104,6 +104,9 @@ def get_config() -> ConfigDict:
     # Steps in a row with a loss or gradient that is not finite, left out before training stops; 0 = stop at the first.
     config.train.max_skipped = 0
     config.train.ema_decay = 0.9999  # of the average that is sampled from
+    # Lengths of more averages, in shares of the training, of which any other is made afterwards: (0.05, 0.1) is Karras
+    # et al.'s (2024); () = none. Each checkpoint holds them (docs/ema.md).
+    config.train.ema_lengths = ()
     config.train.log_every = 100  # steps
     # Steps between sample grids in TensorBoard, or, of a classifier, between accuracies on held-out images; 0 = none.
     config.train.sample_every = 10_000
@@ -122,6 +125,7 @@ def get_config() -> ConfigDict:
     config.sampling.seed = 1  # of the noise; sample i at every w starts from the same noise
     config.sampling.batch_size = 256  # over all devices
     config.sampling.ema = True  # sample from the averaged parameters
+    config.sampling.ema_length = 0.0  # of their average, such as 0.08 (docs/ema.md); 0 = that by train.ema_decay
     config.sampling.rounding = 'round'  # of grey levels: 'round' (EDM, DiT, SiT) or 'truncate' (ADM)
     config.sampling.step = -1  # checkpoint of --mode=sample; -1 = the newest
     config.sampling.uncond_workdir = ''  # run of a second model for the unconditional eps of Eq. 6; '' = the null label
@@ -132,12 +136,13 @@ def get_config() -> ConfigDict:
     config.eval = ConfigDict()
     config.eval.w = (*(i / 10 for i in range(10)), 1.0, 2.0, 3.0, 4.0)  # the rows of the paper's tables
     config.eval.num_samples = 50_000  # for each w
-    # The sweep is the product of w and the next eight. A guidance rule may bring a w of its own: 'cfg(w=(0.5, 1.0))'.
+    # The sweep is the product of w and the next nine. A guidance rule may bring a w of its own: 'cfg(w=(0.5, 1.0))'.
     config.eval.guidance = ()  # rules; () = sampling.guidance
     config.eval.sampler = ()  # () = sampling.sampler
     config.eval.grid = ()  # () = sampling.grid
     config.eval.steps = ()  # checkpoints to evaluate; () = the newest
     config.eval.ema = ()  # averaged parameters or not: (True, False) = both; () = sampling.ema
+    config.eval.ema_length = ()  # of averages, 0 among them for that by train.ema_decay; () = sampling.ema_length
     config.eval.num_steps = ()  # values of T; () = sampling.num_steps
     config.eval.logvar_interp = ()  # values of v; () = sampling.logvar_interp
     config.eval.seeds = ()  # of noise and random labels; () = sampling.seed

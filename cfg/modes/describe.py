@@ -138,13 +138,15 @@ def _is_array(x: Any) -> bool:
 
 def _memory(config: ConfigDict, network: nn.Module, spec: DataSpec, params: Any, share: int) -> list[str]:
     piece = share // config.train.grad_accum
-    state = 4 * _bytes(params)  # parameters, average, two moments
+    lengths = len(config.train.ema_lengths)
+    state = (4 + lengths) * _bytes(params)
+    more = f', averages of {lengths} lengths (train.ema_lengths)' if lengths else ''
     gradient = _bytes(params) * (2 if config.train.grad_accum > 1 else 1)
     example = activation_bytes(config, network, spec, params)
     total = state + gradient + example * piece
     return [
         f'training memory of a device, about {total / GIB:.3g} GiB:',
-        f'  parameters, their average, two Adam moments: {state / GIB:.3g} GiB',
+        f'  parameters, their average, two Adam moments{more}: {state / GIB:.3g} GiB',
         f'  gradient{" and its running sum" if config.train.grad_accum > 1 else ""}: {gradient / GIB:.3g} GiB',
         f'  kept for the backward pass: {example / 2**20:.4g} MiB an image x {piece} images at a time = '
         f'{example * piece / GIB:.3g} GiB ({config.model.dtype}, train.remat={config.train.remat}, '

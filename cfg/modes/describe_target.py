@@ -157,15 +157,15 @@ def _kinds(config: ConfigDict, spec: DataSpec, part: str) -> dict[str, Sequence[
     if part == 'sample':
         count = len(jax.tree.leaves(params))
         return {'parameters': range(count), 'keys, labels, w': range(count, count + 4)}
-    state = jax.eval_shape(lambda params: create(params, make_optimizer(config)), params)
-    names = ('step', 'parameters', 'their average', "Adam's moments")
+    state = jax.eval_shape(lambda params: create(params, make_optimizer(config), config.train.ema_lengths), params)
+    names = ('step', 'parameters', 'their average', "Adam's moments", 'averages of config.train.ema_lengths')
     kinds, first = {}, 0
     for name, tree in zip(names, state, strict=True):
         count = len(jax.tree.leaves(tree))
         kinds[name] = range(first, first + count)
         first += count
     del kinds['step']
-    return kinds | {'batch': range(first, first + 4)}
+    return {name: numbers for name, numbers in kinds.items() if numbers} | {'batch': range(first, first + 4)}
 
 
 @jax.custom_vjp
@@ -202,7 +202,8 @@ def lower_train(devices: Sequence[jax.Device], values: dict[str, Any], spec: Dat
     """Lowers the training step of a config's values for devices."""
     config = ConfigDict(values)
     network, tx = _with_kernel(build_trained(config, spec), kernel), make_optimizer(config)
-    state = jax.eval_shape(lambda params: create(params, tx), abstract_params(build_trained(config, spec), spec))
+    params = abstract_params(build_trained(config, spec), spec)
+    state = jax.eval_shape(lambda params: create(params, tx, config.train.ema_lengths), params)
     share = batch // len(devices)
     inputs = {
         'image': jax.ShapeDtypeStruct((share, *spec.image_shape), jnp.uint8),

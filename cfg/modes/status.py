@@ -84,4 +84,6 @@ def _newest(meta: dict[str, Any]) -> list[str]:
         lines.append(f'data: {data["name"]}, fingerprint {data["fingerprint"]}')
         lines.append(f'epoch: {data["epoch"]}, {data["place_in_epoch"]} of {data["num_examples"]} images read')
     digests = meta['sha256']  # as they were when they were saved
-    return lines + [f'{name}_sha256: {digests[name]}' for name in ('params', 'ema_params') if name in digests]
+    return lines + [
+        f'{name}_sha256: {digests[name]}' for name in ('params', 'ema_params', 'averages') if name in digests
+    ]

@@ -1,8 +1,9 @@
 """Checkpoints by orbax: written in the background, the last few kept besides every n-th.
 
 A checkpoint has four items, so that sampling reads no optimizer: `params`, `ema_params`, `opt_state` and `meta`
-(JSON: the shapes of the parameters, digests of the other items, and the config of the run). It appears under its name
-when it is whole, and what is read is held to the digests, so that a damaged file is never trained on or sampled from.
+(JSON: the shapes of the parameters, digests of the other items, and the config of the run); a run that keeps `averages`
+of several lengths has them as a fifth. It appears under its name when it is whole, and what is read is held to the
+digests, so that a damaged file is never trained on or sampled from.
 
 Every process that opens them does so for itself: one process writes, and any may read.
 """
@@ -24,14 +25,13 @@ from absl import logging as absl_logging
 from etils import epath
 
 from cfg.runs.run_files import CHECKPOINTS, DAMAGED, DamagedError, checkpoint_meta, sealed, unreadable
-from cfg.runs.state import TrainState
+from cfg.runs.state import AVERAGES, ITEMS, TrainState
 from cfg.runtime.digest import sha256
 from cfg.runtime.errors import UserError, reason_of_write
 from cfg.runtime.files import make_folder
 
 log = logging.getLogger('cfg')
 
-STATE_ITEMS = ('params', 'ema_params', 'opt_state')
 Shapes = dict[str, list[int]]
 
 
@@ -100,7 +100,7 @@ class Checkpoints:
                 primary_host=process, active_processes={process}, barrier_sync_key_prefix=f'process{process}'
             ),
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=(*STATE_ITEMS, 'meta'))
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=(*ITEMS, AVERAGES, 'meta'))
 
     def __enter__(self):
         return self
@@ -122,7 +122,7 @@ class Checkpoints:
         Raises:
           UserError: when this one or an earlier one cannot be written.
         """
-        self._save(int(state.step), {name: getattr(state, name) for name in STATE_ITEMS}, meta)
+        self._save(int(state.step), state.items, meta)
 
     def save_imported(self, params: Any, *, meta: dict[str, Any]) -> None:
         """Writes parameters from elsewhere as the averaged ones of step 0: they can be sampled, not trained on."""
@@ -208,13 +208,23 @@ class Checkpoints:
         """
         meta = meta or self.meta(step)
         check_shapes(self.folder / str(step), meta, like.params)
-        found = self._read(step, meta, {name: getattr(like, name) for name in STATE_ITEMS})
-        return TrainState(step=np.asarray(step, np.int32), **found)
+        if like.averages and AVERAGES not in meta['sha256']:
+            raise UserError(
+                f'The checkpoint {self.folder / str(step)} holds no averages for config.train.ema_lengths='
+                f'{tuple(map(float, like.averages))}, which a run keeps from its first step: set it to (), or give '
+                'another --workdir.'
+            )
+        found = self._read(step, meta, like.items)
+        return like._replace(step=np.asarray(step, np.int32), **found)
 
     def restore_params(self, step: int, *, ema: bool) -> Any:
         """Reads the parameters at `step`, or their average, as they were saved: float32 numpy arrays."""
         name = 'ema_params' if ema else 'params'
         return self._read(step, self.meta(step), {name: None})[name]
+
+    def restore_averages(self, step: int) -> dict[str, Any]:
+        """Reads the averages at `step` by the text of their length, as `restore_params` does."""
+        return self._read(step, self.meta(step), {AVERAGES: None})[AVERAGES]
 
     def meta(self, step: int) -> dict[str, Any]:
         """Returns what was saved beside the parameters; see `checkpoint_meta`."""

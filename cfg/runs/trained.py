@@ -18,6 +18,7 @@ from cfg.models.flops import forward_flops, gradient_flops
 from cfg.models.unet import UNet
 from cfg.runs.checkpoints import Checkpoints, check_shapes
 from cfg.runs.generate import binder
+from cfg.runs.posthoc import Reconstruction, reconstruct
 from cfg.runs.run_files import CHECKPOINTS, DamagedError, checkpoint_meta, checkpoint_steps, find_step
 from cfg.runtime.errors import UserError
 from cfg.runtime.paths import user_path
@@ -49,24 +50,36 @@ class TrainedRun:
     spec: DataSpec  # the images and classes that it was trained on
     network: UNet | EncoderUNet  # a model, or a classifier of noisy images
     name: str  # what the user calls it
+    average: Reconstruction | None = None  # in the place of the checkpoint's own parameters
 
     @classmethod
-    def of_config(cls, config: ConfigDict, workdir: Path, step: int = -1, *, ema: bool | None = None) -> 'TrainedRun':
+    def of_config(
+        cls,
+        config: ConfigDict,
+        workdir: Path,
+        step: int = -1,
+        *,
+        ema: bool | None = None,
+        ema_length: float | None = None,
+    ) -> 'TrainedRun':
         """Opens the model of a config in a workdir, at a step or the newest (-1); reads no parameters.
 
         Args:
           ema: whether to use the averaged parameters; None for what `config.sampling.ema` says.
+          ema_length: of their average; 0 for that by `config.train.ema_decay`, None for what `config.sampling` says.
 
         Raises:
           UserError: when there is no such checkpoint, or it was trained with another network or prediction than the
-            config's, or not on all of its noise levels.
+            config's, or not on all of its noise levels, or the run holds no averages of which to make one so long.
         """
         step, meta = _find(workdir, step, 'model')
         name = f'The checkpoint of step {step}'
         _check_same_model(config, meta, name, MEANING if meta.get('imported') else (*MEANING, *MADE))
         folder, spec = (workdir / CHECKPOINTS / str(step)).absolute(), _spec(meta)
         ema = config.sampling.ema if ema is None else ema
-        run = cls(workdir, step, ema, meta, spec, build_network(config, spec), name)
+        length = config.sampling.ema_length if ema_length is None else ema_length
+        average = reconstruct(workdir, step, length) if ema and length else None
+        run = cls(workdir, step, ema, meta, spec, build_network(config, spec), name, average)
         if run.imported and not ema:
             raise UserError(f'{folder} was imported and has one set of parameters: use config.sampling.ema=True.')
         check_shapes(folder, meta, abstract_params(run.network, spec))
@@ -151,7 +164,7 @@ class TrainedRun:
     @property
     def sha256(self) -> str:
         """Returns the digest of the parameters as they were saved; `params` sees to it that they still are."""
-        return self.meta['sha256']['ema_params' if self.ema else 'params']
+        return self.average.sha256 if self.average else self.meta['sha256']['ema_params' if self.ema else 'params']
 
     @property
     def flops(self) -> float:
@@ -164,6 +177,8 @@ class TrainedRun:
         Raises:
           UserError: when they are damaged or gone.
         """
+        if self.average:
+            return self.average.params()
         with Checkpoints(self.workdir, read_only=True) as checkpoints:
             return checkpoints.restore_params(self.step, ema=self.ema)
 

@@ -86,6 +86,7 @@ SEED = _whole(0, bits=32)
 _SHARE = _number(0, 1, 'in [0, 1)', below=True)
 _POSITIVE = _number(0, words='positive', above=True)
 _STRENGTHS = _several(_number(-math.inf), 'one or more finite numbers', least=1)
+_LENGTH = _number(0, 12**-0.5, 'in [0, 1/sqrt(12)], where 0.2886 is the average of all steps')  # of an average
 _STEPS = _several(_whole(1), 'whole numbers of at least 1')
 _LOGSNR = _number(-20, 20, 'within -20 and 20 for float32')
 _NAME = Check(
@@ -190,6 +191,7 @@ TABLE: dict[str, dict[str, Check]] = {
         'sigmoid_bias': _number(-20, 20, 'within -20 and 20'),
         'times': _one_of(*TIMES),
         'w': _several(_number(-1, above=True), 'the least and the largest w, above -1', least=2, most=2),
+        'ema_lengths': _several(_number(0, 12**-0.5, above=True), 'numbers in (0, 1/sqrt(12)]'),
         'p_uncond': _number(0, 1, 'a probability in [0, 1]'),
         'learning_rate': _POSITIVE,
     },
@@ -203,6 +205,7 @@ TABLE: dict[str, dict[str, Check]] = {
         'seed': SEED,
         'batch_size': _whole(1),
         'ema': _FLAG,
+        'ema_length': _LENGTH,
         'rounding': _one_of(*ROUNDINGS),
         'step': _whole(-1, words='a step, or -1 for the newest'),
         'uncond_workdir': _PATH,
@@ -213,6 +216,7 @@ TABLE: dict[str, dict[str, Check]] = {
     'eval': _AXES
     | {
         'num_samples': _whole(2),
+        'ema_length': _several(_LENGTH, 'numbers in [0, 1/sqrt(12)]'),
         'logvar_interp': _several(_number(0, 1), 'numbers in [0, 1]'),
         'seeds': _several(SEED, 'whole numbers of at least 0 and below 2^32'),
         'job': _TEXT,

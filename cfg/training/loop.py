@@ -1,6 +1,7 @@
 """Runs the training loop: data, steps, logs, sample grids, checkpoints, resume."""
 
 import contextlib
+import functools
 import json
 import logging
 import signal
@@ -68,7 +69,8 @@ def _train(config: ConfigDict, workdir: Path) -> None:
         first = processes.from_first(teacher.sha256)
         processes.on_each(lambda: teacher.check_same(first))
     params = abstract_params(network, source)
-    like = jax.eval_shape(lambda p: states.create(p, tx), params)
+    create = functools.partial(states.create, tx=tx, ema_lengths=config.train.ema_lengths)
+    like = jax.eval_shape(create, params)
 
     # So is the reading and writing of checkpoints and logs.
     with processes.held_by_first(lambda: _open_checkpoints(config, workdir, like)) as checkpoints:
@@ -80,7 +82,7 @@ def _train(config: ConfigDict, workdir: Path) -> None:
 
         def begin() -> TrainState:
             params = init_params(network, source, seed=config.seed)
-            return states.create(taught(params, teacher) if teacher else params, tx)
+            return create(taught(params, teacher) if teacher else params)
 
         state = processes.on_first(lambda: found[0] if found else begin())
         if not processes.is_first():

@@ -15,6 +15,7 @@ from cfg.diffusion import loss, schedule
 from cfg.diffusion.denoiser import Models
 from cfg.diffusion.sampler import Sampler
 from cfg.diffusion.weights import PLAIN, LossWeight
+from cfg.runs.profiles import exponent, share
 from cfg.runs.state import TrainState
 from cfg.runtime import parallel
 from cfg.training.bands import accuracies
@@ -222,9 +223,19 @@ def train_step(
     after = (params, ema_params, opt_state)
     if skip_nonfinite:
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state[1:])
+        after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state[1:4])
+    averages = {text: _averaged(tree, after[0], state.step + 1, text) for text, tree in state.averages.items()}
     metrics = {'loss': loss, 'grad_norm': grad_norm, 'param_norm': optax.tree.norm(after[0])}
-    return TrainState(state.step + 1, *after), metrics | others
+    return TrainState(state.step + 1, *after, averages), metrics | others
+
+
+def _averaged(average: Any, params: Any, step: Array, length: str) -> Any:
+    """Returns an average by a power function after a step, see `cfg.runs.profiles`.
+
+    It moves by a share of the difference: in float32 the two weights of a sum would miss 1 by as much as a small share.
+    """
+    weight = share(step, exponent(float(length)))
+    return jax.tree.map(lambda old, new: old + weight * (new - old), average, params)
 
 
 def compiled(one_step: Callable, devices: parallel.Devices = None, fixed: Sequence[Any] = ()) -> Callable:

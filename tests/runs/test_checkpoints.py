@@ -30,7 +30,7 @@ def tree(dtype):
 def state_of(params, step):
     moments = TX.init(params)
     moments = (moments[0], (moments[1][0]._replace(mu=params, nu=params), *moments[1][1:]))
-    return state.TrainState(np.int32(step), params, params, moments)
+    return state.TrainState(np.int32(step), params, params, moments, {})
 
 
 @pytest.fixture(name='write')

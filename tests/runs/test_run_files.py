@@ -23,7 +23,7 @@ def saved_fixture(tmp_path_factory):
     with Checkpoints(workdir, keep_last=3) as checkpoints:
         for step in (2, 10, 9):
             tree = {'a': np.full(3, step, np.float32)}
-            checkpoints.save(TrainState(step, tree, tree, ({'m': np.zeros(2)},)), meta={'config': {'seed': step}})
+            checkpoints.save(TrainState(step, tree, tree, ({'m': np.zeros(2)},), {}), meta={'config': {'seed': step}})
     return workdir
 
 
@@ -123,6 +123,6 @@ def test_a_checkpoint_of_a_wrong_name_is_set_aside(workdir):
     file.write_bytes(file.read_bytes().replace(b"['a']", b"['c']"))
     tree = {'a': np.zeros(3, np.float32)}
     with Checkpoints(workdir, keep_last=3) as checkpoints:
-        state, meta = checkpoints.restore_newest(TrainState(0, tree, tree, ({'m': np.zeros(2)},)))
+        state, meta = checkpoints.restore_newest(TrainState(0, tree, tree, ({'m': np.zeros(2)},), {}))
     assert (int(state.step), meta['config']) == (9, {'seed': 9})
     assert [path.name for path in (workdir / 'damaged_checkpoints').iterdir()] == ['10']

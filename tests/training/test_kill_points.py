@@ -16,8 +16,9 @@ def digests(workdir):
 
 @pytest.mark.usefixtures('kept_training')
 def test_training_killed_at_every_change_of_its_folder(tmp_path, small_config):
-    """Two checkpoints, of which the second replaces the first, and their logs."""
+    """Two checkpoints with averages, of which the second replaces the first, and their logs."""
     train = small_config.train
+    train.ema_lengths = (0.05, 0.1)
     train.num_steps, train.checkpoint_every, train.log_every, train.keep_every, train.keep_last = 2, 1, 1, 0, 1
     workdir = tmp_path / 'run'
     workdir.mkdir()
@@ -29,6 +30,7 @@ def test_training_killed_at_every_change_of_its_folder(tmp_path, small_config):
     assert 'rename checkpoints/2.orbax-checkpoint-tmp' in changes
     assert {change.split()[0] for change in changes} > {'write', 'fsync', 'replace', 'rename', 'open', 'unlink'}
     expected = digests(workdir)
+    assert any(line.startswith('averages_sha256') for line in expected)
     lines = read_metrics(workdir / 'metrics.jsonl')
     for change, copy in points.chosen():
         loop.train(small_config, copy)

@@ -29,7 +29,7 @@ def grids(p_uncond, *nulls, guidance='cfg', **changes):
     view, row, found = views.open_view(config, source, network), table[-1].copy(), []
     for null in nulls:
         table[-1] = null * row
-        state = TrainState(step=np.int32(0), params=params, ema_params=params, opt_state=())
+        state = TrainState(step=np.int32(0), params=params, ema_params=params, opt_state=(), averages={})
         found.append(view(parallel.replicate(state)).images['samples'])
     return found
 
