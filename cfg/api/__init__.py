@@ -1,5 +1,6 @@
 """Holds what a user's own program may call; `cfg` passes it on, so `cfg.load` is `cfg.api.load`."""
 
+from cfg.api.evaluating import evaluate
 from cfg.api.models import Model, load
 from cfg.api.sampling import guided, sample
 from cfg.diffusion import grids, process, rules, schedule, solvers
@@ -15,6 +16,7 @@ __all__ = [
     'Sampler',
     'UserError',
     'adapt',
+    'evaluate',
     'grids',
     'guided',
     'load',

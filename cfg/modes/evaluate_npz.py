@@ -1,22 +1,14 @@
 """Runs `--mode=evaluate_npz`, which measures any file of samples against a reference."""
 
-import dataclasses
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from cfg.evaluation import edm2, npz
-from cfg.evaluation.references import measuring, open_reference, stream_of_file
-from cfg.evaluation.scoring import Scoring
-from cfg.features import opening
+from cfg.evaluation.files import score_file
 from cfg.report.results import Results
-from cfg.report.rows import FileRow, Given
+from cfg.report.rows import FileRow
 from cfg.report.tables import text_table
 from cfg.runtime.errors import UserError
-from cfg.runtime.stopping import StopSignal
-from cfg.settings.data import spec_of
-
-SCORED = 'scored'  # folder in the cache of what is measured of samples, until their row is written
 
 
 def run(config: ConfigDict, workdir: Path | None) -> str:
@@ -24,42 +16,11 @@ def run(config: ConfigDict, workdir: Path | None) -> str:
 
     With a workdir the row is also written to `evaluate_npz/` there, see `cfg.report.results`.
     """
-    options = config.eval
     for field in ('samples', 'reference'):
-        if not options[field]:
+        if not config.eval[field]:
             raise UserError(f"config.eval.{field} is missing: give an npz of images in ADM's layout.")
-    results = None if workdir is None else Results(workdir, FileRow)
-    if results is not None:
-        results.check()
-    what = f'config.eval.samples={options.samples}'
-    file = npz.ImageFile(Path(options.samples), 'config.eval.samples')
-    if file.count < 2:
-        raise UserError(f'{what} holds {file.count} images: give at least 2.')
-    # Says now what is wrong with them, and not when the reference has been measured.
-    file.labels(spec_of(config).num_classes if opening.classifies(options) else None)
-    edm2.reference_file(Path(options.reference), 'config.eval.reference')
-    network = opening.open_features(config, file.image_shape, what)
-    with StopSignal() as stop:
-        reference = open_reference(config, network, stop)
-        with measuring(
-            stream_of_file(file),
-            network,
-            is_split_size=options.is_split_size,
-            save_seconds=options.save_seconds,
-            stop=stop,
-            folder=SCORED,
-        ) as measured:
-            scoring = Scoring(options, network, reference, file.count, file.image_shape)
-            scores = scoring.scores(measured)
-            row = FileRow(
-                source=Given(samples_sha256=file.sha256),
-                samples=str(options.samples),
-                method=scoring.method,
-                scores=dataclasses.replace(scores, accuracy=None) if file.labels() is None else scores,
-                beside=reference.beside(file.count),
-                origin=scoring.origin(),
-            )
-            if results is not None:
-                results.write(row)
-            measured.remove()
-    return text_table([row])
+    if workdir is None:
+        return text_table([score_file(config)])
+    results = Results(workdir, FileRow)
+    results.check()
+    return text_table([score_file(config, results.write)])

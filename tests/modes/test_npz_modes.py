@@ -10,7 +10,7 @@ import pytest
 
 from cfg.data.digits import digits
 from cfg.data.source import ArraySource
-from cfg.evaluation import references
+from cfg.evaluation import files, references
 from cfg.features.network import FeatureNetwork, Features, with_second
 from cfg.features.weights import PYTORCH_FID
 from cfg.metrics.distances import frechet_distance
@@ -311,7 +311,7 @@ def test_a_number_that_is_not_finite_is_no_row(fake, tmp_path, monkeypatch):
     np.savez(tmp_path / 'samples.npz', colours(30))
     np.savez(tmp_path / 'reference.npz', colours(40, seed=1))
     monkeypatch.setattr(
-        evaluate_npz.Scoring,
+        files.Scoring,
         'scores',
         lambda *_: Scores(fid=1.0, inception_score=1.0, inception_score_std=0.0, kid=math.nan),
     )

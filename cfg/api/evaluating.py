@@ -1,0 +1,73 @@
+"""The metrics of any images against any others: `evaluate`."""
+
+import dataclasses
+import runpy
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from cfg.runtime.errors import UserError
+
+
+def evaluate(
+    images: np.ndarray | str | Path,
+    reference: np.ndarray | str | Path,
+    *,
+    features: str | Sequence[str] = 'inception',
+    **options: Any,
+) -> dict[str, float]:
+    """Computes FID, inception score, precision, recall, density, coverage, KID and what else can be, with its errors.
+
+    It is what `--mode=evaluate_npz` measures. It needs what `".[train]"` installs, and the weights of Inception
+    (`--mode=fetch_weights`).
+
+    Args:
+      images: uint8 [N, H, W, C], or a file of such in ADM's layout (npz).
+      reference: likewise, or a file of statistics.
+      features: 'inception', and 'dinov2' for FD-DINOv2 beside it; or 'small_classifier', that of the digits.
+      options: other fields of `config.eval`, such as cache_dir, weights or batch_size; `data` for `config.data.name`.
+
+    Returns:
+      The scores by name, as a row of results has them, without those that could not be measured.
+
+    Raises:
+      UserError: when images do not fit the features, or weights are missing.
+    """
+    from cfg.evaluation.files import score_file  # they ask for more than sampling does
+    from cfg.settings.checks import check_config
+
+    config = _defaults()
+    config.data.name = options.pop('data', 'digits')
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {'samples': _as_file(images, 'images', folder), 'reference': _as_file(reference, 'reference', folder)}
+        names = features if isinstance(features, str) else ', '.join(features)
+        for name, value in {**paths, 'features': names, **options}.items():
+            if name not in config.eval:
+                raise UserError(f'{name} is no field of config.eval: see configs/default.py.')
+            config.eval[name] = value
+        check_config(config)
+        scores = dataclasses.asdict(score_file(config).scores)
+    return {name: value for name, value in scores.items() if value is not None}
+
+
+def _as_file(images: np.ndarray | str | Path, name: str, folder: str) -> str:
+    """Returns the path of a file with these images."""
+    if isinstance(images, str | Path):
+        return str(images)
+    images = np.asarray(images)
+    if images.ndim != 4 or images.dtype != np.uint8:
+        raise UserError(f'{name} must be uint8 [N, H, W, C] or a path, not {images.dtype} {list(images.shape)}.')
+    path = Path(folder) / f'{name}.npz'
+    np.savez(path, images)
+    return str(path)
+
+
+def _defaults() -> ConfigDict:
+    """Returns the default config, whose file is beside the package or, where it is installed, within it."""
+    folders = Path(__file__).parents[2], Path(__file__).parents[1]
+    file = next(path for folder in folders if (path := folder / 'configs' / 'default.py').exists())
+    return runpy.run_path(str(file))['get_config']()
