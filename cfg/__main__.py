@@ -39,6 +39,7 @@ MODES = {
     'tune': Mode('tune', 'existing', several=True),
     'status': Mode('status', 'own', config=False),
     'describe': Mode('describe', 'none'),
+    'plan': Mode('plan', 'none'),
     'import_adm': Mode('import_adm', 'made'),
     'stats': Mode('stats', 'none', LESS_FEATURES),
     'evaluate_npz': Mode('evaluate_npz', 'optional', LESS_FEATURES),
@@ -56,7 +57,10 @@ def define_flags() -> None:
     flags.DEFINE_enum('mode', 'train', list(MODES), 'What to do.')
     command_line.define_processes()
     flags.DEFINE_integer('num_devices', None, 'For --mode=describe: as if on this many devices.', lower_bound=1)
-    flags.DEFINE_string('target', None, 'For --mode=describe: devices that are not here, as tpu:v5e:2x4 or gpu:h100:8.')
+    flags.DEFINE_float('price', None, 'For --mode=plan: of an hour of a device.', lower_bound=0.0)
+    flags.DEFINE_string(
+        'target', None, 'For --mode=describe and plan: devices that are not here, as tpu:v5e:2x4 or gpu:h100:8.'
+    )
     flags.DEFINE_enum('part', 'train', ['train', 'sample', 'features'], 'For --target: the program that is compiled.')
     flags.DEFINE_bool('largest', False, 'For --target: look for the largest batch that fits, too.')
 

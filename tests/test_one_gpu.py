@@ -4,6 +4,7 @@ import functools
 import json
 import re
 import shlex
+import types
 
 import pytest
 import tensorflow_datasets as tfds
@@ -58,7 +59,9 @@ def commands():
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_every_command_of_the_page(name, tmp_path, monkeypatch):
-    fetched = []  # there is no network here
+    fetched = []  # there is no network here, and no compiler
+    bound = types.SimpleNamespace(bound_seconds=1.0)
+    monkeypatch.setattr('cfg.modes.plan.compile_part', lambda *arguments: bound)
     monkeypatch.setattr('cfg.modes.fetch_weights.fetch_weights', lambda cache, public: fetched.append(public) or cache)
     workdir, seen = tmp_path / 'run', set()
 
@@ -76,7 +79,7 @@ def test_every_command_of_the_page(name, tmp_path, monkeypatch):
             done = run(words, steps=steps)
             assert done.returncode == 0, done.stderr
     assert fetched
-    assert seen >= {'train', 'fetch_weights', 'eval', 'report', 'stats'}
+    assert seen >= {'train', 'fetch_weights', 'eval', 'report', 'stats', 'plan'}
     assert checkpoint_steps(workdir) == [2, 4]
     rows = [json.loads(line) for line in (workdir / 'results.jsonl').read_text().splitlines()]
     assert {(row['step'], row['w']) for row in rows} == {(step, w) for step in (2, 4) for w in (0.0, 1.0)}

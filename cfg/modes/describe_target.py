@@ -48,7 +48,7 @@ def describe_target(config: ConfigDict, text: str, *, part: str, largest: bool) 
     """
     target = parse_target(text)
     spec = spec_of(config)
-    kernel = _kernel(config, target)
+    kernel = kernel_of(config, target)
     config = config.copy_and_resolve_references()
     config.model.attention = 'xla'  # where nothing is compiled
     batch = _batch(config, part)
@@ -56,7 +56,7 @@ def describe_target(config: ConfigDict, text: str, *, part: str, largest: bool) 
     lines = [f'{part} on {target}, {target.facts["source"]}', f'{PARTS[part]}={batch}: {share} images a device']
     if part != 'features':
         lines.append(f'{config.model.dtype}, attention by {kernel}' + _training(config, part))
-    compile_for = functools.partial(_compile, config, spec, target, part, kernel)
+    compile_for = functools.partial(compile_part, config, spec, target, part, kernel)
     memory = math.inf
     try:
         found = compile_for(batch)
@@ -74,7 +74,7 @@ def describe_target(config: ConfigDict, text: str, *, part: str, largest: bool) 
     return '\n'.join(lines)
 
 
-def _kernel(config: ConfigDict, target: Target) -> str:
+def kernel_of(config: ConfigDict, target: Target) -> str:
     """Returns the kernel of attention: what `config.model.attention` says, or the best that the target has."""
     choice, best = config.model.attention, KERNELS[target.kind]
     if choice not in ('auto', 'xla', best):
@@ -93,7 +93,8 @@ def _batch(config: ConfigDict, part: str) -> int:
     return {'train': config.train, 'sample': config.sampling, 'features': config.eval}[part].batch_size
 
 
-def _compile(config: ConfigDict, spec: DataSpec, target: Target, part: str, kernel: str, batch: int) -> Estimate:
+def compile_part(config: ConfigDict, spec: DataSpec, target: Target, part: str, kernel: str, batch: int) -> Estimate:
+    """Compiles a part of a run for a target, and estimates what it takes of each device."""
     values = config_dict(config)
     with waiting(f'compiling {part} of {batch} images for {target}') as update:
         found = compiled(target, LOWER[part], values, spec, batch, kernel, waiting=update)

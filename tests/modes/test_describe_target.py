@@ -228,4 +228,4 @@ def test_a_kernel_of_another_device():
     config = imagenet64.get_config()
     config.model.attention = 'cudnn'
     with pytest.raises(UserError, match="'cudnn' is not a kernel of tpu:v5e:2x4: use 'auto', 'xla' or 'splash'"):
-        describe_target._kernel(config, parse_target('tpu:v5e:2x4'))
+        describe_target.kernel_of(config, parse_target('tpu:v5e:2x4'))
