@@ -116,7 +116,8 @@ def mind(samples: Array, reference: Array, *, seed: int, count: int = 5000, num_
     """Computes the Monge Inception distance (Berthet et al. 2026, arXiv 2605.06797).
 
     It is 3 D times the mean, over random unit directions, of the squared Wasserstein distance between what both sets
-    project to: 3 |v|^2 in expectation where they differ by a shift v. Of fewer vectors it is larger.
+    project to: 3 |v|^2 in expectation where they differ by a shift v. Of fewer vectors it is larger. The factor, and
+    how many vectors and directions, are those of torch-fidelity and others.
 
     Args:
       samples, reference: [N, D] and [M, D]; may be np.memmaps. `count` of each are drawn, or as many as both have.

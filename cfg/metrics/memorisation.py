@@ -39,7 +39,7 @@ class TrainingSet:
 
         A sample is authentic (Alaa et al. 2022, arXiv 2102.08921) if its nearest training image has another training
         image that is nearer to it than the sample is. It is a near-copy, a definition of our own, if it is nearer to
-        the training images than `COPY_QUANTILE` of the held-out images are. Of real images just that share are.
+        the training images than all but `COPY_QUANTILE` of the held-out images are. Of real images that share are.
         """
         distances, which = nearest(samples, self.features)
         near_copies = float(np.mean(distances < np.quantile(self.held_out, COPY_QUANTILE)))

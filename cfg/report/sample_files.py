@@ -8,7 +8,7 @@ import numpy as np
 from cfg.runtime.files import BROKEN_NPZ, replacing
 
 FOLDER = 'samples'
-PAIRS = 32  # of a sample and its nearest training image that are kept of a row
+PAIRS = 16  # of a sample and its nearest training image that are kept of a row
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,10 @@ def write_pairs(workdir: Path, samples: str, images: np.ndarray, training: np.nd
 
 
 def load_pairs(workdir: Path, samples: str) -> np.ndarray | None:
-    """Reads what `write_pairs` wrote: samples, each followed by its nearest training image; None if it is not there."""
+    """Reads what `write_pairs` wrote, each pair as one image [n, H, 2 W, C]; None if it is not there."""
     try:
         with np.load(workdir / _pairs_of(samples), allow_pickle=False) as archive:
-            pairs = np.stack([archive['arr_0'], archive['arr_1']], axis=1)
-            return pairs.reshape(-1, *pairs.shape[2:])
+            return np.concatenate([archive['arr_0'], archive['arr_1']], axis=2)
     except BROKEN_NPZ:
         return None
 

@@ -96,9 +96,9 @@ def write_report(
             continue
         pairs = [_pairs_panel(row, found) for row in panels if (found := load_pairs(workdir, row.samples)) is not None]
         if pairs:
-            caption = f'{curve.label}: samples, each beside its nearest training image, the nearest pairs first'
+            caption = f'{curve.label}: samples (left) and their nearest training images (right), the nearest first'
             nearest.append(output / f'nearest_pairs{suffix}.png')
-            draw_grid(nearest[-1], pairs, (PAIRS // 4, 8), caption)
+            draw_grid(nearest[-1], pairs, (PAIRS // 4, 4), caption)
         caption = f'{curve.label}: samples of all classes; a cell has the same seed and class in every panel'
         mixed = [_panel(row, picked[row.samples].mixed) for row in panels]
         draw_grid(output / f'grid_random_classes{suffix}.png', mixed, grid_shape, caption)

@@ -242,7 +242,7 @@ def test_samples_are_compared_with_the_training_images(workdir):
         assert row[name] == pytest.approx(expected, abs=2 / len(found))
     with np.load(workdir / row['samples'].replace('samples/', 'nearest/'), allow_pickle=False) as file:
         pairs = file['arr_0'], file['arr_1']
-    order = np.argsort(to_train.min(axis=1))[:32]
+    order = np.argsort(to_train.min(axis=1))[:16]
     assert np.array_equal(pairs[0], images[order])
     assert np.array_equal(pairs[1], digits('train').images[to_train.argmin(axis=1)[order]])
 

@@ -301,7 +301,7 @@ def test_the_nearest_pairs_are_drawn_where_they_are_kept(tmp_path):
     _write_samples(tmp_path, rows, (8, 8, 1), count=40)
     assert 'nearest training images' not in _Page(_report(tmp_path)).source
     assert not (tmp_path / 'report/nearest_pairs.png').exists()
-    black, white = np.zeros((32, 8, 8, 1), np.uint8), np.full((32, 8, 8, 1), 255, np.uint8)
+    black, white = np.zeros((16, 8, 8, 1), np.uint8), np.full((16, 8, 8, 1), 255, np.uint8)
     for row in rows:
         write_pairs(tmp_path, row.samples, black, white)
     parsed = _Page(_report(tmp_path, grid_w=(0.3,)))
@@ -311,8 +311,7 @@ def test_the_nearest_pairs_are_drawn_where_they_are_kept(tmp_path):
     assert '75.0% 6.2%' in joined[1]
     assert '62.5% 5.0%' in joined[4]
     picture = np.asarray(Image.open(tmp_path / 'report/nearest_pairs.png').convert('L'))
-    pairs = np.stack([black, white], axis=1).reshape(-1, 8, 8, 1)
-    panel = mosaic(pairs, (8, 8), width=480)[..., 0]
+    panel = mosaic(np.concatenate([black, white], axis=2), (4, 4), width=480)[..., 0]
     found = picture[-24 - panel.shape[0] : -24, 24 : 24 + panel.shape[1]]
     np.testing.assert_array_equal(found, panel)
 
