@@ -11,12 +11,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cfg.evaluation.measurement import Measurement
-from cfg.evaluation.references import Reference
+from cfg.evaluation.references import Gaussian, Reference
 from cfg.features.network import FeatureNetwork
 from cfg.metrics import distances, jackknife
+from cfg.metrics.moments import Moments
 from cfg.metrics.neighbours import prdc
 from cfg.report.rows import Method, Origin, Scores
 from cfg.runtime import environment
+
+Array = np.ndarray
 
 NEAREST = 3  # k of precision and recall
 DENSE = 5  # k of density and coverage
@@ -41,15 +44,13 @@ class Scoring:
         """Computes the scores; None for what cannot be measured."""
         reference, pool, spatial = self.reference, measured.moments, measured.spatial
         score, spread = distances.inception_score(measured.splits.sums)
+        features = measured.features
         found = {
-            'fid': distances.frechet_distance(pool.mean, pool.covariance(), *reference.pool),
+            **_distance('fid', pool, features, reference.pool),
             'inception_score': score,
             'inception_score_std': spread,
             'accuracy': measured.accuracy,
         }
-        features = measured.features
-        if len(features) == measured.count >= LEAST_BLOCKED:
-            found['fid_standard_error'] = jackknife.fid(features, *reference.pool, whole=pool).standard_error
         if measured.blocks is not None and measured.blocks.sums:
             error = jackknife.inception_score_error(measured.blocks.sums, self.options.is_split_size)
             found['inception_score_standard_error'] = None if math.isnan(error) else error
@@ -58,9 +59,8 @@ class Scoring:
             found |= {'fid_infinity': limit.value, 'fid_infinity_standard_error': limit.standard_error}
         if spatial is not None and reference.spatial is not None:
             found['sfid'] = distances.frechet_distance(spatial.mean, spatial.covariance(), *reference.spatial)
-        second = measured.second
-        if second is not None and reference.second is not None:
-            found['fd_dinov2'] = distances.frechet_distance(second.mean, second.covariance(), *reference.second)
+        if measured.second is not None and reference.second is not None:
+            found |= _distance('fd_dinov2', measured.second, measured.second_features, reference.second)
         if reference.features is not None:
             real, options = reference.features, self.options
             if min(len(features), len(real)) > NEAREST:
@@ -155,6 +155,14 @@ class Scoring:
             shapes = ['x'.join(map(str, shape)) for shape in (self.image_shape, reference.image_shape)]
             found.append(f'The samples are {shapes[0]}, the images of the reference {shapes[1]}.')
         return found
+
+
+def _distance(name: str, moments: Moments, features: Array, reference: Gaussian) -> dict[str, float]:
+    """Computes a Frechet distance and, where all features were kept, its standard error."""
+    found = {name: distances.frechet_distance(moments.mean, moments.covariance(), *reference)}
+    if len(features) == moments.count >= LEAST_BLOCKED:
+        found[f'{name}_standard_error'] = jackknife.fid(features, *reference, whole=moments).standard_error
+    return found
 
 
 def kid_subset_size(options: ConfigDict, num_samples: int, num_real: int) -> int:

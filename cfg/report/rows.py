@@ -22,7 +22,7 @@ LATER = (
     *('fd_dinov2', 'floor_fd_dinov2', 'dinov2', 'dinov2_sha256', 'dinov2_file_sha256'),
     *('density', 'coverage', 'fid_infinity', 'fid_infinity_standard_error', 'mind'),
     *('authenticity', 'near_copies', 'floor_authenticity'),
-    *('fid_standard_error', 'inception_score_standard_error', 'finite_sample_draws'),
+    *('fid_standard_error', 'inception_score_standard_error', 'fd_dinov2_standard_error', 'finite_sample_draws'),
 )
 
 # How a warning of a row begins that belongs to a search, or to another row as its twin, and not to a curve.
@@ -135,6 +135,7 @@ class Scores(_Checked):
     near_copies: float | None = None  # the share nearer to training images than all but few held-out ones
     fid_standard_error: float | None = None  # by a jackknife over blocks of the samples
     inception_score_standard_error: float | None = None
+    fd_dinov2_standard_error: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,7 +83,7 @@ METRICS = (
     Metric('coverage', 'coverage ↑', lambda scores: _share(scores.coverage)),
     Metric('kid', 'KID x 1000 ↓', _kid),
     Metric('mind', 'MIND ↓', lambda scores: score_text(scores.mind)),
-    Metric('fd_dinov2', 'FD-DINOv2 ↓', lambda scores: score_text(scores.fd_dinov2)),
+    Metric('fd_dinov2', 'FD-DINOv2 ↓', lambda scores: with_error(scores.fd_dinov2, scores.fd_dinov2_standard_error)),
     Metric('authenticity', 'authentic', lambda scores: percent(scores.authenticity)),
     Metric('near_copies', 'near-copies', lambda scores: percent(scores.near_copies)),
     Metric('accuracy', 'accuracy', lambda scores: percent(scores.accuracy)),
@@ -96,7 +96,7 @@ def present(curves: Sequence[Curve]) -> list[Metric]:
     return [metric for metric in METRICS if metric.always or any(getattr(s, metric.key) is not None for s in scores)]
 
 
-# Columns of the printed table: what they show, the field, and how.
+# Columns of the printed table: what they show, the field, and how: a format, or a function of the scores.
 _PRINTED = (
     ('step', 'step', '9d'),
     ('ema', 'ema', ''),
@@ -117,9 +117,10 @@ _PRINTED = (
     ('recall', 'recall', '.4f'),
     ('density', 'density', '.4f'),
     ('coverage', 'coverage', '.4f'),
-    ('KID', 'kid', '9.6f'),
+    ('KID x 1000', 'kid', _kid),
     ('MIND', 'mind', '.4f'),
     ('FD-DINOv2', 'fd_dinov2', '9.4f'),
+    ('+-', 'fd_dinov2_standard_error', '.4f'),
     ('authentic', 'authenticity', '.4f'),
     ('near-copies', 'near_copies', '.4f'),
     ('accuracy', 'accuracy', '.4f'),
@@ -127,6 +128,10 @@ _PRINTED = (
     ('samples', 'num_samples', '8d'),
 )
 _ONLY_IF_SEVERAL = ('ema', 'guidance', 'sampler', 'grid', 'num_steps', 'logvar_interp', 'seed', 'evaluations')
+
+
+def _cell(value: Any, form: str) -> str:
+    return NONE if value is None else format(value, form)
 
 
 def text_table(rows: Sequence[Row | FileRow]) -> str:
@@ -137,7 +142,8 @@ def text_table(rows: Sequence[Row | FileRow]) -> str:
         values = [row.get(key) for row in flat]
         shown = len(set(values)) > 1 if key in _ONLY_IF_SEVERAL else any(value is not None for value in values)
         if shown:
-            cells = [header, *(NONE if value is None else format(value, form) for value in values)]
+            texts = (form(row.scores) for row in rows) if callable(form) else (_cell(value, form) for value in values)
+            cells = [header, *texts]
             width = max(map(len, cells))
             columns.append([cell.rjust(width) for cell in cells])
     lines = [' '.join(cells) for cells in zip(*columns, strict=True)]

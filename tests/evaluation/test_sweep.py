@@ -20,7 +20,7 @@ from cfg.evaluation.points import config_sha256
 from cfg.features.network import FeatureNetwork, Features, default_cache, with_second
 from cfg.features.opening import open_features
 from cfg.features.small_classifier import small_classifier
-from cfg.metrics import distances
+from cfg.metrics import distances, jackknife
 from cfg.metrics.memorisation import TrainingSet
 from cfg.metrics.moments import Moments
 from cfg.modes import compare, evaluate, import_adm, report
@@ -451,6 +451,8 @@ def test_a_second_network_sees_the_same_samples_and_goes_on_too(workdir, tmp_pat
     moments = {split: Moments.of(features) for split, features in real.items()}
     assert row['fd_dinov2'] == pytest.approx(distances.fid(Moments.of(samples), moments['all']), rel=1e-9)
     assert row['floor_fd_dinov2'] == pytest.approx(distances.fid(moments['test'], moments['train']), rel=1e-9)
+    error = jackknife.fid(samples, moments['all'].mean, moments['all'].covariance()).standard_error
+    assert row['fd_dinov2_standard_error'] == pytest.approx(error, rel=1e-4)
     # Whose features also tell who is a copy.
     copying = TrainingSet.of(real['train'], real['test']).copying(samples)
     assert (row['near_copies'], row['authenticity']) == (copying.near_copies, copying.authenticity)
