@@ -41,6 +41,8 @@ MODES = {
     'describe': Mode('describe', 'none'),
     'plan': Mode('plan', 'none'),
     'import_adm': Mode('import_adm', 'made'),
+    'export': Mode('export', 'existing', devices=False),
+    'import_export': Mode('import_export', 'made', devices=False),
     'stats': Mode('stats', 'none', LESS_FEATURES),
     'evaluate_npz': Mode('evaluate_npz', 'optional', LESS_FEATURES),
     'fetch_weights': Mode('fetch_weights', 'none', devices=False),

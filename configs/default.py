@@ -214,6 +214,10 @@ def get_config() -> ConfigDict:
     # Without any progress, after which a run counts as hung and ends; more than compilation takes.
     config.processes.hang_seconds = 1800.0
 
+    config.export = ConfigDict()
+    # What --mode=export writes ('' = export/ in the workdir), and --mode=import_export reads.
+    config.export.folder = ''
+
     # What --mode=import_adm reads.
     config.adm = ConfigDict()
     config.adm.checkpoint = ''  # a state dict of openai/guided-diffusion (.pt)

@@ -1,0 +1,28 @@
+"""Runs `--mode=import_export`: what `--mode=export` wrote becomes a checkpoint again."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from cfg.runs.checkpoints import Checkpoints
+from cfg.runs.exported import read_exported
+from cfg.runs.run_files import CHECKPOINTS, checkpoint_steps
+from cfg.runtime.errors import UserError
+from cfg.runtime.files import lock
+
+
+def run(config: ConfigDict, workdir: Path) -> Path:
+    """Writes the network of `config.export.folder` as step 0 of the workdir, with its own config; returns its folder.
+
+    It can be sampled and evaluated, and is no start for training.
+    """
+    if not config.export.folder:
+        raise UserError('config.export.folder is missing: give the folder that --mode=export wrote.')
+    folder = workdir / CHECKPOINTS
+    with lock(workdir, 'train'):
+        if checkpoint_steps(workdir):
+            raise UserError(f'{folder} holds a run already: give another --workdir.')
+        params, meta = read_exported(Path(config.export.folder))
+        with Checkpoints(workdir) as checkpoints:
+            checkpoints.save_imported(params, meta=meta)
+    return folder
