@@ -38,6 +38,7 @@ def as_sweep(config: ConfigDict, workdir: Path) -> ConfigDict:
             found.eval.sampler, found.eval.grid = (model.student_sampler,), ('nested',)
             found.eval.num_steps = (model.student_steps,)
         found.eval.guidance, found.eval.seeds, found.eval.logvar_interp = tuple(rules), (tune.seed,), ()
+        found.eval.ema_length = ()
         found.eval.keep_samples = 0
     return found
 

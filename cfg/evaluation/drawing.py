@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from cfg.diffusion.rules.base import Rule
 from cfg.diffusion.sampler import Sampler, parse_rule
-from cfg.evaluation.points import Point
+from cfg.evaluation.points import Point, averages_of
 from cfg.models.flops import guided_flops
 from cfg.runs.companions import Networks, check_guidable, make_generator, on_devices, open_companions
 from cfg.runs.generate import Generator, Samples
@@ -28,12 +28,12 @@ class Drawing:
 
     def __init__(self, config: ConfigDict, workdir: Path):
         self._config, options = config, config.eval
-        self._models: dict[tuple[int, bool], TrainedRun] = {}
-        for step, ema in itertools.product(options.steps or (-1,), options.ema or (config.sampling.ema,)):
-            model = TrainedRun.of_config(config, workdir, step, ema=ema)
-            self._models[model.step, ema] = model
+        self._models: dict[tuple[int, bool, float], TrainedRun] = {}
+        for step, (ema, length) in itertools.product(options.steps or (-1,), averages_of(config)):
+            model = TrainedRun.of_config(config, workdir, step, ema=ema, ema_length=length)
+            self._models[model.step, ema, length] = model
         self.spec = model.spec  # of all steps, as the network is
-        self.steps = tuple(dict.fromkeys(step for step, _ in self._models))
+        self.steps = tuple(dict.fromkeys(step for step, *_ in self._models))
         self._generators: dict[Sampler, Generator] = {}
         self._held: dict[str, tuple[Any, dict[str, Any]]] = {}
         self._companions: dict[tuple[Rule, bool], Networks] = {}
@@ -59,7 +59,7 @@ class Drawing:
 
     def model(self, point: Point) -> TrainedRun:
         """Returns the model of a point."""
-        return self._models[point.step, point.ema]
+        return self._models[point.step, point.ema, point.ema_length]
 
     def networks(self, point: Point) -> Networks:
         """Returns the model of a point and those beside it."""

@@ -21,6 +21,7 @@ class Point(NamedTuple):
 
     step: int
     ema: bool
+    ema_length: float  # of the average; 0 for that by `config.train.ema_decay`, or for none
     sampler: Sampler
     seed: int
     w: float
@@ -28,7 +29,8 @@ class Point(NamedTuple):
     def __str__(self) -> str:
         sampler = self.sampler
         rule = sampler.rule.text if isinstance(sampler.rule.schedule, str) else f'{sampler.rule.name} by levels'
-        return f'step {self.step}, {rule}, {sampler.solver.text}, T = {sampler.num_steps}, w = {self.w:g}'
+        average = f', EMA length {self.ema_length:g}' if self.ema_length else ''
+        return f'step {self.step}{average}, {rule}, {sampler.solver.text}, T = {sampler.num_steps}, w = {self.w:g}'
 
 
 class Planned(NamedTuple):
@@ -39,6 +41,13 @@ class Planned(NamedTuple):
     identity: str
 
 
+def averages_of(config: ConfigDict) -> list[tuple[bool, float]]:
+    """Returns the (ema, ema_length) of a sweep, each once: parameters that are not averaged have no length."""
+    names = ('ema', 'ema_length')
+    kinds = itertools.product(*(config.eval[name] or (config.sampling[name],) for name in names))
+    return list(dict.fromkeys((ema, float(length) if ema else 0.0) for ema, length in kinds))
+
+
 def points_of(config: ConfigDict, steps: Iterable[int]) -> list[Point]:
     """Returns the product that a sweep is, in which parameters and compiled samplers change as rarely as they can.
 
@@ -47,13 +56,14 @@ def points_of(config: ConfigDict, steps: Iterable[int]) -> list[Point]:
     """
     options, sampling, coarse = config.eval, config.sampling, tuple(config.report.w)
     names = ('guidance', 'sampler', 'grid', 'num_steps', 'logvar_interp')
-    varied = [options[name] or (sampling[name],) for name in ('ema', *names)]
+    varied = [options[name] or (sampling[name],) for name in names]
+    seeds = options.seeds or (sampling.seed,)
     found: dict[Point, None] = {}
-    for step, ema, *values, seed in itertools.product(steps, *varied, options.seeds or (sampling.seed,)):
+    for step, average, *values, seed in itertools.product(steps, averages_of(config), *varied, seeds):
         sampler = read_sampler(config, **dict(zip(names, values, strict=True)))
         ws = sorted(sampler.rule.w or options.w, key=lambda w: w not in coarse)
         sampler = dataclasses.replace(sampler, rule=dataclasses.replace(sampler.rule, w=None))
-        found |= dict.fromkeys(Point(step, ema, sampler, seed, float(w)) for w in ws)
+        found |= dict.fromkeys(Point(step, *average, sampler, seed, float(w)) for w in ws)
     return list(found)
 
 
@@ -63,6 +73,7 @@ def plan(config: ConfigDict, point: Point, networks: Networks, method: Method) -
     source = Drawn(
         step=point.step,
         ema=point.ema,
+        ema_length=point.ema_length or None,
         params_sha256=networks['model'].sha256,
         **{f'{name}_params_sha256': run.sha256 for name, run in networks.items() if name != 'model'},
         sampling=Sampling(

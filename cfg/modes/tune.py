@@ -64,6 +64,7 @@ def setting(point: Point) -> dict[str, Any]:
     sampler, w = point.sampler, (point.w,)
     found = {'guidance': sampler.rule.whole_text, 'w': w, 'sampler': sampler.solver.text, 'grid': sampler.grid.text}
     found |= {'num_steps': sampler.num_steps, 'step': point.step, 'ema': point.ema}
+    found |= {'ema_length': point.ema_length} if point.ema_length else {}
     return {f'sampling.{name}': value for name, value in found.items()} | {'eval.w': w, 'eval.steps': (point.step,)}
 
 

@@ -14,7 +14,8 @@ T, K = TypeVar('T'), TypeVar('K', bound=Hashable)
 
 # What a label names where curves differ in it, beside the step.
 _SETTINGS = (
-    *('p_uncond', 'features', 'reference', 'labels', 'ema', 'seed', 'num_samples', 'is_split_size', 'label_in'),
+    *('p_uncond', 'features', 'reference', 'labels', 'ema', 'ema_length', 'seed', 'num_samples'),
+    *('is_split_size', 'label_in'),
     *(field.name for field in dataclasses.fields(Sampling)),
 )
 # These say little to people, and the hashes differ between steps by nature, so a label names them only where it would
@@ -29,6 +30,7 @@ _HASHES = (
 _PHRASES = dict.fromkeys(('features', 'reference', 'network', 'guidance', 'sampler'), ('{}', '')) | {
     'step': ('step {:,}', ''),
     'grid': ('{} grid', ''),
+    'ema_length': ('EMA length {:g}', 'EMA by decay'),
     'num_samples': ('{:,} samples', ''),
     'p_uncond': ('p_uncond = {:g}', ''),
     'num_steps': ('T = {}', ''),
@@ -124,18 +126,19 @@ def number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
+def alike(row: Row) -> tuple:
+    """Returns what rows of one curve have in common: all but w."""
+    source = dataclasses.replace(row.source, w=0.0)
+    return source, row.method, row.p_uncond, row.label_in, row.beside.reference
+
+
 def group_curves(rows: Sequence[Row]) -> list[Curve]:
     """Groups rows into curves, in ascending step; of several rows of one curve and w the last one counts."""
-
-    def alike(row: Row) -> tuple:
-        source = dataclasses.replace(row.source, w=0.0)
-        return source, row.method, row.p_uncond, row.label_in, row.beside.reference
-
     groups = [{row.source.w: row for row in group} for group in grouped(rows, alike).values()]
     members = [tuple(group[w] for w in sorted(group)) for group in groups]
     members.sort(key=lambda rows: rows[0].source.step)
     curves, steps = [], []
-    for label, rows in zip(_labels([rows[0].settings for rows in members]), members, strict=True):
+    for label, rows in zip(labels_of([rows[0].settings for rows in members]), members, strict=True):
         steps.append(step := rows[0].source.step)
         count = steps.count(step)
         curves.append(Curve(f'{step}.{count}' if count > 1 else str(step), label, rows))
@@ -171,7 +174,7 @@ def finite_sample_floors(rows: Iterable[Row | FileRow]) -> list[tuple[str, float
     return list(dict.fromkeys(named))
 
 
-def _labels(firsts: Sequence[dict[str, Any]]) -> list[str]:
+def labels_of(firsts: Sequence[dict[str, Any]]) -> list[str]:
     """Makes a label for each curve from the settings of one row of each: only what differs between the curves."""
     names = _differing(firsts, _SETTINGS)
     if not names or _differing(firsts, ['step']):

@@ -149,7 +149,8 @@ def setting_of(row: Row, network: str) -> Setting:
     rest = dataclasses.asdict(row.source.sampling)
     named = {name: rest.pop(name) for name in ('guidance', 'sampler', 'grid', 'num_steps', 'logvar_interp')}
     rest |= {'ema': row.source.ema, 'p_uncond': row.p_uncond, 'classifier': row.method.classifier}
-    rest |= {'uncond': row.source.uncond_params_sha256 is not None, 'label_in': row.label_in}
+    rest |= {'ema_length': row.source.ema_length, 'label_in': row.label_in}
+    rest |= {'uncond': row.source.uncond_params_sha256 is not None}
     return Setting(network, row.source.step, **named, networks=0, rest=tuple(rest.items()))
 
 

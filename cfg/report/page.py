@@ -134,6 +134,7 @@ _PROVENANCE = {
     'Seed': 'seed',
     'Labels': 'labels',
     'EMA parameters': 'ema',
+    'EMA length': 'ema_length',
     'p_uncond of training': 'p_uncond',
     'Blocks told the label': 'label_in',
     'Config SHA-256': 'config_sha256',

@@ -21,6 +21,7 @@ PAPER = {'guidance': 'cfg', 'sampler': 'ancestral', 'grid': 'paper'}
 LATER = (
     *('fd_dinov2', 'floor_fd_dinov2', 'dinov2', 'dinov2_sha256', 'dinov2_file_sha256'),
     *('density', 'coverage', 'fid_infinity', 'fid_infinity_standard_error', 'mind'),
+    'ema_length',
     *('authenticity', 'near_copies', 'floor_authenticity'),
     *('fid_standard_error', 'inception_score_standard_error', 'fd_dinov2_standard_error', 'finite_sample_draws'),
 )
@@ -66,6 +67,7 @@ class Drawn(_Checked):
 
     step: int  # of the checkpoint
     ema: bool  # whether its averaged parameters were used
+    ema_length: float | None = None  # of their average; None for that by `config.train.ema_decay`
     params_sha256: str  # of these parameters
     uncond_params_sha256: str | None = None  # of the other networks that guide; None where there is none
     weaker_params_sha256: str | None = None
@@ -266,11 +268,12 @@ class Row(_Measured):
 
     @property
     def order(self) -> tuple:
-        """Returns the place of a row: by step, averaged parameters first, guidance to v, the paper's first, seed, w."""
+        """Returns the place of a row: by step, averages first, guidance to v, the paper's first, seed, w."""
         source, sampling = self.source, self.source.sampling
         texts = [(getattr(sampling, name) != usual, getattr(sampling, name)) for name, usual in PAPER.items()]
         v = -1.0 if sampling.logvar_interp is None else sampling.logvar_interp
-        return source.step, not source.ema, *texts, sampling.num_steps, v, source.seed, source.w, self.identity
+        average = not source.ema, source.ema_length or 0.0
+        return source.step, *average, *texts, sampling.num_steps, v, source.seed, source.w, self.identity
 
 
 @dataclass(frozen=True, kw_only=True)

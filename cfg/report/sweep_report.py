@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cfg.report import beside_paper as side_by_side
-from cfg.report import html, page, plots, tables
+from cfg.report import heat_maps, html, page, plots, tables
 from cfg.report.curves import Curve, group_curves, grouped
 from cfg.report.paper import paper_table
 from cfg.report.results import Results
@@ -47,9 +47,10 @@ def write_report(
 ) -> Path:
     """Writes the report of a workdir's results to `workdir`/report; returns the path of index.html.
 
-    The folder then holds fid_is_vs_w.png, fid_vs_is.png, table.csv, table.tex, index.html and, where sample files
-    are left, grid_random_classes.png, grid_one_class.png and nearest_pairs.png of the last step; those of each earlier
-    step have the step in their name (..._step000300.png). With `paper`, paper_table.csv and paper_table.tex too.
+    The folder then holds fid_is_vs_w.png, fid_vs_is.png, table.csv, table.tex, index.html, fid_vs_ema_length.png where
+    averages of several lengths were swept, and, where sample files are left, grid_random_classes.png,
+    grid_one_class.png and nearest_pairs.png of the last step; those of each earlier step have the step in their name
+    (..._step000300.png). With `paper`, paper_table.csv and paper_table.tex too.
 
     Args:
         workdir: of a sweep; the paths of sample files in its rows are relative to this folder.
@@ -73,9 +74,12 @@ def write_report(
 
     tables.write_csv(output / 'table.csv', curves)
     tables.write_tex(output / 'table.tex', curves)
-    pictures = output / 'fid_is_vs_w.png', output / 'fid_vs_is.png'
+    pictures = [output / 'fid_is_vs_w.png', output / 'fid_vs_is.png']
     plots.save(plots.figure_against_w(curves, table), pictures[0])
     plots.save(plots.figure_fid_against_is(curves, table), pictures[1])
+    if heat := heat_maps.figure(curves):
+        pictures.append(output / 'fid_vs_ema_length.png')
+        plots.save(heat, pictures[-1])
     if compared:
         side_by_side.write_csv(output / 'paper_table.csv', compared)
         side_by_side.write_tex(output / 'paper_table.tex', compared)

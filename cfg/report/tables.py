@@ -100,6 +100,7 @@ def present(curves: Sequence[Curve]) -> list[Metric]:
 _PRINTED = (
     ('step', 'step', '9d'),
     ('ema', 'ema', ''),
+    ('EMA', 'ema_length', 'g'),
     ('guidance', 'guidance', ''),
     ('sampler', 'sampler', ''),
     ('grid', 'grid', ''),
@@ -127,7 +128,9 @@ _PRINTED = (
     ('evaluations', 'evaluations', 'd'),
     ('samples', 'num_samples', '8d'),
 )
-_ONLY_IF_SEVERAL = ('ema', 'guidance', 'sampler', 'grid', 'num_steps', 'logvar_interp', 'seed', 'evaluations')
+_ONLY_IF_SEVERAL = (
+    *('ema', 'ema_length', 'guidance', 'sampler', 'grid', 'num_steps', 'logvar_interp', 'seed', 'evaluations'),
+)
 
 
 def _cell(value: Any, form: str) -> str:

@@ -54,7 +54,9 @@ def config_of(**changes):
 def trained_fixture(tmp_path_factory):
     workdir = tmp_path_factory.mktemp('sweep') / 'run'
     workdir.mkdir()
-    loop.train(small_config(), workdir)
+    config = small_config()
+    config.train.ema_lengths = (0.05, 0.1)
+    loop.train(config, workdir)
     sweep.evaluate(config_of(w=(5.0,)), workdir)  # measures the real images, once
     forget(workdir)
     return workdir
@@ -91,6 +93,29 @@ def test_a_sweep_is_the_product_of_all_that_varies(workdir, capsys):
     header, *lines = capsys.readouterr().out.splitlines()
     assert header.split()[:5] == ['step', 'ema', 'T', 'seed', 'w']
     assert lines[5].split()[:5] == ['4', 'True', '4', '1', '1']
+
+
+def test_lengths_of_averages_are_swept(workdir):
+    axes = {'ema': (True, False), 'ema_length': (0.0, 0.05, 0.06), 'w': (0.0, 1.0)}
+    config = config_of(num_samples=20, **axes)
+    sweep.evaluate(config, workdir)
+    report.run(config, workdir)
+    rows = rows_of(workdir)
+    averages = [(True, None), (True, 0.05), (True, 0.06), (False, None)]
+    assert [(row['ema'], row['ema_length'], row['w']) for row in rows] == [
+        (*average, w) for average in averages for w in axes['w']
+    ]
+    assert len({row['params_sha256'] for row in rows}) == len({row['fid'] for row in rows if row['w'] == 0}) == 4
+    assert (workdir / 'report' / 'fid_vs_ema_length.png').exists()
+    labels = [curve.label for curve in group_curves(Results(workdir).read())]
+    assert labels == ['ema, EMA by decay', 'ema, EMA length 0.05', 'ema, EMA length 0.06', 'no ema, EMA by decay']
+    plain = config_of(num_samples=20, w=(0.0,))
+    sweep.evaluate(plain, workdir)  # is there
+    plain.sampling.ema_length = 0.06
+    sweep.evaluate(plain, workdir)  # is there, too
+    assert rows_of(workdir) == rows
+    with pytest.raises(UserError, match=r'ema_length=0\.25 at step 6 cannot be made of the averages of 3 checkpoints'):
+        sweep.evaluate(config_of(ema_length=(0.05, 0.25)), workdir)
 
 
 def test_the_sampler_may_vary_too(workdir, capsys):
