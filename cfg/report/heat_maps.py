@@ -26,9 +26,8 @@ def figure(curves: Sequence[Curve]) -> Figure | None:
     labels = labels_of([_without_length(group[0]).settings for group in panels])
     heights = [0.32 * len(group) + 1.0 for group in panels]
     drawn = Figure(figsize=(6.0, sum(heights) + 0.3), dpi=200, layout='constrained')
-    drawn.suptitle(
-        features_of([row for group in panels for curve in group for row in curve.rows]), fontsize=9, color=MUTED
-    )
+    rows = [row for group in panels for curve in group for row in curve.rows]
+    drawn.suptitle(features_of(rows), fontsize=9, color=MUTED)
     every = drawn.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, group, label in zip(every, panels, labels, strict=True):
         lengths = [curve.rows[0].source.ema_length for curve in group]

@@ -35,7 +35,7 @@ def test_each_step_has_a_panel_with_its_best_framed(value):
         f'FID (lower is better), step {step}' for step in ('300', '1,200')
     ]
     texts = [text.get_text() for text in late.texts]
-    assert texts == ['1.00', '1.50', '2.00', '1.05', 'n/a' if value is None else '0.25', '2.05', '1.10', '1.60', '2.10']
+    assert texts == ['1.00', '1.50', '2.00', '1.05', '-' if value is None else '0.25', '2.05', '1.10', '1.60', '2.10']
     (frame,) = late.patches
     assert frame.get_xy() == ((0, 0) if value is None else (1, 1))
 
