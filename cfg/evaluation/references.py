@@ -353,8 +353,8 @@ def floor(config: ConfigDict, source: Source, network: FeatureNetwork, stop: Sto
     of_train = measure(config, stream, network, stop)
     of_held_out = measure(config, stream_of_source(held_out, config.stats.num_images), network, stop, scored=True)
     score, _ = distances.inception_score(of_held_out.splits.sums)
-    second = measure(config, stream, network.second, stop) if network.second else None
-    features, unseen = (second or of_train).features, telling(of_held_out)
+    told = measure(config, stream, network.second or network, stop)  # in whose features copies are told
+    features, unseen = told.features, telling(of_held_out)
     training, authenticity = None, None
     if len(features) > 1 and len(unseen) and source.fingerprint != held_out.fingerprint:
         training = TrainingSet.of(features, unseen)
@@ -362,7 +362,7 @@ def floor(config: ConfigDict, source: Source, network: FeatureNetwork, stop: Sto
     fields = {
         'floor': f'{describe_split(held_out)} against {describe_split(train)}',
         'floor_fid': distances.fid(of_held_out.moments, of_train.moments),
-        'floor_fd_dinov2': distances.fid(of_held_out.second, second.moments) if second else None,
+        'floor_fd_dinov2': distances.fid(of_held_out.second, told.moments) if network.second else None,
         'floor_inception_score': score,
         'floor_accuracy': of_held_out.accuracy,
         'floor_authenticity': authenticity,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cfg.metrics.neighbours import nearest
+from cfg.metrics.neighbours import nearest, radii
 
 Array = np.ndarray
 
@@ -32,7 +32,7 @@ class TrainingSet:
     @classmethod
     def of(cls, features: Array, held_out: Array) -> 'TrainingSet':
         """Measures training images [M, D], M > 1, and held-out ones [H, D], H > 0, of the same distribution."""
-        return cls(features, nearest(features, features, itself=False)[0], nearest(held_out, features)[0])
+        return cls(features, radii(features, (1,))[:, 0], nearest(held_out, features)[0])
 
     def copying(self, samples: Array) -> Copying:
         """Compares samples [N, D] with the training images.

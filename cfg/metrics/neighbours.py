@@ -58,8 +58,8 @@ def prdc(
     if min(len(reference), len(samples)) <= k:
         raise ValueError(f'the {k} nearest others need more than {k} points in each set')
     block = _fitting(block or BLOCKS[dtype], reference, samples)
-    radii_of_reference = _radii(reference, (k, k_density), dtype, block)
-    radii_of_samples = _radii(samples, (k,), dtype, block)[:, 0]
+    radii_of_reference = radii(reference, (k, k_density), dtype=dtype, block=block)
+    radii_of_samples = radii(samples, (k,), dtype=dtype, block=block)[:, 0]
     reference_in, covered, samples_in = (np.zeros(len(of), bool) for of in (reference, reference, samples))
     balls = 0  # of the reference and samples in them, in pairs
     for columns, y in _blocks(samples, block[1]):
@@ -77,14 +77,11 @@ def prdc(
     return PRDC(float(samples_in.mean()), float(reference_in.mean()), *known)
 
 
-def nearest(
-    points: Array, others: Array, *, itself: bool = True, block: tuple[int, int] | None = None
-) -> tuple[Array, Array]:
+def nearest(points: Array, others: Array, *, block: tuple[int, int] | None = None) -> tuple[Array, Array]:
     """Finds the nearest of others for each point, the first of equals.
 
     Args:
       points, others: [N, D] and [M, D] float32; may be np.memmaps, read a block at a time.
-      itself: whether other i may be that of point i; not where both are the same set, of two at least.
       block: rows and columns at a time; `BLOCKS` by default.
 
     Returns:
@@ -95,32 +92,32 @@ def nearest(
     for columns, y in _blocks(others, block[1]):
         there = np.arange(block[1]) < columns.stop - columns.start
         for rows, x in _blocks(points, block[0]):
-            shift = None if itself else rows.start - columns.start
-            distances, places = (np.asarray(it)[: rows.stop - rows.start] for it in _closest(x, y, there, shift))
+            distances, places = (np.asarray(it)[: rows.stop - rows.start] for it in _closest(x, y, there))
             nearer = distances < best[rows]
             best[rows] = np.where(nearer, distances, best[rows])
             which[rows] = np.where(nearer, columns.start + places, which[rows])
     return best, which
 
 
+def radii(points: Array, ks: tuple[int, ...], *, dtype: str = 'float32', block: tuple[int, int] | None = None) -> Array:
+    """Computes the squared distances [N, len(ks)] of points [N, D] to their k-th nearest others; inf of too few.
+
+    The point itself is the nearest, at distance 0, so it is the k-th after that.
+    """
+    block = block or _fitting(BLOCKS[dtype], points)
+    best = np.full((len(points), max(ks) + 1), np.inf, np.float32)
+    for columns, y in _blocks(points, block[1]):
+        there = np.arange(block[1]) < columns.stop - columns.start
+        for rows, x in _blocks(points, block[0]):
+            so_far = _padded(best[rows], block[0], np.inf)
+            best[rows] = np.asarray(_nearest(x, y, there, so_far, dtype=dtype))[: rows.stop - rows.start]
+    return best[:, ks]
+
+
 def _fitting(block: tuple[int, int], *sets: Array) -> tuple[int, int]:
     """Returns a block that is no larger than the largest set."""
     most = max(map(len, sets))
     return min(block[0], most), min(block[1], most)
-
-
-def _radii(points: Array, ks: tuple[int, ...], dtype: str, block: tuple[int, int]) -> Array:
-    """Computes the squared distances of each point to the k-th nearest others, [N, len(ks)] float32; inf of too few.
-
-    The point itself is the nearest, at distance 0, so it is the k-th after that.
-    """
-    nearest = np.full((len(points), max(ks) + 1), np.inf, np.float32)
-    for columns, y in _blocks(points, block[1]):
-        there = np.arange(block[1]) < columns.stop - columns.start
-        for rows, x in _blocks(points, block[0]):
-            best = _padded(nearest[rows], block[0], np.inf)
-            nearest[rows] = np.asarray(_nearest(x, y, there, best, dtype=dtype))[: rows.stop - rows.start]
-    return nearest[:, ks]
 
 
 def _blocks(points: Array, size: int) -> Iterator[tuple[slice, jax.Array]]:
@@ -171,11 +168,7 @@ def _members(
 
 
 @jax.jit
-def _closest(x: jax.Array, y: jax.Array, there: jax.Array, shift: int | None) -> tuple[jax.Array, jax.Array]:
-    """Finds the nearest y that is there for each x: (distances [n], places [n]); y i + shift is not that of x i."""
+def _closest(x: jax.Array, y: jax.Array, there: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Finds the nearest y that is there for each x: (distances [n], places [n])."""
     distances = jnp.where(there, _distances(x, y, 'float32'), jnp.inf)
-    if shift is not None:
-        same = jnp.arange(len(x))[:, None] + shift == jnp.arange(len(y))[None]
-        distances = jnp.where(same, jnp.inf, distances)
-    places = jnp.argmin(distances, axis=1)
-    return jnp.take_along_axis(distances, places[:, None], axis=1)[:, 0], places
+    return jnp.min(distances, axis=1), jnp.argmin(distances, axis=1)

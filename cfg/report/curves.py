@@ -158,10 +158,11 @@ def phrase(name: str, value: Any) -> str:
 
 
 def floors(curves: Sequence[Curve]) -> dict[str, Row]:
-    """Returns a row for each floor of real data, by what the floor is, with the features where they differ."""
+    """Returns the newest row of each floor of real data, by what that is, with the features where they differ."""
     rows = [row for curve in curves for row in curve.rows if row.beside.floor_fid is not None]
-    several = len({row.method.features for row in rows}) > 1
-    return {f'{row.beside.floor}, {row.method.features}' if several else row.beside.floor: row for row in rows}
+    rows.sort(key=lambda row: row.origin.finished)
+    several = len({row.method.networks for row in rows}) > 1
+    return {f'{row.beside.floor}, {row.method.networks}' if several else row.beside.floor: row for row in rows}
 
 
 def finite_sample_floors(rows: Iterable[Row | FileRow]) -> list[tuple[str, float]]:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfg.metrics.neighbours import PRDC, nearest, prdc
+from cfg.metrics.neighbours import PRDC, nearest, prdc, radii
 from tests.peers import metric_prc
 
 
@@ -184,12 +184,12 @@ def test_too_few_points_are_an_error():
 
 
 @given(seed=st.integers(0, 10_000), spread=st.sampled_from([2, 4, 12]))
-def test_the_nearest_of_others_is_exact_and_the_first_of_equals(seed, spread):
+def test_the_nearest_of_others_is_exact_and_the_first_of_equals_and_radii_are_exact(seed, spread):
     rng = np.random.default_rng(seed)
     points, others = rng.integers(0, spread, (17, 3)), rng.integers(0, spread, (23, 3))
     across = squared_distances(points, others)
     found = nearest(points.astype(np.float32), others.astype(np.float32), block=(5, 7))
     np.testing.assert_array_equal(found, (across.min(axis=1), across.argmin(axis=1)))
     within = np.where(np.eye(17, dtype=bool), 10**6, squared_distances(points, points))
-    found = nearest(points.astype(np.float32), points.astype(np.float32), itself=False, block=(5, 7))
-    np.testing.assert_array_equal(found, (within.min(axis=1), within.argmin(axis=1)))
+    found = radii(points.astype(np.float32), (1, 3), block=(5, 7))
+    np.testing.assert_array_equal(found, np.sort(within, axis=1)[:, [0, 2]])

@@ -317,17 +317,24 @@ def test_the_nearest_pairs_are_drawn_where_they_are_kept(tmp_path):
 
 
 def test_rows_of_an_older_version_stand_beside_new_ones_with_a_dash_for_what_they_lack(tmp_path):
-    new = [_row(1200, w, fid_infinity=3.5, fid_infinity_standard_error=0.25, near_copies=0.0625) for w in WS]
+    fields = {
+        'fid_infinity': 3.5,
+        'fid_infinity_standard_error': 0.25,
+        'near_copies': 0.0625,
+        'floor_authenticity': 0.5,
+    }
+    new = [_row(1200, w, **fields, finished=f'2026-07-{21 + (w < 4)}T10:00:00.000+00:00') for w in WS]
     write_rows(tmp_path, new)
-    path = Results(tmp_path).path(new[0].identity)
+    path = Results(tmp_path).path(new[-1].identity)
     path.write_text(json.dumps({name: it for name, it in json.loads(path.read_text()).items() if name not in LATER}))
-    old, *_ = rows = Results(tmp_path).swept()
-    assert old.identity == new[0].identity  # so it is not measured again
+    *_, old = rows = Results(tmp_path).swept()
+    assert old.identity == new[-1].identity  # so it is not measured again
     table = _Page(_report(tmp_path)).table
     cells = [[line[table[0].index(head)] for head in ('FID∞ ↓', 'near-copies')] for line in table[1:4]]
-    assert cells == [['-', '-'], *[['3.50 ± 0.25', '6.2%']] * 2]
+    assert cells == [*[['3.50 ± 0.25', '6.2%']] * 2, ['-', '-']]
+    assert '5.0%' in table[4]  # of the floor, which newer rows know
     lines = [line.split() for line in text_table(rows).splitlines()]
-    assert [line[lines[0].index('near-copies')] for line in lines[1:4]] == ['-', '0.0625', '0.0625']
+    assert [line[lines[0].index('near-copies')] for line in lines[1:4]] == ['0.0625', '0.0625', '-']
 
 
 def test_curves_are_told_apart_by_what_differs():
