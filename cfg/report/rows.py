@@ -235,7 +235,7 @@ class _Measured(_Checked):
             row = cls.from_flat(values)
             if row.not_finite:
                 raise ValueError(f'says that {row.not_finite[0]}, which is no number')
-            values, expected = dict.fromkeys(LATER) | values, json.loads(row.to_json())
+            values, expected = (dict.fromkeys(LATER) | it for it in (values, json.loads(row.to_json())))
             if wrong := [name for name in values | expected if values.get(name, ...) != expected.get(name, ...)]:
                 raise ValueError(f'has {wrong[0]}={_shown(values.get(wrong[0]))}, which does not fit its other fields')
             return row
