@@ -48,7 +48,7 @@ def score_file(config: ConfigDict, keep: Callable[[FileRow], Any] = lambda row: 
             folder=SCORED,
         ) as measured:
             scoring = Scoring(options, network, reference, file.count, file.image_shape)
-            scores = scoring.scores(measured)
+            scores = scoring.scores(measured, file.labels())
             row = FileRow(
                 source=Given(samples_sha256=file.sha256),
                 samples=str(options.samples),

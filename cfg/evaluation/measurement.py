@@ -16,7 +16,7 @@ log = logging.getLogger('cfg')
 
 Array = np.ndarray
 
-_BLOCK = 50  # samples, the smallest that the jackknife of the inception score leaves out
+_BLOCK = 50  # samples, the fewest that the jackknife of the inception score leaves out
 _STATE, _FEATURES, _SECOND, _IMAGES = 'state.npz', 'features.f32', 'second.f32', 'images.u8'
 
 
@@ -31,6 +31,7 @@ class Measurement:
       is_split_size: samples a split of the inception score.
       image_shape: (H, W, C).
       save_seconds: between two savings; what came since the last one is lost with the process.
+      period: of labels that come again and again in the same order, so that blocks hold each of them equally often.
     """
 
     def __init__(
@@ -41,9 +42,11 @@ class Measurement:
         is_split_size: int,
         image_shape: tuple[int, ...],
         save_seconds: float,
+        period: int = 1,
     ):
         self._folder, self._network, self._is_split_size = Path(folder), network, is_split_size
         self._image_shape, self._save_seconds = tuple(image_shape), save_seconds
+        self._block = -(-_BLOCK // period) * period
         make_folder(self._folder)
         self._clear()
         if (self._folder / _STATE).exists():
@@ -159,7 +162,7 @@ class Measurement:
         self.spatial = Moments.empty(width) if width else None  # those of the spatial features
         self.second = Moments.empty(second.width) if second else None  # those of the second network's features
         self.splits = Splits(self._is_split_size)  # the sums of the inception score
-        self.blocks = Splits(_BLOCK, within=self._is_split_size)  # for its error; None where an older version began
+        self.blocks = Splits(self._block, within=self._is_split_size)  # for its error; None of older versions
         self.count = self._num_features = self._num_images = 0  # images so far, and those of which it keeps what
         self.agree = 0  # how many are classified as their label
 

@@ -40,13 +40,13 @@ class Scoring:
     num_samples: int
     image_shape: tuple[int, ...]  # of the samples, (H, W, C)
 
-    def scores(self, measured: Measurement) -> Scores:
-        """Computes the scores; None for what cannot be measured."""
+    def scores(self, measured: Measurement, labels: Array | None = None) -> Scores:
+        """Computes the scores; None for what cannot be measured. `labels` are of the samples, if known."""
         reference, pool, spatial = self.reference, measured.moments, measured.spatial
         score, spread = distances.inception_score(measured.splits.sums)
-        features = measured.features
+        features, blocks = measured.features, jackknife.blocks_of(measured.count, labels)
         found = {
-            **_distance('fid', pool, features, reference.pool),
+            **_distance('fid', pool, features, reference.pool, blocks),
             'inception_score': score,
             'inception_score_std': spread,
             'accuracy': measured.accuracy,
@@ -60,7 +60,7 @@ class Scoring:
         if spatial is not None and reference.spatial is not None:
             found['sfid'] = distances.frechet_distance(spatial.mean, spatial.covariance(), *reference.spatial)
         if measured.second is not None and reference.second is not None:
-            found |= _distance('fd_dinov2', measured.second, measured.second_features, reference.second)
+            found |= _distance('fd_dinov2', measured.second, measured.second_features, reference.second, blocks)
         if reference.features is not None:
             real, options = reference.features, self.options
             if min(len(features), len(real)) > NEAREST:
@@ -73,8 +73,10 @@ class Scoring:
                 )
                 error = kid.standard_error
                 if min(len(features), len(real)) < 2 * size:  # subsets that share most vectors say little of it
-                    few = [np.asarray(vectors[:KID_PAIRS]) for vectors in (features, real)]
-                    error = jackknife.kid(*few).standard_error if min(map(len, few)) >= LEAST_BLOCKED else math.nan
+                    error, both = math.nan, (blocks, jackknife.blocks_of(len(real)))
+                    if len(features) == measured.count >= LEAST_BLOCKED <= len(real):
+                        xs, ys = ([block[: KID_PAIRS // len(of)] for block in of] for of in both)
+                        error = jackknife.kid(features, real, blocks=xs, real=ys).standard_error
                 error = None if math.isnan(error) else error
                 found |= {'kid': kid.value, 'kid_std': kid.std, 'kid_standard_error': error}
         return Scores(**found)
@@ -157,11 +159,14 @@ class Scoring:
         return found
 
 
-def _distance(name: str, moments: Moments, features: Array, reference: Gaussian) -> dict[str, float]:
+def _distance(
+    name: str, moments: Moments, features: Array, reference: Gaussian, blocks: Sequence[Array]
+) -> dict[str, float]:
     """Computes a Frechet distance and, where all features were kept, its standard error."""
     found = {name: distances.frechet_distance(moments.mean, moments.covariance(), *reference)}
     if len(features) == moments.count >= LEAST_BLOCKED:
-        found[f'{name}_standard_error'] = jackknife.fid(features, *reference, whole=moments).standard_error
+        it = jackknife.fid(features, *reference, whole=moments, blocks=blocks)
+        found[f'{name}_standard_error'] = it.standard_error
     return found
 
 

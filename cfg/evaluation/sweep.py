@@ -296,6 +296,7 @@ class Sweep:
                 is_split_size=options.is_split_size,
                 image_shape=spec.image_shape,
                 save_seconds=options.save_seconds,
+                period=spec.num_classes if options.labels == 'balanced' else 1,
             )
         ) as measured:
             start = processes.from_first(measured.count if measured else None)
@@ -317,7 +318,7 @@ class Sweep:
     def _finish(self, measured: Measurement, planned: Planned, labels: Any, begin: float) -> None:
         """Scores what was measured and writes the row."""
         measured.save()
-        scores, point = self._scoring.scores(measured), planned.point
+        scores, point = self._scoring.scores(measured, labels), planned.point
         model = self.drawing.model(point)
         kept, samples = measured.images[: self._config.eval.keep_samples], None
         if len(kept):

@@ -3,7 +3,8 @@
 A statistic t of n samples in B blocks of about the same size has the values t_1 ... t_B without block 1 ... B. With
 their mean t_m, the variance of t is taken as (B - 1) / B sum (t_b - t_m)^2, and its bias as (B - 1) (t_m - t): the
 delete-a-group form of the jackknife (Quenouille 1956, Kott 2001). An interval takes Student's t with B - 1 degrees of
-freedom. Blocks must be alike: of samples that are independent, or that each hold the same share of every label.
+freedom. Blocks must be alike: of samples that are independent, or that each hold every label equally often. Where they
+are not, the spread between classes is taken for that of the samples, and the error comes out many times too large.
 
 FID and the inception score are biased: an interval around them is for what as many samples score, and one around the
 value less its bias for the distributions. FID has no linear part where these are the same, and the error is then rough.
@@ -49,6 +50,26 @@ def block_slices(count: int, blocks: int = BLOCKS) -> list[slice]:
     return [slice(int(a), int(b)) for a, b in itertools.pairwise(ends)]
 
 
+def blocks_of(count: int, labels: Array | None = None, *, blocks: int = BLOCKS) -> list[Array]:
+    """Cuts samples into blocks that are alike, in whatever order they come.
+
+    Where each label occurs equally often, as in balanced draws, it does so in each block. Else blocks are random. These
+    serve labels drawn at random; of balanced labels with too few samples each, their errors are too large.
+
+    Args:
+      labels: [count], if known.
+
+    Returns:
+      The indices of each block.
+    """
+    order, size = np.random.default_rng(0).permutation(count)[None], 1
+    if labels is not None:
+        sizes = np.unique(labels, return_counts=True)[1]
+        if sizes[0] >= blocks // 2 and (sizes == sizes[0]).all():
+            order, size = np.argsort(labels, kind='stable').reshape(len(sizes), -1), len(sizes)
+    return [order[:, cut].T.ravel() for cut in block_slices(count // size, blocks)]
+
+
 def moments_without(whole: Moments, part: Moments) -> Moments:
     """Returns the moments of what is in the whole and not in the part: what `merge` undoes."""
     count = whole.count - part.count
@@ -59,18 +80,21 @@ def moments_without(whole: Moments, part: Moments) -> Moments:
     return Moments(count, mean, scatter)
 
 
-def fid(features: Array, mean: Array, cov: Array, *, whole: Moments | None = None, blocks: int = BLOCKS) -> Jackknife:
+def fid(
+    features: Array, mean: Array, cov: Array, *, whole: Moments | None = None, blocks: Sequence[Array] | None = None
+) -> Jackknife:
     """Estimates the error of the Frechet distance of features [n, D] to a Gaussian that is known.
 
     One block's moments are held at a time, and one eigenvalue problem is solved for each: the reference's root serves
     all of them.
 
     Args:
-      features: of the samples in their order; n >= 2 blocks. It may be a file that is mapped.
+      features: of the samples. It may be a file that is mapped.
       mean, cov: of the reference, [D] and [D, D].
       whole: moments of all the features, where they are known.
+      blocks: see `blocks_of`; random ones if none are given.
     """
-    cuts = block_slices(len(features), blocks)
+    blocks = blocks or blocks_of(len(features))
     root, trace = symmetric_sqrt(cov), np.trace(cov)
 
     def distance(moments: Moments) -> float:
@@ -81,7 +105,7 @@ def fid(features: Array, mean: Array, cov: Array, *, whole: Moments | None = Non
         )
 
     def parts() -> Iterator[Moments]:
-        return (Moments.of(features[cut]) for cut in cuts)
+        return (Moments.of(features[block]) for block in blocks)
 
     if whole is None:
         whole = functools.reduce(Moments.merge, parts())
@@ -94,8 +118,8 @@ def inception_score_error(sums: Sequence[ScoreSums], split_size: int, *, blocks:
     Splits are independent, so the variance of the mean is the sum of theirs, divided by their number squared.
 
     Args:
-      sums: of consecutive samples, small blocks that end where the splits end; up to `blocks` of a split are taken,
-        each of neighbours together.
+      sums: of consecutive samples, small blocks that are alike and end where the splits end; up to `blocks` of a split
+        are taken, each of neighbours together.
     """
     ends = np.cumsum([it.count for it in sums])
     places = (ends - 1) // split_size
@@ -120,21 +144,23 @@ def _score(sums: ScoreSums) -> float:
     return inception_score([ScoreSums(sums.count, np.maximum(sums.probabilities, 0.0), sums.negentropy)])[0]
 
 
-def kid(samples: Array, reference: Array, *, blocks: int = BLOCKS) -> Jackknife:
+def kid(
+    samples: Array, reference: Array, *, blocks: Sequence[Array] | None = None, real: Sequence[Array] | None = None
+) -> Jackknife:
     """Estimates squared MMD of all vectors with KID's kernel, without a bias, and its error over both sets.
 
     The error counts the draw of the samples and that of the reference: variances of independent sets add. All pairs are
     taken, a pair of blocks at a time, so the time is quadratic in the number of vectors.
 
     Args:
-      samples, reference: [N, D] and [M, D], N and M at least 4.
+      samples, reference: [N, D] and [M, D]; vectors that are in no block are left out.
+      blocks, real: of the samples and of the reference, see `blocks_of`; random ones if none are given.
     """
-    xs = block_slices(len(samples), min(blocks, len(samples) // 2))
-    ys = block_slices(len(reference), min(blocks, len(reference) // 2))
+    xs, ys = blocks or blocks_of(len(samples)), real or blocks_of(len(reference))
     xx, yy = _within(samples, xs), _within(reference, ys)
     xy = np.array([[polynomial_kernel(samples[a], reference[b]).sum() for b in ys] for a in xs])
-    n, m = len(samples), len(reference)
-    x_sizes, y_sizes = (np.array([cut.stop - cut.start for cut in cuts]) for cuts in (xs, ys))
+    x_sizes, y_sizes = (np.array([len(block) for block in of]) for of in (xs, ys))
+    n, m = x_sizes.sum(), y_sizes.sum()
 
     def rest(sums: Array) -> Array:
         return sums.sum() - 2 * sums.sum(axis=1) + np.diag(sums)
@@ -149,7 +175,7 @@ def kid(samples: Array, reference: Array, *, blocks: int = BLOCKS) -> Jackknife:
     return Jackknife(float(value), error, 0.0, min(of_x.blocks, of_y.blocks))
 
 
-def _within(vectors: Array, cuts: Sequence[slice]) -> Array:
+def _within(vectors: Array, cuts: Sequence[Array]) -> Array:
     """Sums the kernel over pairs of two vectors for each pair of blocks, [B, B]."""
     sums = np.zeros((len(cuts), len(cuts)))
     for i, a in enumerate(cuts):

@@ -471,12 +471,13 @@ def test_a_second_network_sees_the_same_samples_and_goes_on_too(workdir, tmp_pat
     (row,) = rows_of(workdir)
     assert [row] == rows_of(alone)
     with np.load(workdir / row['samples']) as file:
-        samples = extract(file['arr_0']).pool
+        samples, labels = extract(file['arr_0']).pool, file['arr_1']
     real = {split: extract(digits(split).images).pool for split in ('all', 'train', 'test')}
     moments = {split: Moments.of(features) for split, features in real.items()}
     assert row['fd_dinov2'] == pytest.approx(distances.fid(Moments.of(samples), moments['all']), rel=1e-9)
     assert row['floor_fd_dinov2'] == pytest.approx(distances.fid(moments['test'], moments['train']), rel=1e-9)
-    error = jackknife.fid(samples, moments['all'].mean, moments['all'].covariance()).standard_error
+    blocks = jackknife.blocks_of(len(labels), labels)
+    error = jackknife.fid(samples, moments['all'].mean, moments['all'].covariance(), blocks=blocks).standard_error
     assert row['fd_dinov2_standard_error'] == pytest.approx(error, rel=1e-4)
     # Whose features also tell who is a copy.
     copying = TrainingSet.of(real['train'], real['test']).copying(samples)

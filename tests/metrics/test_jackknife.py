@@ -1,6 +1,7 @@
 """The jackknife over blocks: against the definition, known errors of means, and the coverage of its intervals."""
 
 import math
+import types
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cfg.evaluation.measurement import Measurement
+from cfg.features.network import Features
 from cfg.metrics import distances, jackknife
 from cfg.metrics.moments import Moments, ScoreSums, Splits
 
@@ -15,13 +18,9 @@ REPETITIONS, BLOCKS = 200, jackknife.BLOCKS
 T_95 = scipy.stats.t.ppf(0.975, BLOCKS - 1)
 
 
-def without(array, cut):
-    return np.concatenate([array[: cut.start], array[cut.stop :]])
-
-
 def direct(statistic, array, cuts):
     """Computes the standard error and the bias by the definition, each time from what is left."""
-    values = np.array([statistic(without(array, cut)) for cut in cuts])
+    values = np.array([statistic(np.delete(array, cut, axis=0)) for cut in cuts])
     scale = (len(cuts) - 1) / len(cuts)
     error = math.sqrt(scale * np.sum((values - values.mean()) ** 2))
     return error, (len(cuts) - 1) * (values.mean() - statistic(array))
@@ -37,6 +36,24 @@ def test_blocks_are_a_partition_into_equal_parts(count, blocks):
     assert [i for cut in cuts for i in range(cut.start, cut.stop)] == list(range(count))
     sizes = {cut.stop - cut.start for cut in cuts}
     assert len(cuts) == min(blocks, count) and max(sizes) - min(sizes) <= 1 <= min(sizes)
+
+
+@given(
+    repeats=st.integers(2, 30),
+    classes=st.integers(1, 12),
+    blocks=st.integers(2, 20),
+    kind=st.sampled_from(['periods', 'sorted', 'mixed', 'random']),
+)
+def test_blocks_of_balanced_labels_hold_each_equally_often(repeats, classes, blocks, kind):
+    count, rng = repeats * classes, np.random.default_rng(0)
+    labels = rng.integers(0, classes, count) if kind == 'random' else np.arange(count) % classes
+    labels = {'sorted': np.sort, 'mixed': rng.permutation}.get(kind, np.asarray)(labels)
+    found = jackknife.blocks_of(count, labels, blocks=blocks)
+    assert sorted(np.concatenate(found)) == list(range(count))
+    if kind != 'random' and repeats >= blocks // 2:
+        assert len(found) == min(blocks, repeats)
+        for block in found:
+            assert set(np.bincount(labels[block], minlength=classes)) == {len(block) // classes}
 
 
 @given(seed=st.integers(0, 99), kept=st.integers(2, 20), left=st.integers(1, 20), offset=st.floats(-1e4, 1e4))
@@ -84,8 +101,9 @@ def test_fid_is_the_direct_jackknife(seed, count, blocks):
     def statistic(vectors):
         return distances.frechet_distance(vectors.mean(axis=0), np.cov(vectors.T), mean, cov)
 
-    found = jackknife.fid(x, mean, cov, blocks=blocks)
-    error, bias = direct(statistic, x, jackknife.block_slices(count, blocks))
+    cuts = jackknife.blocks_of(count, blocks=blocks)
+    found = jackknife.fid(x, mean, cov, blocks=cuts)
+    error, bias = direct(statistic, x, cuts)
     assert found.value == pytest.approx(statistic(x), rel=1e-8)
     assert found.standard_error == pytest.approx(error, rel=1e-5, abs=1e-8)
     assert found.bias == pytest.approx(bias, rel=1e-5, abs=1e-6)
@@ -113,9 +131,10 @@ def test_kid_is_the_direct_jackknife_of_both_sets(seed, n, m, blocks):
         within = [(k.sum() - np.trace(k)) / (size * (size - 1)) for k, size in pairs]
         return sum(within) - 2 * distances.polynomial_kernel(a, b).mean()
 
-    found = jackknife.kid(x, y, blocks=blocks)
-    of_x = direct(lambda a: statistic(a, y), x, jackknife.block_slices(n, min(blocks, n // 2)))[0]
-    of_y = direct(lambda b: statistic(x, b), y, jackknife.block_slices(m, min(blocks, m // 2)))[0]
+    xs, ys = (jackknife.blocks_of(size, blocks=min(blocks, size // 2)) for size in (n, m))
+    found = jackknife.kid(x, y, blocks=xs, real=ys)
+    of_x = direct(lambda a: statistic(a, y), x, xs)[0]
+    of_y = direct(lambda b: statistic(x, b), y, ys)[0]
     assert found.value == pytest.approx(statistic(x, y), rel=1e-9, abs=1e-9)
     assert found.standard_error == pytest.approx(math.hypot(of_x, of_y), rel=1e-7, abs=1e-9)
 
@@ -158,14 +177,38 @@ def test_intervals_of_kid_cover_the_known_distance():
     assert 0.90 <= covered(found, truth) <= 0.98
 
 
-@pytest.mark.parametrize('balanced', [True, False])
-def test_errors_are_those_of_the_way_in_which_labels_are_drawn(balanced):
-    """Classes far apart: labels 0, 1, ... again and again take the spread between classes away, and from blocks too."""
-    centres = np.random.default_rng(99).normal(0, 2, size=(10, 4))
+@pytest.mark.parametrize(
+    ('classes', 'kind'), [(10, 'balanced'), (40, 'balanced'), (100, 'balanced'), (10, 'sorted'), (40, 'random')]
+)
+def test_errors_of_fid_are_those_of_the_way_in_which_labels_are_drawn(classes, kind):
+    """Neighbouring classes are alike, as ImageNet's: 20 blocks of neighbours would be unlike, and the error far off."""
+    centres = np.sort(np.random.default_rng(7).normal(size=(classes, 4)), axis=0)
+    mean, cov = centres.mean(axis=0) + 0.2, np.cov(centres.T, bias=True) + np.eye(4)
     found = []
     for seed in range(REPETITIONS):
         rng = np.random.default_rng(seed)
-        labels = np.arange(1000) % 10 if balanced else rng.integers(0, 10, 1000)
-        found.append(jackknife.fid(centres[labels] + rng.normal(size=(1000, 4)), np.ones(4), np.eye(4)))
+        labels = rng.integers(0, classes, 2000) if kind == 'random' else np.arange(2000) % classes
+        labels = np.sort(labels) if kind == 'sorted' else labels
+        x = centres[labels] + rng.normal(size=(2000, 4))
+        found.append(jackknife.fid(x, mean, cov, blocks=jackknife.blocks_of(2000, labels)))
     spread = np.std([it.value for it in found])
     assert np.mean([it.standard_error for it in found]) == pytest.approx(spread, rel=0.15)
+
+
+@pytest.mark.parametrize('classes', [10, 100])
+def test_errors_of_the_inception_score_are_those_of_balanced_labels(classes, tmp_path):
+    """The classifier is surer of some classes than of their neighbours; blocks are what a measurement makes of it."""
+    sure, found = np.linspace(0.5, 6, classes), []
+    network = types.SimpleNamespace(width=1, spatial_width=0, second=None)
+    size = {'is_split_size': 1000, 'image_shape': (1, 1, 1), 'save_seconds': 9}
+    for seed in range(100):
+        logits = np.random.default_rng(seed).normal(size=(2000, classes))
+        logits[np.arange(2000), np.arange(2000) % classes] += np.resize(sure, 2000)
+        log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        network.extract = lambda _, log_p=log_p: Features(np.zeros((2000, 1)), None, log_p, None)
+        with Measurement(tmp_path / str(seed), network, period=classes, **size) as measured:
+            measured.add(np.zeros((2000, 1, 1, 1), np.uint8))
+        whole = distances.inception_score(measured.splits.sums)[0]
+        found.append((whole, jackknife.inception_score_error(measured.blocks.sums, 1000)))
+    values, errors = np.transpose(found)
+    assert errors.mean() == pytest.approx(values.std(), rel=0.2)
