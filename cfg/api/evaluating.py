@@ -37,18 +37,21 @@ def evaluate(
     Raises:
       UserError: when images do not fit the features, or weights are missing.
     """
-    from cfg.evaluation.files import score_file  # they ask for more than sampling does
+    from cfg.data.built_in import BUILT_IN  # they ask for more than sampling does
+    from cfg.evaluation.files import score_file
     from cfg.settings.checks import check_config
 
     config = _defaults()
-    config.data.name = options.pop('data', 'digits')
+    config.data.name = name = options.pop('data', 'digits')
+    if name in BUILT_IN:
+        config.data.image_size = BUILT_IN[name].image_shape[0]
     with tempfile.TemporaryDirectory() as folder:
         paths = {'samples': _as_file(images, 'images', folder), 'reference': _as_file(reference, 'reference', folder)}
         names = features if isinstance(features, str) else ', '.join(features)
-        for name, value in {**paths, 'features': names, **options}.items():
-            if name not in config.eval:
-                raise UserError(f'{name} is no field of config.eval: see configs/default.py.')
-            config.eval[name] = value
+        for field, value in {**paths, 'features': names, **options}.items():
+            if field not in config.eval:
+                raise UserError(f'{field} is no field of config.eval: see configs/default.py.')
+            config.eval[field] = value
         check_config(config)
         scores = dataclasses.asdict(score_file(config).scores)
     return {name: value for name, value in scores.items() if value is not None}

@@ -30,7 +30,8 @@ Array = np.ndarray
 
 BATCH = 500  # images between two looks at the clock and at signals
 SPLIT_SIZE = 5000  # of references, whose inception score nobody asks for
-FLOOR_DRAWS = 5  # of the real features, whose FIDs are averaged
+FLOOR_DRAWS = 5, 40  # of the real features, whose FIDs are averaged: at least, and at most, as they are cheap
+FLOOR_VALUES = 10**8  # features of all draws, where that is between
 
 
 class Gaussian(NamedTuple):
@@ -83,9 +84,11 @@ class Reference:
         """Scores draws of the real features with labels drawn as those of samples; None where that cannot be."""
         if self.num_features <= len(self.pool.mean):  # their own covariance is singular
             return None
+        width, (fewest, most) = len(self.pool.mean), FLOOR_DRAWS
+        count = int(np.clip(FLOOR_VALUES // (num_samples * width), fewest, most))
         rng, own = np.random.default_rng(0), None if kind is None else self.labels()
         if kind is None:
-            draws = rng.integers(0, self.num_features, (FLOOR_DRAWS, num_samples))
+            draws = rng.integers(0, self.num_features, (count, num_samples))
         elif own is None:
             return None
         else:
@@ -93,8 +96,8 @@ class Reference:
             if not all(map(len, places)):
                 return None
             how = {'num_samples': num_samples, 'num_classes': num_classes}
-            wanted = [draw_labels(kind, seed=seed, **how) for seed in range(FLOOR_DRAWS)]
-            sizes, share = np.array([len(of) for of in places]), rng.random((FLOOR_DRAWS, num_samples))
+            wanted = [draw_labels(kind, seed=seed, **how) for seed in range(count)]
+            sizes, share = np.array([len(of) for of in places]), rng.random((count, num_samples))
             starts, ordered = np.cumsum(sizes) - sizes, np.concatenate(places)
             draws = [
                 ordered[starts[labels] + (at * sizes[labels]).astype(int)]

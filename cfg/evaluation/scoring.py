@@ -135,7 +135,8 @@ class Scoring:
             )
         if reference.features is None:
             found.append(
-                'The reference holds no images, so there are no precision, recall, density, coverage, KID and MIND.'
+                'The reference holds no images, so there are no precision, recall, density, coverage, KID and MIND, '
+                'and no floor of so many samples.'
             )
         else:
             real = reference.num_features
