@@ -187,6 +187,7 @@ def other_parts(
                 ),
                 f'{options.kid_subsets} subsets of {size}',
             ),
+            'MIND': (lambda: distances.mind(measured.features, real, seed=SUBSETS_SEED), '1000 directions'),
             'inception score': (
                 lambda: distances.inception_score(measured.splits.sums),
                 f'{len(measured.splits.sums)} splits',

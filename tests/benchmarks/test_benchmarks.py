@@ -128,7 +128,7 @@ def test_the_evaluation_by_part(small_config):
     head, _, *lines, rest, alone = text.splitlines()
     assert head.startswith('40 samples, 20 real images, w = 1; 4 x ')
     parts = {line[:20].strip(): [float(value) for value in line[20:].split()[:2]] for line in lines}
-    metrics = ['FID', 'FID at infinity', 'sFID', 'precision, recall', 'KID', 'inception score']
+    metrics = ['FID', 'FID at infinity', 'sFID', 'precision, recall', 'KID', 'MIND', 'inception score']
     assert [*parts] == ['sampler', 'Inception', 'moments, score sums', *metrics, 'saving']
     assert sum(share for _, share in parts.values()) == pytest.approx(100, abs=0.1)
     others = sum(seconds for name, (seconds, _) in parts.items() if name not in evaluation.NETWORKS)
