@@ -54,7 +54,7 @@ class Scoring:
         if measured.blocks is not None and measured.blocks.sums:
             error = jackknife.inception_score_error(measured.blocks.sums, self.options.is_split_size)
             found['inception_score_standard_error'] = None if math.isnan(error) else error
-        limit = distances.fid_at_infinity(features, *reference.pool, seed=SUBSETS_SEED)
+        limit = distances.fid_at_infinity(features, *reference.pool, seed=SUBSETS_SEED, labels=labels)
         if limit is not None:
             found |= {'fid_infinity': limit.value, 'fid_infinity_standard_error': limit.standard_error}
         if spatial is not None and reference.spatial is not None:

@@ -46,8 +46,32 @@ class Extrapolated(NamedTuple):
     standard_error: float  # of the fit; how much another set of samples would differ is not in it
 
 
+def rounds_of(count: int, labels: Array | None, rng: np.random.Generator, *, fewest: int = 1) -> Array:
+    """Orders samples at random, [K, n] indices, so that any columns of it are alike to any others.
+
+    Where each of K labels occurs equally often, and `fewest` times at least, a column holds each of them once; else a
+    column is one sample.
+
+    Args:
+      labels: [count], if known.
+    """
+    order = rng.permutation(count)
+    if labels is not None:
+        sizes = np.unique(labels, return_counts=True)[1]
+        if sizes[0] >= fewest and (sizes == sizes[0]).all():
+            return order[np.argsort(labels[order], kind='stable')].reshape(len(sizes), -1)
+    return order[None]
+
+
 def fid_at_infinity(
-    samples: Array, mean: Array, cov: Array, *, seed: int, num_points: int = 15, chunk: int = 5000
+    samples: Array,
+    mean: Array,
+    cov: Array,
+    *,
+    seed: int,
+    labels: Array | None = None,
+    num_points: int = 15,
+    chunk: int = 5000,
 ) -> Extrapolated | None:
     """Extrapolates the FID of samples to infinitely many of them (Chong & Forsyth 2020, arXiv 1911.07023).
 
@@ -58,6 +82,7 @@ def fid_at_infinity(
     Args:
       samples: [N, D]; may be a np.memmap, read `chunk` vectors at a time.
       mean, cov: of the reference, [D] and [D, D] float64.
+      labels: of the samples, if known; where each occurs equally often, it does so in each subset.
 
     Returns:
       The fit's value at 1/n = 0; None for N < 4 D, where sizes would span less than a factor of 2.
@@ -66,13 +91,15 @@ def fid_at_infinity(
     if count < 4 * width:
         return None
     sizes = np.linspace(max(count // 10, 2 * width), count, num_points).astype(int)
-    rng, root, fids = np.random.default_rng(seed), symmetric_sqrt(cov), []
+    rng, root, inverse, fids = np.random.default_rng(seed), symmetric_sqrt(cov), [], []
     for size in sizes:
-        chosen = np.sort(rng.choice(count, size, replace=False))
-        parts = (Moments.of(samples[chosen[start : start + chunk]]) for start in range(0, size, chunk))
+        order = rounds_of(count, labels, rng)
+        chosen = np.sort(order[:, : size // len(order)], axis=None)
+        parts = (Moments.of(samples[chosen[start : start + chunk]]) for start in range(0, len(chosen), chunk))
+        inverse.append(1 / len(chosen))
         of_subset = functools.reduce(Moments.merge, parts)
         fids.append(frechet_distance(mean, cov, of_subset.mean, of_subset.covariance(), root_a=root))
-    (_, value), covariance = np.polyfit(1 / sizes, fids, 1, cov=True)
+    (_, value), covariance = np.polyfit(inverse, fids, 1, cov=True)
     return Extrapolated(float(value), math.sqrt(covariance[1, 1]))
 
 

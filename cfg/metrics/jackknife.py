@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cfg.metrics.distances import inception_score, polynomial_kernel, symmetric_sqrt
+from cfg.metrics.distances import inception_score, polynomial_kernel, rounds_of, symmetric_sqrt
 from cfg.metrics.moments import Moments, ScoreSums
 
 Array = np.ndarray
@@ -62,12 +62,8 @@ def blocks_of(count: int, labels: Array | None = None, *, blocks: int = BLOCKS) 
     Returns:
       The indices of each block.
     """
-    order, size = np.random.default_rng(0).permutation(count)[None], 1
-    if labels is not None:
-        sizes = np.unique(labels, return_counts=True)[1]
-        if sizes[0] >= blocks // 2 and (sizes == sizes[0]).all():
-            order, size = np.argsort(labels, kind='stable').reshape(len(sizes), -1), len(sizes)
-    return [order[:, cut].T.ravel() for cut in block_slices(count // size, blocks)]
+    order = rounds_of(count, labels, np.random.default_rng(0), fewest=blocks // 2)
+    return [order[:, cut].T.ravel() for cut in block_slices(order.shape[1], blocks)]
 
 
 def moments_without(whole: Moments, part: Moments) -> Moments:
