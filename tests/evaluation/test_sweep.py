@@ -386,11 +386,11 @@ def test_a_comparison_of_a_part_of_the_sweep_says_so(workdir, capsys):
 def test_a_comparison_with_a_bad_row_is_written_and_says_so(workdir, monkeypatch):
     scores = sweep.Scoring.scores
 
-    def scored(scoring, measured):
+    def scored(scoring, *measured):
         if scored.count == 0:
             scored.count = 1
             raise UserError('no')
-        return scores(scoring, measured)
+        return scores(scoring, *measured)
 
     scored.count = 0
     monkeypatch.setattr(sweep.Scoring, 'scores', scored)
