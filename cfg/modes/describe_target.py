@@ -51,7 +51,7 @@ def describe_target(config: ConfigDict, text: str, *, part: str, largest: bool) 
     kernel = kernel_of(config, target)
     config = config.copy_and_resolve_references()
     config.model.attention = 'xla'  # where nothing is compiled
-    batch = _batch(config, part)
+    batch = batch_of(config, part)
     share = parallel.share(batch, target.count, PARTS[part])
     lines = [f'{part} on {target}, {target.facts["source"]}', f'{PARTS[part]}={batch}: {share} images a device']
     if part != 'features':
@@ -89,7 +89,8 @@ def _training(config: ConfigDict, part: str) -> str:
     return f', train.remat={train.remat}, train.grad_accum={train.grad_accum}' if part == 'train' else ''
 
 
-def _batch(config: ConfigDict, part: str) -> int:
+def batch_of(config: ConfigDict, part: str) -> int:
+    """Returns the batch of a part of a run, of all devices."""
     return {'train': config.train, 'sample': config.sampling, 'features': config.eval}[part].batch_size
 
 

@@ -14,15 +14,15 @@ from cfg.data.spec import DataSpec
 from cfg.evaluation.points import points_of
 from cfg.features.inception import WIDTH
 from cfg.models.flops import forward_flops
-from cfg.modes.describe_target import compile_part, kernel_of
-from cfg.report.estimate import Estimate
+from cfg.modes.describe_target import PARTS, REMEDIES, batch_of, compile_part, kernel_of
+from cfg.report.estimate import GIB
 from cfg.report.results import Results
 from cfg.runs.run_files import CONFIG_FILE, METRICS_FILE, read_metrics
 from cfg.runs.state import create
 from cfg.runtime import parallel
 from cfg.runtime.errors import UserError
 from cfg.runtime.files import check_workdir
-from cfg.runtime.targets import Target, parse_target
+from cfg.runtime.targets import Target, TooLargeError, parse_target
 from cfg.settings.data import spec_of
 from cfg.settings.networks import abstract_params, build_network
 from cfg.settings.sampler import read_sampler
@@ -73,18 +73,20 @@ def _estimated(config: ConfigDict, spec: DataSpec, target: Target) -> list[Rate]
     config = config.copy_and_resolve_references()
     config.model.attention = 'xla'  # where nothing is compiled
 
-    def compiled(part: str, batch: int, field: str) -> tuple[Estimate, float]:
-        images = parallel.share(batch, target.count, field) * target.count
-        return compile_part(config, spec, target, part, kernel, batch), images
+    def images_a_second(part: str) -> float:
+        batch = batch_of(config, part)
+        parallel.share(batch, target.count, PARTS[part])
+        found = compile_part(config, spec, target, part, kernel, batch)
+        if found.memory > target.memory:
+            raise TooLargeError(
+                f'{target} has {target.memory / GIB:.3g} GiB a device, and {PARTS[part]}={batch} takes '
+                f'{found.memory / GIB:.3g}: lower it{REMEDIES[part]}.'
+            )
+        return batch / found.bound_seconds
 
-    found, images = compiled('train', config.train.batch_size, 'config.train.batch_size')
-    train = images / found.bound_seconds
-    found, images = compiled('sample', config.sampling.batch_size, 'config.sampling.batch_size')
-    evaluations = images * read_sampler(config).passes(1.0).total / found.bound_seconds
-    features = math.inf
-    if 'inception' in feature_names(config.eval.features):
-        found, images = compiled('features', config.eval.batch_size, 'config.eval.batch_size')
-        features = images / found.bound_seconds
+    train = images_a_second('train')
+    evaluations = images_a_second('sample') * read_sampler(config).passes(1.0).total
+    features = images_a_second('features') if 'inception' in feature_names(config.eval.features) else math.inf
     passes = PEAK_SHARE * target.flops * target.count / forward_flops(build_network(config, spec), spec.image_shape)
     return [
         Rate('at least', train, evaluations, features),

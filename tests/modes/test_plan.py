@@ -3,6 +3,7 @@
 import json
 import re
 import types
+from unittest import mock
 
 import jax
 import numpy as np
@@ -37,7 +38,7 @@ def cells(text, name):
 @pytest.fixture(name='compilers')
 def compilers_fixture(monkeypatch):
     def compile_part(config, spec, target, part, kernel, batch):
-        return types.SimpleNamespace(bound_seconds=SECONDS[part])
+        return types.SimpleNamespace(bound_seconds=SECONDS[part], memory=10 * 2**30)
 
     monkeypatch.setattr(plan, 'compile_part', compile_part)
 
@@ -101,6 +102,14 @@ def test_the_disk_holds_the_state_and_what_is_kept(compilers):
     found = re.search(r'disk: (\d+) checkpoints of ([\d.]+) GB', done.stdout)
     assert int(found[1]) == 3 + 4  # the newest, and one at each mark
     assert float(found[2]) == pytest.approx(size / 1e9, rel=6e-3)
+
+
+def test_what_does_not_fit_is_refused(compilers):
+    words = (
+        r'gpu:h100:1 has 79.1 GiB a device, and config.train.batch_size=512 takes 90: .* raise config.train.grad_accum'
+    )
+    with mock.patch.object(plan, 'compile_part', lambda *_: types.SimpleNamespace(memory=90 * 2**30)):
+        assert re.search(words, sentence(planned('--target=gpu:h100:1')))
 
 
 def test_without_a_rate_it_says_what_to_give():
