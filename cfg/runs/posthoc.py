@@ -4,6 +4,7 @@ Checkpoints hold averages of a few lengths. An average of another length is near
 checkpoint and of earlier ones.
 """
 
+import functools
 import hashlib
 import json
 from dataclasses import dataclass
@@ -41,9 +42,14 @@ class Reconstruction:
             for step, weights in self.weights.items():
                 averages = checkpoints.restore_averages(step)
                 for length, weight in weights.items():
-                    part = jax.tree.map(lambda x, weight=weight: x * np.float64(weight), averages.pop(length))
-                    total = part if total is None else jax.tree.map(np.add, total, part)
+                    total = total or jax.tree.map(lambda x: np.zeros(x.shape), averages[length])
+                    jax.tree.map(functools.partial(_add, weight=weight), total, averages[length])
         return jax.tree.map(lambda x: x.astype(np.float32), total)
+
+
+def _add(total: np.ndarray, x: np.ndarray, *, weight: float) -> None:
+    """Adds a weighted array to a float64 one in place: a large network has no room for a third of them."""
+    total += np.float64(weight) * x
 
 
 def reconstruct(workdir: Path, step: int, length: float) -> Reconstruction:
