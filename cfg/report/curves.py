@@ -61,18 +61,20 @@ class Scored:
         return {name: int(np.nanargmax(values)) for name, values in scores.items() if not np.isnan(values).all()}
 
     def bests_at(self, place: int) -> list[str]:
-        """Returns the scores that are best at a place, by more than two standard errors where these are known."""
+        """Returns the scores that are best at a place, by more than two standard errors from every other point."""
         return [name for name, best in self.bests.items() if best == place and self._clear(name, best)]
 
     def errors(self, name: str) -> np.ndarray:
-        """Returns the standard errors of a score, float64 [N]; nan where they are not known."""
-        return np.full(len(self.w), math.nan)
+        """Returns the standard errors of a score, float64 [N]; nan if not known. Published scores have 0."""
+        return np.zeros(len(self.w))
 
     def _clear(self, name: str, best: int) -> bool:
-        """Tells whether no other point's difference to the best is within two errors, as of independent samples."""
+        """Tells whether there are others, and the best is two errors from each, as of independent samples."""
         values, errors = getattr(self, name), self.errors(name)
-        near = np.abs(values - values[best]) <= 2 * np.hypot(errors, errors[best])  # never where one is nan
-        return not np.delete(near, best).any()
+        far = np.abs(values - values[best]) > 2 * np.hypot(errors, errors[best])  # never where an error is not known
+        others = ~np.isnan(values)
+        others[best] = False
+        return bool(others.any() and far[others].all())
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from cfg.runtime.errors import UserError
 
 log = logging.getLogger('cfg')
 
+# What Student's t exceeds by chance in a twentieth of the cases, for 2, 3, ... repetitions.
+_CHANCE = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 # Scores are compared only where these agree; the other settings of a row are what is compared.
 _SAME = ('num_samples', 'labels', 'is_split_size', 'features_sha256', 'reference_sha256')
 
@@ -190,6 +192,11 @@ def budgets(found: Sequence[Point], most: int = 8) -> list[float]:
     if len(costs) <= most:
         return costs
     return [costs[round(place)] for place in np.linspace(0, len(costs) - 1, most)]
+
+
+def chance(spread: float, count: int) -> float:
+    """Returns half the width of the 95 % interval of a mean, of 2 or more values with a standard deviation."""
+    return _CHANCE[min(count - 2, len(_CHANCE) - 1)] * spread / math.sqrt(count)
 
 
 def differs(a: Point, b: Point) -> float:

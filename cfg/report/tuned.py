@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cfg.report import html
+from cfg.report import frontier, html
 from cfg.report.rows import Row
 from cfg.runtime.files import write_whole
 
@@ -54,14 +54,16 @@ def _spread(values: np.ndarray, sign: str = '') -> str:
 
 
 def verdict(chosen: Fresh, beside: Fresh | None) -> str:
-    """Returns a sentence on whether what was chosen is better than what stands beside it by more than its spread."""
+    """Returns a sentence on whether what was chosen is better than what stands beside it, by the 95 % interval."""
     if beside is None:
         return 'Nothing stands beside it: the last rung had no plain cfg, or had nothing else.'
     less = chosen.fids - beside.fids
-    better = '' if less.mean() < -less.std(ddof=1) else 'not '
+    low, high = (less.mean() + side * frontier.chance(less.std(ddof=1), len(less)) for side in (-1, 1))
+    better = 'better' if high < 0 else 'worse' if low > 0 else 'not told apart from it'
     other = 'plain cfg' if beside.rows[0].source.sampling.guidance == 'cfg' else 'the best that is not plain cfg'
     return (
-        f'FID less that of {other}, seed by seed: {_spread(less, "+")}. It is {better}better by more than its spread.'
+        f'FID less that of {other}, seed by seed: {_spread(less, "+")}. '
+        f'The 95 % interval of the mean is {low:+.3f} to {high:+.3f}: it is {better}.'
     )
 
 

@@ -16,8 +16,6 @@ from cfg.report.results import Results
 from cfg.report.rows import Row
 from cfg.report.strengths import RowStrength
 
-# What Student's t exceeds by chance in a twentieth of the cases, for 2, 3, ... repetitions.
-_CHANCE = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 _SAME = 0.05  # what a difference may be of the twin's FID for the rule to be called CFG in other words
 _COLUMNS = 3
 
@@ -51,7 +49,7 @@ class Twinned:
         count = len(self.twins)
         if count < 2:
             return 'no spread is known' if count else ''
-        chance = _CHANCE[min(count - 2, len(_CHANCE) - 1)] * self.spread / math.sqrt(count)
+        chance = frontier.chance(self.spread, count)
         if abs(self.difference) + chance <= _SAME * float(np.mean(self.twins)):
             return 'CFG in other words'
         if abs(self.difference) <= chance:

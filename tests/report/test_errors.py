@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from cfg.report import frontier
+from cfg.report import frontier, tuned
 from cfg.report.curves import group_curves
 from cfg.report.plots import figure_against_w
 from cfg.report.tables import METRICS, text_table, with_error
@@ -41,11 +42,32 @@ def test_kid_says_what_is_known(kid, error, text):
     assert SHOW['kid'](row_of(w=0.0, kid=kid, kid_standard_error=error).scores) == text
 
 
-@pytest.mark.parametrize(('error', 'marked'), [(0.3, []), (0.1, ['fid']), (None, ['fid'])])
+@pytest.mark.parametrize(('error', 'marked'), [(0.3, []), (0.1, ['fid']), (None, [])])
 def test_the_best_is_marked_where_the_difference_is_clear(error, marked):
     rows = [row_of(w=w, fid=fid, fid_standard_error=error) for w, fid in ((0.0, 2.0), (1.0, 1.5), (2.0, 4.0))]
     (curve,) = group_curves(rows)
-    assert [name for name in curve.bests_at(1) if name == 'fid'] == marked
+    assert curve.bests_at(1) == marked
+
+
+@pytest.mark.parametrize(
+    ('differences', 'said'),
+    [((-0.3, -0.1), 'not told apart'), ((-0.3, -0.28, -0.31), 'better.'), ((0.3, 0.28, 0.31), 'worse.')],
+)
+def test_a_search_calls_better_what_the_interval_of_scipy_does(differences, said):
+    chosen, beside = (
+        tuned.Fresh('', tuple(row_of(fid=2.0 + d, seed=seed) for seed, d in enumerate(of)))
+        for of in (differences, [0.0] * len(differences))
+    )
+    low, high = stats.ttest_1samp(differences, 0.0).confidence_interval(0.95)
+    found = tuned.verdict(chosen, beside)
+    assert said in found and (said == 'not told apart') == (low < 0 < high)
+    ends = [float(text) for text in found.partition('mean is ')[2].partition(':')[0].split(' to ')]
+    assert ends == pytest.approx([low, high], rel=1e-3, abs=1e-3)
+
+
+def test_a_point_alone_is_not_the_best_of_anything():
+    rows = [row_of(w=0.0, fid_standard_error=0.1), row_of(w=1.0, fid=None, inception_score=None)]
+    assert [group_curves(rows[:count])[0].bests_at(0) for count in (1, 2)] == [[], []]
 
 
 def test_the_printed_table_has_a_column_of_errors():

@@ -18,7 +18,9 @@ from tests.report.rows import row_of, write_rows
 
 def row(w, **changes):
     """A row as a sweep of Inception writes it."""
-    return row_of(**({'step': 400_000, 'w': w, 'fid': 2.5 + w, 'inception_score': 50 + 10 * w} | changes))
+    errors = {'fid_standard_error': 0.01, 'inception_score_standard_error': 0.1}
+    scores = {'fid': 2.5 + w, 'inception_score': 50 + 10 * w}
+    return row_of(**({'step': 400_000, 'w': w} | scores | errors | changes))
 
 
 def write_report(workdir, **changes):

@@ -181,14 +181,13 @@ def test_page_is_self_contained(finished):
     assert parsed.data['classes'][3] == {'label': 3, 'name': '</script><b>'}
 
 
-def test_page_has_every_row_and_marks_the_best(finished):
+def test_page_has_every_row_and_marks_none_as_best_without_errors(finished):
     parsed = _Page(finished / 'report' / 'index.html')
     expected = [['step', 'w', 'FID \u2193', 'IS \u2191', 'accuracy', 'samples']]
-    for step, best_w in ((300, 4.0), (1200, 0.3)):
+    for step in (300, 1200):
         for w in WS:
             row = _row(step, w)
-            fid = 'best ' * (w == best_w) + f'{row.scores.fid:.2f}'
-            score = 'best ' * (w == 4.0) + f'{row.scores.inception_score:.2f}'
+            fid, score = f'{row.scores.fid:.2f}', f'{row.scores.inception_score:.2f}'
             expected.append([f'{step:,}', f'{w:g}', fid, score, '-' if w == 4.0 else '87.5%', '1,060'])
     expected.append(['Real test half (898) against real training half (899)', '1.50', '3.90', '', ''])
     expected.append([f'Floor: 1,060 real images drawn as the samples, {DRAWS}', '0.25', '', '', ''])
@@ -263,7 +262,7 @@ def test_numbers_that_are_not(tmp_path):
     write_rows(tmp_path, [_row(1200, 0.0), _row(1200, 0.3, fid=None), _row(1200, 4.0, fid=None, inception_score=None)])
     parsed = _Page(_report(tmp_path))
     assert [point['fid'] for point in parsed.data['curves'][0]['points']] == ['9.50', '-', '-']
-    assert 'best 9.50' in parsed.table[1]
+    assert '9.50' in parsed.table[1]
 
 
 def test_the_error_of_kid_is_said_to_be_what_it_is(tmp_path):
@@ -277,11 +276,12 @@ def test_the_error_of_kid_is_said_to_be_what_it_is(tmp_path):
 def test_fd_dinov2_is_shown_where_it_was_measured(tmp_path):
     """FID is lowest at w = 0.3 and FD-DINOv2 at w = 4: the table, the plot and the text say both."""
     changes = {'dinov2': 'DINOv2 of a test', 'dinov2_sha256': 'd' * 64, 'floor_fd_dinov2': 12.0}
+    changes |= {'fd_dinov2_standard_error': 0.25}
     rows = [_row(1200, w, fd_dinov2=200.0 - 10 * w, **changes) for w in WS]
     write_rows(tmp_path, rows)
     parsed = _Page(_report(tmp_path))
     assert 'FD-DINOv2' in ' '.join(parsed.table[0])
-    assert 'best 160.00' in parsed.table[3]
+    assert 'best 160.00 ± 0.25' in parsed.table[3]
     assert '12.00' in ' '.join(parsed.table[4])
     assert 'DINOv2 of a test' in parsed.source
     figure = plots.figure_against_w(group_curves(rows), None)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cfg.report import strengths, twins
+from cfg.report import frontier, strengths, twins
 from cfg.report.frontier import Run
 from cfg.report.rows import TWIN
 from cfg.report.strengths import RowStrength
@@ -60,7 +60,7 @@ def test_the_verdict_is_by_the_spread_of_the_differences(tmp_path, differences, 
 
 
 def test_what_chance_exceeds_is_students():
-    for count, found in enumerate(twins._CHANCE, start=2):
+    for count, found in enumerate(frontier._CHANCE, start=2):
         assert found == pytest.approx(stats.t.ppf(0.975, count - 1), abs=0.006)
 
 
