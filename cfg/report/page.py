@@ -1,7 +1,9 @@
 """Says what the page of a report says, which is one HTML file that needs nothing else."""
 
 import base64
+import dataclasses
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from cfg.metrics.memorisation import COPY_QUANTILE
-from cfg.report.curves import Curve, finite_sample_floors, floors
+from cfg.report.curves import Curve, finite_sample_floors, floors, grouped
 from cfg.report.sample_files import Samples
 from cfg.report.tables import percent, present, score_text, with_error
 
@@ -116,6 +118,23 @@ def floor_lines(curves: Sequence[Curve]) -> list[tuple[str, dict[str, str]]]:
         lines.append((label[:1].upper() + label[1:], cells))
     for text, value in finite_sample_floors(row for curve in curves for row in curve.rows):
         lines.append((f'Floor: {text}', {'fid': score_text(value)}))
+    return lines
+
+
+def seed_lines(curves: Sequence[Curve]) -> list[tuple[str, dict[str, str]]]:
+    """Returns lines of the means over sampling seeds with their standard errors, where there are several, likewise."""
+    lines = []
+    rows = [(curve.label, row) for curve in curves for row in curve.rows]
+    for group in grouped(rows, lambda pair: (dataclasses.replace(pair[1].source, seed=0), pair[1].method)).values():
+        if len(group) < 2:
+            continue
+        (label, row), cells = group[0], {}
+        for key in ('fid', 'inception_score', 'fd_dinov2'):
+            values = [getattr(of_seed.scores, key) for _, of_seed in group]
+            if None not in values:
+                cells[key] = with_error(float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values)))
+        settings = [part for part in label.split(', ') if part != f'seed {row.source.seed}']
+        lines.append((', '.join([f'Mean of {len(group)} seeds', *settings, f'w = {row.source.w:g}']), cells))
     return lines
 
 

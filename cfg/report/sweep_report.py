@@ -128,7 +128,7 @@ def write_report(
         copies_in=dict.fromkeys(row.method.copies_in for _, row in shown if row.scores.near_copies is not None),
         curves=curves,
         metrics=tables.present(curves),
-        floors=page.floor_lines(curves),
+        summed_up=page.seed_lines(curves) + page.floor_lines(curves),
         paper=compared,
         provenance=page.provenance(curves),
         data=page.viewer_data(curves, {path: pick.page for path, pick in picked.items()}, class_names),

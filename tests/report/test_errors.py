@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cfg.report import frontier, tuned
+from cfg.report import frontier, page, tuned
 from cfg.report.curves import group_curves
 from cfg.report.plots import figure_against_w
 from cfg.report.tables import METRICS, text_table, with_error
@@ -47,6 +47,15 @@ def test_the_best_is_marked_where_the_difference_is_clear(error, marked):
     rows = [row_of(w=w, fid=fid, fid_standard_error=error) for w, fid in ((0.0, 2.0), (1.0, 1.5), (2.0, 4.0))]
     (curve,) = group_curves(rows)
     assert curve.bests_at(1) == marked
+
+
+def test_several_seeds_have_a_mean_with_its_standard_error():
+    fids = {(0, 1.0): 2.0, (1, 1.0): 2.2, (2, 1.0): 2.7, (0, 2.0): 3.0}
+    rows = [row_of(seed=seed, w=w, fid=fid, inception_score=None) for (seed, w), fid in fids.items()]
+    ((label, cells),) = page.seed_lines(group_curves(rows))
+    assert (label, list(cells)) == ('Mean of 3 seeds, w = 1', ['fid'])
+    assert cells['fid'] == with_error(2.3, stats.sem([2.0, 2.2, 2.7]))
+    assert not page.seed_lines(group_curves(rows[2:]))
 
 
 @pytest.mark.parametrize(
