@@ -61,7 +61,8 @@ def _kid(scores: Scores) -> str:
     if error is None:
         return f'{1000 * kid:.3f}'
     if abs(kid) < 2 * error:
-        return f'≤ {1000 * (kid + 2 * error):.3g}'
+        most = 1000 * (kid + 2 * error)
+        return f'≤ {most:,.0f}' if most >= 100 else f'≤ {most:.2g}'
     return f'{1000 * kid:.3f} ± {1000 * error:.3f}'
 
 
