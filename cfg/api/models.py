@@ -56,17 +56,18 @@ class Model:
         return f'Model({str(self.run.workdir)!r}, step={self.step}, shape={self.shape}, num_classes={self.num_classes})'
 
 
-def load(workdir: str | Path, *, step: int = -1, ema: bool | None = None) -> Model:
+def load(workdir: str | Path, *, step: int = -1, ema: bool | None = None, ema_length: float | None = None) -> Model:
     """Opens the model of a run.
 
     Args:
       workdir: of the run, such as 'runs/digits'.
       step: of the checkpoint; -1 for the newest.
       ema: whether to take the averaged parameters; None for what its config says.
+      ema_length: of their average, such as 0.08, of a run that kept some (docs/ema.md); None as before.
 
     Raises:
       UserError: when there is no such run or checkpoint, or it is no generative model.
     """
     folder = Path(user_path(workdir, 'workdir'))
     config = ConfigDict(checkpoint_meta(folder, find_step(folder, step))['config'])
-    return Model(TrainedRun.of_config(config, folder, step, ema=ema), config)
+    return Model(TrainedRun.of_config(config, folder, step, ema=ema, ema_length=ema_length), config)
