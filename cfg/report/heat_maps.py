@@ -42,7 +42,9 @@ def figure(curves: Sequence[Curve]) -> Figure | None:
                 text = {'ha': 'center', 'va': 'center', 'fontsize': 8, 'color': 'white' if dark else INK}
                 axes.text(column + 0.5, line + 0.5, score_text(value), **text)
             line, column = np.unravel_index(np.nanargmin(fid), fid.shape)
-            axes.add_patch(Rectangle((column, line), 1, 1, fill=False, edgecolor='#b8332e', linewidth=2, zorder=3))
+            axes.add_patch(
+                Rectangle((column, line), 1, 1, fill=False, edgecolor='#b8332e', linewidth=2, zorder=3, clip_on=False)
+            )
         axes.set_xticks(np.arange(len(ws)) + 0.5, [f'{w:g}' for w in ws])
         axes.set_yticks(np.arange(len(group)) + 0.5, ['decay' if it is None else f'{it:g}' for it in lengths])
         axes.tick_params(length=0, labelcolor=INK, labelsize=9)
