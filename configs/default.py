@@ -216,7 +216,7 @@ def get_config() -> ConfigDict:
 
     config.export = ConfigDict()
     # What --mode=export writes ('' = export/ in the workdir), and --mode=import_export reads.
-    config.export.folder = ''
+    config.export.dir = ''
 
     # What --mode=import_adm reads.
     config.adm = ConfigDict()

@@ -17,11 +17,11 @@ CARD = 'README.md'
 def run(config: ConfigDict, workdir: Path) -> Path:
     """Writes the parameters of `config.sampling.step`, averaged or not as `config.sampling.ema` says; returns the file.
 
-    They go to `config.export.folder`, by default `export/` in the workdir. Beside them is a card: data, training,
+    They go to `config.export.dir`, by default `export/` in the workdir. Beside them is a card: data, training,
     scores, config.
     """
     model = TrainedRun.of_config(config, workdir, config.sampling.step)
-    folder = Path(config.export.folder or workdir / 'export')
+    folder = Path(config.export.dir or workdir / 'export')
     make_folder(folder)
     path = write_exported(folder, model.params(), model.meta)
     with replacing(folder / CARD) as file:
@@ -64,7 +64,7 @@ A diffusion model (Ho & Salimans 2022, arXiv 2207.12598). Its license is that of
 `{FILE}` holds every parameter by its path, and in its metadata, under `cfg`, the config as JSON.
 
 ```
-cfg --config=configs/default.py --mode=import_export --config.export.folder=FOLDER --workdir=runs/imported
+cfg --config=configs/default.py --mode=import_export --config.export.dir=FOLDER --workdir=runs/imported
 python -c "import cfg; print(cfg.sample(cfg.load('runs/imported'), [0, 1], w=0.3).shape)"
 ```
 

@@ -12,17 +12,17 @@ from cfg.runtime.files import lock
 
 
 def run(config: ConfigDict, workdir: Path) -> Path:
-    """Writes the network of `config.export.folder` as step 0 of the workdir, with its own config; returns its folder.
+    """Writes the network of `config.export.dir` as step 0 of the workdir, with its own config; returns its folder.
 
     It can be sampled and evaluated, and is no start for training.
     """
-    if not config.export.folder:
-        raise UserError('config.export.folder is missing: give the folder that --mode=export wrote.')
+    if not config.export.dir:
+        raise UserError('config.export.dir is missing: give the folder that --mode=export wrote.')
     folder = workdir / CHECKPOINTS
     with lock(workdir, 'train'):
         if checkpoint_steps(workdir):
             raise UserError(f'{folder} holds a run already: give another --workdir.')
-        params, meta = read_exported(Path(config.export.folder))
+        params, meta = read_exported(Path(config.export.dir))
         with Checkpoints(workdir) as checkpoints:
             checkpoints.save_imported(params, meta=meta)
     return folder

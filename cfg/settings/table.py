@@ -245,7 +245,7 @@ TABLE: dict[str, dict[str, Check]] = {
         'paper': Check(lambda value: value in ('', *TABLES), f"'' or one of {', '.join(TABLES)}", _none_is_empty),
     },
     'processes': {'start_seconds': _number(1), 'hang_seconds': _number(1)},
-    'export': {'folder': _PATH},
+    'export': {'dir': _PATH},
     'adm': {'checkpoint': _PATH, 'kind': _either('model', 'classifier'), 'new_attention_order': _FLAG},
     'mixture': {
         'means': _several(_several(_number(-math.inf), '', least=2, most=2), 'up to 6 points (x, y)', least=1, most=6),

@@ -30,7 +30,7 @@ def exported_fixture(run):
 
 def importing(folder):
     config = small_config()
-    config.export.folder = str(folder)
+    config.export.dir = str(folder)
     return config
 
 

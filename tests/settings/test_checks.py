@@ -151,7 +151,11 @@ def test_counts_that_an_integer_of_the_device_does_not_hold_are_refused(field):
         ('train.p_uncond', float('nan'), 'a probability in [0, 1]'),
         ('train.ema_decay', 1.0, 'in [0, 1)'),
         ('train.kind', 'clasifier', 'one of model, classifier, student, guidance_free'),
-        ('data.name', 'cifar', 'one of digits, mixture, imagenet, tfds:NAME, folder:PATH'),
+        (
+            'data.name',
+            'cifar',
+            'one of digits, cifar10, imagenet_resized32, imagenet_resized64, mixture, imagenet, tfds:NAME, folder:PATH',
+        ),
         ('data.split', 'validation', 'one of all, train, test'),
         ('eval.job', '0/1', "'i/n', the i-th of n jobs, from '1/n' to 'n/n'"),
         ('eval.logvar_interp', (1.5,), 'numbers in [0, 1]'),
