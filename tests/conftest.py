@@ -55,6 +55,7 @@ LONGEST = (
     'test_imagenet.py',
     'test_sweep.py',
     'test_pod.py',
+    'test_one_gpu.py',
     'test_unet.py',
     'test_main.py',
     'test_benchmarks.py',

@@ -11,6 +11,8 @@ from cfg.metrics.moments import Moments, ScoreSums
 
 Array = np.ndarray
 
+LEAST_ROUNDS = 10  # of all labels, so that a tenth of the samples can hold each of them
+
 
 def symmetric_sqrt(matrix: Array) -> Array:
     """Computes the square root of a symmetric positive semi-definite matrix; rounding below 0 counts as 0."""
@@ -46,10 +48,10 @@ class Extrapolated(NamedTuple):
     standard_error: float  # of the fit; how much another set of samples would differ is not in it
 
 
-def rounds_of(count: int, labels: Array | None, rng: np.random.Generator, *, fewest: int = 1) -> Array:
+def rounds_of(count: int, labels: Array | None, rng: np.random.Generator) -> Array:
     """Orders samples at random, [K, n] indices, so that any columns of it are alike to any others.
 
-    Where each of K labels occurs equally often, and `fewest` times at least, a column holds each of them once; else a
+    Where each of K labels occurs equally often, `LEAST_ROUNDS` times at least, a column holds each of them once; else a
     column is one sample.
 
     Args:
@@ -58,7 +60,7 @@ def rounds_of(count: int, labels: Array | None, rng: np.random.Generator, *, few
     order = rng.permutation(count)
     if labels is not None:
         sizes = np.unique(labels, return_counts=True)[1]
-        if sizes[0] >= fewest and (sizes == sizes[0]).all():
+        if sizes[0] >= LEAST_ROUNDS and (sizes == sizes[0]).all():
             return order[np.argsort(labels[order], kind='stable')].reshape(len(sizes), -1)
     return order[None]
 

@@ -62,7 +62,7 @@ def blocks_of(count: int, labels: Array | None = None, *, blocks: int = BLOCKS) 
     Returns:
       The indices of each block.
     """
-    order = rounds_of(count, labels, np.random.default_rng(0), fewest=blocks // 2)
+    order = rounds_of(count, labels, np.random.default_rng(0))
     return [order[:, cut].T.ravel() for cut in block_slices(order.shape[1], blocks)]
 
 

@@ -133,6 +133,12 @@ def test_fid_at_infinity_of_balanced_labels():
     assert found[False][0] < -10 * found[True][1]
 
 
+def test_fid_at_infinity_of_labels_that_are_too_many_for_rounds():
+    x, mean, cov = features(0, 40, 4), np.zeros(4), np.eye(4)
+    alone = distances.fid_at_infinity(x, mean, cov, seed=0)
+    assert distances.fid_at_infinity(x, mean, cov, seed=0, labels=np.arange(40)) == alone
+
+
 def test_fid_at_infinity_has_far_less_bias_than_fid():
     """Gaussian features whose distance is known, 60 sets of samples: the bias of FID is several times its spread."""
     width, count = 20, 1000

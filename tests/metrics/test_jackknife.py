@@ -50,7 +50,7 @@ def test_blocks_of_balanced_labels_hold_each_equally_often(repeats, classes, blo
     labels = {'sorted': np.sort, 'mixed': rng.permutation}.get(kind, np.asarray)(labels)
     found = jackknife.blocks_of(count, labels, blocks=blocks)
     assert sorted(np.concatenate(found)) == list(range(count))
-    if kind != 'random' and repeats >= blocks // 2:
+    if kind != 'random' and repeats >= distances.LEAST_ROUNDS:
         assert len(found) == min(blocks, repeats)
         for block in found:
             assert set(np.bincount(labels[block], minlength=classes)) == {len(block) // classes}
