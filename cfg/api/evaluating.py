@@ -1,15 +1,14 @@
 """The metrics of any images against any others: `evaluate`."""
 
 import dataclasses
-import runpy
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
+from cfg.api.configs import defaults
 from cfg.runtime.errors import UserError
 
 
@@ -41,7 +40,7 @@ def evaluate(
     from cfg.evaluation.files import score_file
     from cfg.settings.checks import check_config
 
-    config = _defaults()
+    config = defaults()
     config.data.name = name = options.pop('data', 'digits')
     if name in BUILT_IN:
         config.data.image_size = BUILT_IN[name].image_shape[0]
@@ -67,10 +66,3 @@ def _as_file(images: np.ndarray | str | Path, name: str, folder: str) -> str:
     path = Path(folder) / f'{name}.npz'
     np.savez(path, images)
     return str(path)
-
-
-def _defaults() -> ConfigDict:
-    """Returns the default config, whose file is beside the package or, where it is installed, within it."""
-    folders = Path(__file__).parents[2], Path(__file__).parents[1]
-    file = next(path for folder in folders if (path := folder / 'configs' / 'default.py').exists())
-    return runpy.run_path(str(file))['get_config']()

@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from cfg.api.configs import completed
 from cfg.diffusion.denoiser import Denoiser
 from cfg.runs.run_files import checkpoint_meta, find_step
 from cfg.runs.trained import TrainedRun
@@ -69,5 +70,5 @@ def load(workdir: str | Path, *, step: int = -1, ema: bool | None = None, ema_le
       UserError: when there is no such run or checkpoint, or it is no generative model.
     """
     folder = Path(user_path(workdir, 'workdir'))
-    config = ConfigDict(checkpoint_meta(folder, find_step(folder, step))['config'])
+    config = completed(checkpoint_meta(folder, find_step(folder, step))['config'])
     return Model(TrainedRun.of_config(config, folder, step, ema=ema, ema_length=ema_length), config)

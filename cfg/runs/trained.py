@@ -77,8 +77,7 @@ class TrainedRun:
         _check_same_model(config, meta, name, MEANING if meta.get('imported') else (*MEANING, *MADE))
         folder, spec = (workdir / CHECKPOINTS / str(step)).absolute(), _spec(meta)
         ema = config.sampling.ema if ema is None else ema
-        # An older run's own config has no such field.
-        length = config.sampling.get('ema_length', 0.0) if ema_length is None else ema_length
+        length = config.sampling.ema_length if ema_length is None else ema_length
         average = reconstruct(workdir, step, length) if ema and length else None
         run = cls(workdir, step, ema, meta, spec, build_network(config, spec), name, average)
         if run.imported and not ema:

@@ -1,5 +1,6 @@
 """The public API on functions in closed form, on a run, and on what a user may get wrong."""
 
+import copy
 import subprocess
 import sys
 
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 
 import cfg
+from cfg.api import models
+from cfg.runs import run_files, trained
 from cfg.runtime import parallel
 from cfg.training import loop
 from tests.command_line import ROOT
@@ -170,6 +173,19 @@ def test_a_run_may_be_guided_by_an_earlier_checkpoint(workdir):
     of = cfg.guided(model, labels, 3.0, guidance=step)
     found, _ = of.predict(z, jnp.zeros(8), of.init(jax.random.split(jax.random.key(0), 8), z))
     np.testing.assert_allclose(found.eps, model.denoiser(z, jnp.zeros(8), labels), atol=1e-4)
+
+
+def test_a_run_older_than_some_fields_is_read(workdir, monkeypatch):
+    def older(*args):
+        meta = copy.deepcopy(run_files.checkpoint_meta(*args))
+        del meta['config']['data']['augment'], meta['config']['sampling']['ema_length'], meta['config']['export']
+        return meta
+
+    for module in (models, trained):
+        monkeypatch.setattr(module, 'checkpoint_meta', older)
+    images = cfg.sample(cfg.load(workdir), LABELS, w=1.0)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(images, cfg.sample(cfg.load(workdir), LABELS, w=1.0))
 
 
 OF_TWO = {'num_classes': 2, 'shape': (1,)}
