@@ -225,10 +225,15 @@ def _annotate_w(axes: Axes, lines: Sequence[Line]) -> None:
     renderer = FigureCanvasAgg(axes.figure).get_renderer()
     taken, jobs = [], []
     for curve, style in lines:
-        track = axes.transData.transform(np.stack([curve.inception_score, curve.fid], axis=1))  # in pixels, [N, 2]
+        points, segments = np.stack([curve.inception_score, curve.fid], axis=1), []
+        for place, name in enumerate(('inception_score', 'fid')):  # the bars of errors
+            reach = np.zeros_like(points)
+            reach[:, place] = curve.errors(name)
+            segments += zip(*(axes.transData.transform(points + sign * reach) for sign in (-1, 1)), strict=True)
+        track = axes.transData.transform(points)  # in pixels, [N, 2]
         finite = np.flatnonzero(np.isfinite(track).all(axis=1))
         taken += [Bbox([track[i] - 5, track[i] + 5]) for i in finite]
-        for start, end in itertools.pairwise(track):
+        for start, end in (*itertools.pairwise(track), *segments):
             length = np.hypot(*(end - start))
             if np.isfinite(length):
                 along = [start + (end - start) * t for t in np.arange(0, 1, 6 / max(length, 6.0))]
