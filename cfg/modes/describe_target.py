@@ -14,7 +14,6 @@ from cfg.features.inception import Inception, inception_shapes
 from cfg.models import attention
 from cfg.report.estimate import GIB, Estimate, estimate, table
 from cfg.runs.generate import Generator, binder
-from cfg.runs.state import create
 from cfg.runtime import parallel
 from cfg.runtime.errors import UserError
 from cfg.runtime.progress import format_seconds, waiting
@@ -23,7 +22,7 @@ from cfg.settings.data import spec_of
 from cfg.settings.networks import abstract_params, build_network, build_trained
 from cfg.settings.sampler import read_sampler
 from cfg.settings.values import config_dict
-from cfg.training.build import make_optimizer, step_of
+from cfg.training.build import abstract_state, make_optimizer, step_of
 
 Array = jax.Array
 PARTS = {
@@ -159,7 +158,7 @@ def _kinds(config: ConfigDict, spec: DataSpec, part: str) -> dict[str, Sequence[
     if part == 'sample':
         count = len(jax.tree.leaves(params))
         return {'parameters': range(count), 'keys, labels, w': range(count, count + 4)}
-    state = jax.eval_shape(lambda params: create(params, make_optimizer(config), config.train.ema_lengths), params)
+    state = abstract_state(config, params)
     names = ('step', 'parameters', 'their average', "Adam's moments", 'averages of config.train.ema_lengths')
     kinds, first = {}, 0
     for name, tree in zip(names, state, strict=True):
@@ -204,8 +203,7 @@ def lower_train(devices: Sequence[jax.Device], values: dict[str, Any], spec: Dat
     """Lowers the training step of a config's values for devices."""
     config = ConfigDict(values)
     network, tx = _with_kernel(build_trained(config, spec), kernel), make_optimizer(config)
-    params = abstract_params(build_trained(config, spec), spec)
-    state = jax.eval_shape(lambda params: create(params, tx, config.train.ema_lengths), params)
+    state = abstract_state(config, abstract_params(build_trained(config, spec), spec))
     share = batch // len(devices)
     inputs = {
         'image': jax.ShapeDtypeStruct((share, *spec.image_shape), jnp.uint8),

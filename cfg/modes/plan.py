@@ -18,7 +18,6 @@ from cfg.modes.describe_target import PARTS, REMEDIES, batch_of, compile_part, k
 from cfg.report.estimate import GIB
 from cfg.report.results import Results
 from cfg.runs.run_files import CONFIG_FILE, METRICS_FILE, read_metrics
-from cfg.runs.state import create
 from cfg.runtime import parallel
 from cfg.runtime.errors import UserError
 from cfg.runtime.files import check_workdir
@@ -28,7 +27,7 @@ from cfg.settings.networks import abstract_params, build_network
 from cfg.settings.sampler import read_sampler
 from cfg.settings.table import feature_names
 from cfg.settings.values import config_dict, require
-from cfg.training.build import make_optimizer
+from cfg.training.build import abstract_state
 
 PEAK_SHARE = 0.4  # of the peak's arithmetic, as docs/pods.md has it
 SWEEPS = (1000, 10_000, 50_000)  # samples a row
@@ -149,8 +148,7 @@ def _disk(config: ConfigDict, spec: DataSpec) -> list[str]:
     """Says what the workdir takes in the end."""
     train, options = config.train, config.eval
     params = abstract_params(build_network(config, spec), spec)
-    state = jax.eval_shape(lambda params: create(params, make_optimizer(config)), params)
-    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
+    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(abstract_state(config, params)))
     kept = train.keep_last + (train.num_steps // train.keep_every if train.keep_every else 0)
     rows = len(points_of(config, options.steps or (train.num_steps,)))
     samples = rows * min(options.keep_samples, options.num_samples) * math.prod(spec.image_shape)

@@ -2,14 +2,16 @@
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
+import jax
 import optax
 from ml_collections import ConfigDict
 
 from cfg.diffusion.sampler import parse_rule, parse_solver
 from cfg.diffusion.weights import LossWeight
+from cfg.runs.state import TrainState, create
 from cfg.runtime import parallel
 from cfg.runtime.errors import UserError
 from cfg.settings.networks import TAKE_W
@@ -117,6 +119,12 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """Returns the optimizer of a config."""
     names = ('learning_rate', 'warmup_steps', 'decay_steps', 'beta1', 'beta2', 'weight_decay', 'grad_clip')
     return optimizer(**{name: config.train[name] for name in names})
+
+
+def abstract_state(config: ConfigDict, params: Any) -> TrainState:
+    """Returns the shapes of all that a training run of a config holds, from those of its parameters."""
+    begin = functools.partial(create, tx=make_optimizer(config), ema_lengths=config.train.ema_lengths)
+    return jax.eval_shape(begin, params)
 
 
 def step_of(

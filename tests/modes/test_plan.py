@@ -104,6 +104,14 @@ def test_the_disk_holds_the_state_and_what_is_kept(compilers):
     assert float(found[2]) == pytest.approx(size / 1e9, rel=6e-3)
 
 
+def test_the_disk_holds_the_averages_of_several_lengths():
+    """Six copies of the parameters in a checkpoint in the place of four (docs/ema.md)."""
+    config, sizes = cifar10.get_config(), []
+    for config.train.ema_lengths in ((), (0.05, 0.1)):
+        sizes.append(float(re.search(r'checkpoints of ([\d.]+) GB', plan._disk(config, spec_of(config))[0])[1]))
+    assert sizes[1] / sizes[0] == pytest.approx(6 / 4, rel=6e-3)
+
+
 def test_what_does_not_fit_is_refused(compilers):
     words = (
         r'gpu:h100:1 has 79.1 GiB a device, and config.train.batch_size=512 takes 90: .* raise config.train.grad_accum'
