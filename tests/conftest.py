@@ -161,3 +161,13 @@ def narrow_fixture(monkeypatch):
 @pytest.fixture(name='small_config')
 def small_config_fixture():
     return small_config()
+
+
+@pytest.fixture(scope='session', name='small_run')
+def small_run_fixture(tmp_path_factory):
+    """The workdir of a finished run of the small config, for tests that write nothing into it."""
+    from cfg.training import loop  # most tests need none of it
+
+    workdir = tmp_path_factory.mktemp('small_run')
+    loop.train(small_config(), workdir)
+    return workdir

@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from cfg.training import loop
 from configs import default
 from tests.command_line import ROOT
-from tests.conftest import small_config
 
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md')), ROOT / 'benchmarks' / 'README.md']
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text() for page in PAGES}
@@ -78,18 +76,11 @@ def test_files_and_targets_of_commands_exist(page):
                 assert (ROOT / word.removeprefix('--config=').partition(':')[0]).exists(), word
 
 
-@pytest.fixture(scope='module', name='run')
-def run_fixture(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp('run')
-    loop.train(small_config(), workdir)
-    return workdir
-
-
 @pytest.mark.parametrize('page', ['README.md', 'docs/api.md'])
-def test_the_python_of_a_page_draws_samples(page, run):
+def test_the_python_of_a_page_draws_samples(page, small_run):
     code, names = '\n'.join(re.findall(r'```python\n(.*?)```', TEXTS[page], re.DOTALL)), {}
     assert "'runs/digits'" in code
-    exec(code.replace("'runs/digits'", repr(str(run))), names)
+    exec(code.replace("'runs/digits'", repr(str(small_run))), names)
     assert names['images'].shape == (16, 8, 8, 1)
     assert names['images'].dtype == 'uint8'
     assert names['images'].std() > 0

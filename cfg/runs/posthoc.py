@@ -17,6 +17,7 @@ import numpy as np
 from cfg.runs.checkpoints import Checkpoints
 from cfg.runs.profiles import exponent, solve
 from cfg.runs.run_files import checkpoint_meta, checkpoint_steps
+from cfg.runs.state import AVERAGES
 from cfg.runtime.errors import UserError
 
 # The largest share of a profile's norm that may be missing from what is made of the others.
@@ -61,13 +62,13 @@ def reconstruct(workdir: Path, step: int, length: float) -> Reconstruction:
       UserError: when the run has no such averages, or too few for this length.
     """
     meta = checkpoint_meta(workdir, step)
-    trained = meta['config'].get('train', {})
-    lengths = list(dict.fromkeys(str(float(it)) for it in trained.get('ema_lengths', ())))
-    if not lengths:
+    if AVERAGES not in meta['sha256']:  # also of an import, whose config may name lengths
         raise UserError(
             f'The run in {workdir} kept no averages to make ema_length={length:g} of: train with '
             'config.train.ema_lengths=(0.05, 0.1), or use ema_length=0, the average by config.train.ema_decay.'
         )
+    trained = meta['config']['train']
+    lengths = list(dict.fromkeys(str(float(it)) for it in trained['ema_lengths']))
     every = trained['keep_every'] or step
     steps = [it for it in checkpoint_steps(workdir) if it == step or (it < step and it % every == 0)]
     of_each = [(it, text) for it in steps for text in lengths]
@@ -82,6 +83,6 @@ def reconstruct(workdir: Path, step: int, length: float) -> Reconstruction:
     weights: dict[int, dict[str, float]] = {it: {} for it in steps}
     for (it, text), weight in zip(of_each, found, strict=True):
         weights[it][text] = float(weight)
-    digests = {it: checkpoint_meta(workdir, it)['sha256']['averages'] for it in steps}
+    digests = {it: checkpoint_meta(workdir, it)['sha256'][AVERAGES] for it in steps}
     sha256 = hashlib.sha256(json.dumps([float(length), step, digests], sort_keys=True).encode()).hexdigest()
     return Reconstruction(workdir, weights, sha256)

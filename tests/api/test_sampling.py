@@ -15,7 +15,6 @@ import cfg
 from cfg.api import models
 from cfg.runs import run_files, trained
 from cfg.runtime import parallel
-from cfg.training import loop
 from tests.command_line import ROOT
 from tests.conftest import small_config
 
@@ -139,17 +138,10 @@ def test_autoguidance_takes_the_network_beside():
     np.testing.assert_allclose(guided, cfg.sample(model, LABELS, w=0.0, **how), atol=1e-5)
 
 
-@pytest.fixture(scope='module', name='workdir')
-def workdir_fixture(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp('run')
-    loop.train(small_config(), workdir)
-    return workdir
-
-
-def test_a_run_is_sampled_as_its_config_says_and_as_the_parameters_are(workdir):
-    model, labels = cfg.load(workdir), np.arange(10)
+def test_a_run_is_sampled_as_its_config_says_and_as_the_parameters_are(small_run):
+    model, labels = cfg.load(small_run), np.arange(10)
     assert (model.shape, model.num_classes, model.step) == ((8, 8, 1), 10, small_config().train.num_steps)
-    assert str(workdir) in repr(model)
+    assert str(small_run) in repr(model)
     images = cfg.sample(model, labels, w=0.5, seed=3)
     assert images.shape == (10, 8, 8, 1)
     assert images.dtype == np.uint8
@@ -164,8 +156,8 @@ def test_a_run_is_sampled_as_its_config_says_and_as_the_parameters_are(workdir):
         cfg.sample(model, labels, shape=(3,))
 
 
-def test_a_run_may_be_guided_by_an_earlier_checkpoint(workdir):
-    model = cfg.load(workdir)
+def test_a_run_may_be_guided_by_an_earlier_checkpoint(small_run):
+    model = cfg.load(small_run)
     step = f'autoguidance(step={model.step})'
     mine = cfg.sample(model, LABELS, w=3.0, guidance=step)
     assert np.abs(np.int32(mine) - cfg.sample(model, LABELS, w=0.0)).max() <= 1
@@ -175,7 +167,7 @@ def test_a_run_may_be_guided_by_an_earlier_checkpoint(workdir):
     np.testing.assert_allclose(found.eps, model.denoiser(z, jnp.zeros(8), labels), atol=1e-4)
 
 
-def test_a_run_older_than_some_fields_is_read(workdir, monkeypatch):
+def test_a_run_older_than_some_fields_is_read(small_run, monkeypatch):
     def older(*args):
         meta = copy.deepcopy(run_files.checkpoint_meta(*args))
         del meta['config']['data']['augment'], meta['config']['sampling']['ema_length'], meta['config']['export']
@@ -183,9 +175,9 @@ def test_a_run_older_than_some_fields_is_read(workdir, monkeypatch):
 
     for module in (models, trained):
         monkeypatch.setattr(module, 'checkpoint_meta', older)
-    images = cfg.sample(cfg.load(workdir), LABELS, w=1.0)
+    images = cfg.sample(cfg.load(small_run), LABELS, w=1.0)
     monkeypatch.undo()
-    np.testing.assert_array_equal(images, cfg.sample(cfg.load(workdir), LABELS, w=1.0))
+    np.testing.assert_array_equal(images, cfg.sample(cfg.load(small_run), LABELS, w=1.0))
 
 
 OF_TWO = {'num_classes': 2, 'shape': (1,)}

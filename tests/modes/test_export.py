@@ -1,5 +1,7 @@
 """`--mode=export` and `--mode=import_export`: the file, its card, and the same network on the other side."""
 
+import shutil
+
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -14,10 +16,8 @@ from tests.report.rows import row_of, write_rows
 
 
 @pytest.fixture(scope='module', name='run')
-def run_fixture(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp('run')
-    loop.train(small_config(), workdir)
-    return workdir
+def run_fixture(small_run, tmp_path_factory):
+    return shutil.copytree(small_run, tmp_path_factory.mktemp('run') / 'run')
 
 
 @pytest.fixture(scope='module', name='exported')
@@ -58,6 +58,17 @@ def test_an_imported_network_draws_the_same_samples(run, exported, tmp_path):
     np.testing.assert_array_equal(cfg.sample(theirs, labels, w=1.0), cfg.sample(ours, labels, w=1.0))
     with pytest.raises(cfg.UserError, match='holds a run already'):
         import_export.run(importing(exported), tmp_path)
+
+
+def test_an_import_of_a_run_with_averages_has_none(tmp_path):
+    """Its config names their lengths, and they were left behind."""
+    config = small_config()
+    config.train.ema_lengths = (0.05, 0.1)
+    loop.train(config, tmp_path)
+    (tmp_path / 'run').mkdir()
+    import_export.run(importing(export.run(config, tmp_path).parent), tmp_path / 'run')
+    with pytest.raises(cfg.UserError, match=r'kept no averages to make ema_length=0\.1 of'):
+        cfg.load(tmp_path / 'run', ema_length=0.1)
 
 
 def test_it_goes_around_again(exported, tmp_path):
