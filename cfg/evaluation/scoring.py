@@ -44,7 +44,9 @@ class Scoring:
         """Computes the scores; None for what cannot be measured. `labels` are of the samples, if known."""
         reference, pool, spatial = self.reference, measured.moments, measured.spatial
         score, spread = distances.inception_score(measured.splits.sums)
-        features, blocks = measured.features, jackknife.blocks_of(measured.count, labels)
+        features = measured.features
+        known = len(features) == measured.count >= LEAST_BLOCKED
+        blocks = jackknife.blocks_of(measured.count, labels) if known else None
         found = {
             **_distance('fid', pool, features, reference.pool, blocks),
             'inception_score': score,
@@ -62,24 +64,27 @@ class Scoring:
         if measured.second is not None and reference.second is not None:
             found |= _distance('fd_dinov2', measured.second, measured.second_features, reference.second, blocks)
         if reference.features is not None:
-            real, options = reference.features, self.options
+            real, dtype = reference.features, self.options.neighbours_dtype
             if min(len(features), len(real)) > NEAREST:
-                found |= prdc(real, features, k=NEAREST, k_density=DENSE, dtype=options.neighbours_dtype)._asdict()
+                found |= prdc(real, features, k=NEAREST, k_density=DENSE, dtype=dtype)._asdict()
             found['mind'] = distances.mind(features, real, seed=SUBSETS_SEED)
-            size = kid_subset_size(options, len(features), len(real))
-            if size >= LEAST_SUBSET:
-                kid = distances.kid(
-                    features, real, num_subsets=options.kid_subsets, subset_size=size, seed=SUBSETS_SEED
-                )
-                error = kid.standard_error
-                if min(len(features), len(real)) < 2 * size:  # subsets that share most vectors say little of it
-                    error, both = math.nan, (blocks, jackknife.blocks_of(len(real)))
-                    if len(features) == measured.count >= LEAST_BLOCKED <= len(real):
-                        xs, ys = ([block[: KID_PAIRS // len(of)] for block in of] for of in both)
-                        error = jackknife.kid(features, real, blocks=xs, real=ys).standard_error
-                error = None if math.isnan(error) else error
-                found |= {'kid': kid.value, 'kid_std': kid.std, 'kid_standard_error': error}
+            found |= self._kid(features, real, blocks)
         return Scores(**found)
+
+    def _kid(self, features: Array, real: Array, blocks: Sequence[Array] | None) -> dict[str, float | None]:
+        """Computes KID with its standard error, None where that is not known; {} of too few vectors."""
+        size = kid_subset_size(self.options, len(features), len(real))
+        if size < LEAST_SUBSET:
+            return {}
+        kid = distances.kid(features, real, num_subsets=self.options.kid_subsets, subset_size=size, seed=SUBSETS_SEED)
+        error = kid.standard_error
+        if min(len(features), len(real)) < 2 * size:  # subsets that share most vectors say little of it
+            error = math.nan
+            if blocks and len(real) >= LEAST_BLOCKED:
+                both = blocks, jackknife.blocks_of(len(real))
+                xs, ys = ([block[: KID_PAIRS // len(of)] for block in of] for of in both)
+                error = jackknife.kid(features, real, blocks=xs, real=ys).standard_error
+        return {'kid': kid.value, 'kid_std': kid.std, 'kid_standard_error': None if math.isnan(error) else error}
 
     @property
     def method(self) -> Method:
@@ -161,11 +166,11 @@ class Scoring:
 
 
 def _distance(
-    name: str, moments: Moments, features: Array, reference: Gaussian, blocks: Sequence[Array]
+    name: str, moments: Moments, features: Array, reference: Gaussian, blocks: Sequence[Array] | None
 ) -> dict[str, float]:
-    """Computes a Frechet distance and, where all features were kept, its standard error."""
+    """Computes a Frechet distance and, with blocks of all samples, its standard error."""
     found = {name: distances.frechet_distance(moments.mean, moments.covariance(), *reference)}
-    if len(features) == moments.count >= LEAST_BLOCKED:
+    if blocks:
         it = jackknife.fid(features, *reference, whole=moments, blocks=blocks)
         found[f'{name}_standard_error'] = it.standard_error
     return found

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cfg.metrics.distances import inception_score, polynomial_kernel, rounds_of, symmetric_sqrt
+from cfg.metrics.distances import frechet_distance, inception_score, polynomial_kernel, rounds_of, symmetric_sqrt
 from cfg.metrics.moments import Moments, ScoreSums
 
 Array = np.ndarray
@@ -91,14 +91,10 @@ def fid(
       blocks: see `blocks_of`; random ones if none are given.
     """
     blocks = blocks or blocks_of(len(features))
-    root, trace = symmetric_sqrt(cov), np.trace(cov)
+    root = symmetric_sqrt(cov)
 
     def distance(moments: Moments) -> float:
-        own = moments.covariance()
-        values = np.linalg.eigvalsh(root @ own @ root)
-        return float(
-            np.sum((moments.mean - mean) ** 2) + np.trace(own) + trace - 2 * np.sqrt(np.maximum(values, 0)).sum()
-        )
+        return frechet_distance(mean, cov, moments.mean, moments.covariance(), root_a=root)
 
     def parts() -> Iterator[Moments]:
         return (Moments.of(features[block]) for block in blocks)
