@@ -10,9 +10,8 @@ from cfg.data.spec import DataSpec
 from cfg.models.convert import adm_names, adm_params
 from cfg.models.torch_file import read_state_dict, unwrapped
 from cfg.runs.checkpoints import Checkpoints
-from cfg.runs.run_files import CHECKPOINTS, checkpoint_steps
+from cfg.runs.run_files import without_run
 from cfg.runtime.errors import UserError
-from cfg.runtime.files import lock
 from cfg.settings.data import spec_of
 from cfg.settings.networks import BUILDERS, TAKE_W
 from cfg.settings.values import config_dict, require
@@ -35,10 +34,7 @@ def run(config: ConfigDict, workdir: Path) -> Path:
     require(not of_model or label_in == 'everywhere', 'model.label_in', label_in, words)
     require(not of_model or kind not in TAKE_W, 'train.kind', kind, "'model' with --mode=import_adm: ADM's take no w")
     spec = spec_of(config)
-    folder = workdir / CHECKPOINTS
-    with lock(workdir, 'train'):
-        if checkpoint_steps(workdir):
-            raise UserError(f'{folder} holds a run already: give another --workdir.')
+    with without_run(workdir) as folder:
         network = BUILDERS[config.adm.kind](config, spec)
         state = unwrapped(read_state_dict(config.adm.checkpoint), adm_names(network, spec.image_shape))
         meta: dict[str, Any] = {'kind': config.adm.kind, 'config': config_dict(config)}

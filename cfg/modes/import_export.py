@@ -6,9 +6,8 @@ from ml_collections import ConfigDict
 
 from cfg.runs.checkpoints import Checkpoints
 from cfg.runs.exported import read_exported
-from cfg.runs.run_files import CHECKPOINTS, checkpoint_steps
+from cfg.runs.run_files import without_run
 from cfg.runtime.errors import UserError
-from cfg.runtime.files import lock
 
 
 def run(config: ConfigDict, workdir: Path) -> Path:
@@ -18,11 +17,8 @@ def run(config: ConfigDict, workdir: Path) -> Path:
     """
     if not config.export.dir:
         raise UserError('config.export.dir is missing: give the folder that --mode=export wrote.')
-    folder = workdir / CHECKPOINTS
-    with lock(workdir, 'train'):
-        if checkpoint_steps(workdir):
-            raise UserError(f'{folder} holds a run already: give another --workdir.')
+    with without_run(workdir) as folder:
         params, meta = read_exported(Path(config.export.dir))
         with Checkpoints(workdir) as checkpoints:
             checkpoints.save_imported(params, meta=meta)
-    return folder
+        return folder

@@ -5,10 +5,12 @@ import errno
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cfg.runtime.errors import UserError, first_line, os_error
+from cfg.runtime.files import lock
 
 CONFIG_FILE = 'config.json'
 METRICS_FILE = 'metrics.jsonl'
@@ -27,6 +29,20 @@ def checkpoint_steps(workdir: Path) -> list[int]:
     """Returns the steps of the finished checkpoints, ascending; a folder has its number for a name once it is whole."""
     found = (workdir / CHECKPOINTS).glob('*')
     return sorted(int(path.name) for path in found if path.name.isdigit() and path.is_dir())
+
+
+@contextlib.contextmanager
+def without_run(workdir: Path) -> Iterator[Path]:
+    """Gives the folder of the checkpoints of a workdir that holds none; nobody else begins a run there meanwhile.
+
+    Raises:
+      UserError: when it holds a run.
+    """
+    folder = workdir / CHECKPOINTS
+    with lock(workdir, 'train'):
+        if checkpoint_steps(workdir):
+            raise UserError(f'{folder} holds a run already: give another --workdir.')
+        yield folder
 
 
 def find_step(workdir: Path, step: int) -> int:
