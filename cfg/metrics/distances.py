@@ -1,6 +1,5 @@
 """Computes FID, inception score, KID and MIND, in float64."""
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -97,9 +96,8 @@ def fid_at_infinity(
     for size in sizes:
         order = rounds_of(count, labels, rng)
         chosen = np.sort(order[:, : size // len(order)], axis=None)
-        parts = (Moments.of(samples[chosen[start : start + chunk]]) for start in range(0, len(chosen), chunk))
+        of_subset = Moments.of_parts(samples[chosen[at : at + chunk]] for at in range(0, len(chosen), chunk))
         inverse.append(1 / len(chosen))
-        of_subset = functools.reduce(Moments.merge, parts)
         fids.append(frechet_distance(mean, cov, of_subset.mean, of_subset.covariance(), root_a=root))
     (_, value), covariance = np.polyfit(inverse, fids, 1, cov=True)
     return Extrapolated(float(value), math.sqrt(covariance[1, 1]))
@@ -129,14 +127,13 @@ def fids_of_draws(features: Array, draws: Sequence[Array], *, chunk: int = 5000)
       draws: of each the indices that were drawn, with replacement; [n] with n > 1.
     """
     parts = [slice(start, start + chunk) for start in range(0, len(features), chunk)]
-    whole = functools.reduce(Moments.merge, (Moments.of(features[part]) for part in parts))
+    whole = Moments.of_parts(features[part] for part in parts)
     mean, cov = whole.mean, whole.covariance()
     root, found = symmetric_sqrt(cov), []
     for drawn in draws:
         times = np.bincount(drawn, minlength=len(features))
         chosen = [part for part in parts if times[part].any()]
-        moments = (Moments.of(np.repeat(features[part], times[part], axis=0)) for part in chosen)
-        of_draw = functools.reduce(Moments.merge, moments)
+        of_draw = Moments.of_parts(np.repeat(features[part], times[part], axis=0) for part in chosen)
         found.append(frechet_distance(mean, cov, of_draw.mean, of_draw.covariance(), root_a=root))
     return found
 

@@ -13,7 +13,7 @@ value less its bias for the distributions. FID has no linear part where these ar
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -96,12 +96,10 @@ def fid(
     def distance(moments: Moments) -> float:
         return frechet_distance(mean, cov, moments.mean, moments.covariance(), root_a=root)
 
-    def parts() -> Iterator[Moments]:
-        return (Moments.of(features[block]) for block in blocks)
-
     if whole is None:
-        whole = functools.reduce(Moments.merge, parts())
-    return Jackknife.of(distance(whole), [distance(moments_without(whole, part)) for part in parts()])
+        whole = Moments.of_parts(features[block] for block in blocks)
+    parts = (Moments.of(features[block]) for block in blocks)
+    return Jackknife.of(distance(whole), [distance(moments_without(whole, part)) for part in parts])
 
 
 def inception_score_error(sums: Sequence[ScoreSums], split_size: int, *, blocks: int = BLOCKS) -> float:

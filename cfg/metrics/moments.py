@@ -3,6 +3,8 @@
 Everything is float64 on the host, so a sweep over 50 000 samples needs memory for one batch and two matrices.
 """
 
+import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +32,11 @@ class Moments:
         mean = features.mean(axis=0)
         centred = features - mean
         return cls(len(features), mean, centred.T @ centred)
+
+    @classmethod
+    def of_parts(cls, parts: Iterable[Array]) -> 'Moments':
+        """Computes those of vectors that come in parts, one or more, of which none is empty."""
+        return functools.reduce(cls.merge, map(cls.of, parts))
 
     def merge(self, other: 'Moments') -> 'Moments':
         """Returns the moments of both sets together (Chan, Golub & LeVeque 1979)."""
