@@ -1,5 +1,6 @@
 """Guided samples of a trained run, or of any function: `sample`, and `guided` for loops of one's own."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Sequence
@@ -74,10 +75,7 @@ def sample(
     elif shape is None:
         raise UserError('shape is missing: a function does not tell the shape of its samples, as in shape=(32, 32, 3).')
     _check_labels(labels, network)
-    w = np.asarray(w, np.float32)
-    if w.shape not in ((), labels.shape) or not np.isfinite(w).all():
-        raise UserError(f'w must be a finite number, or one for each of the {len(labels)} labels, not {w}.')
-
+    w = _strengths(w, len(labels))
     how = _sampler(network, w, guidance=guidance, sampler=sampler, grid=grid, steps=steps, clip_x=clip_x)
     ways = len(jax.local_devices())
     share = 1 << (max(min(batch_size, len(labels)) // ways, 1) - 1).bit_length()
@@ -145,6 +143,14 @@ def _check_labels(labels: np.ndarray, network: Model | Models) -> None:
     whole = labels.ndim == 1 and len(labels) and np.issubdtype(labels.dtype, np.integer)
     if not whole or not ((labels >= 0) & (labels <= count)).all():
         raise UserError(f'labels must be whole numbers [N] from 0 to {count - 1} ({count} is the null label).')
+
+
+def _strengths(w: Any, count: int) -> np.ndarray:
+    with contextlib.suppress(TypeError, ValueError):
+        found = np.asarray(w, np.float32)
+        if found.shape in ((), (count,)) and np.isfinite(found).all():
+            return found
+    raise UserError(f'w must be a finite number, or one for each of the {count} labels, not {w!r}.')
 
 
 def _sampler(network: Model | Models, w: np.ndarray | None = None, **options: Any) -> Sampler:

@@ -195,6 +195,7 @@ OF_TWO = {'num_classes': 2, 'shape': (1,)}
         (gaussian_eps, [], OF_TWO, 'labels must be whole numbers'),
         (gaussian_eps, [0, 1], {'w': [1.0, 2.0, 3.0]} | OF_TWO, 'w must be a finite number, or one for each of the 2'),
         (gaussian_eps, [0], {'w': float('nan')} | OF_TWO, 'w must be a finite number'),
+        (gaussian_eps, [0], {'w': 'much'} | OF_TWO, "w must be a finite number, .* not 'much'"),
         (gaussian_eps, [0], {'guidance': 'ctg'} | OF_TWO, "^guidance='ctg' must be one of cfg,"),
         (gaussian_eps, [0], {'guidance': 'cfg(w=1.0)'} | OF_TWO, "guidance='cfg' has a w of its own: give it as w"),
         (gaussian_eps, [0], {'sampler': 'ddimm'} | OF_TWO, "^sampler='ddimm' must be one of ancestral"),
