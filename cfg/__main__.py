@@ -35,6 +35,7 @@ MODES = {
     'sample': Mode('sample', 'existing', several=True),
     'eval': Mode('evaluate', 'existing', several=True),
     'report': Mode('report', 'existing', devices=False),
+    'merge': Mode('merge', 'made', devices=False),
     'compare': Mode('compare', 'existing', several=True),
     'tune': Mode('tune', 'existing', several=True),
     'status': Mode('status', 'own', config=False),

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from cfg.evaluation import sweep, twins
 from cfg.report import compare, frontier
 from cfg.report.results import Results
+from cfg.runs.run_files import is_merged
 from cfg.runs.trained import newest_meta
 from cfg.runtime import processes
 from cfg.runtime.errors import UserError
@@ -25,7 +26,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     processes.on_first(lambda: check(workdir, others))
     failure, note = None, ''
     try:
-        missing = sweep.evaluate(config, workdir, then=_twins(config, workdir))
+        missing = 0 if is_merged(workdir) else sweep.evaluate(config, workdir, then=_twins(config, workdir))
         if missing:
             note = f'{missing} rows of this sweep are not measured yet: run this again when its other jobs have ended.'
     except UserError as error:

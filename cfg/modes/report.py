@@ -1,6 +1,7 @@
 """Runs `--mode=report` with the report that a config calls for."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -22,9 +23,8 @@ def run(config: ConfigDict, workdir: Path, *, missing: int = 0) -> Path:
     """
     if config.data.name == 'mixture':
         return _mixture(config, workdir)
-    name, class_names = read_names(config, workdir)
-    options, last = config.report, len(class_names) - 1
-    require(0 <= options.one_class <= last, 'report.one_class', options.one_class, f'one of the classes 0 to {last}')
+    name, class_names = names(config, workdir)
+    options = config.report
     with lock(workdir, 'report', wait=True):  # jobs of a sweep draw it too
         return sweep_report.write_report(
             workdir,
@@ -37,6 +37,14 @@ def run(config: ConfigDict, workdir: Path, *, missing: int = 0) -> Path:
             others=tuple(options.workdirs),
             missing=missing,
         )
+
+
+def names(config: ConfigDict, workdir: Path) -> tuple[str, Sequence[str]]:
+    """Returns the name of the data of a run, and those of its classes, of which the report must show one."""
+    name, class_names = read_names(config, workdir)
+    one, last = config.report.one_class, len(class_names) - 1
+    require(0 <= one <= last, 'report.one_class', one, f'one of the classes 0 to {last}')
+    return name, class_names
 
 
 def _mixture(config: ConfigDict, workdir: Path) -> Path:

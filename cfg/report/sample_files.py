@@ -31,20 +31,21 @@ def write_samples(workdir: Path, name: str, images: np.ndarray, labels: np.ndarr
     return str(path.relative_to(workdir))
 
 
-def _pairs_of(samples: str) -> str:
+def pairs_of(samples: str) -> str:
+    """Returns the path of what `write_pairs` writes beside a sample file."""
     return str(Path(samples).parent.with_name('nearest') / Path(samples).name)
 
 
 def write_pairs(workdir: Path, samples: str, images: np.ndarray, training: np.ndarray) -> None:
     """Writes samples and their nearest training images, each uint8 [n, H, W, C], beside the file `samples` of a row."""
-    with replacing(workdir / _pairs_of(samples)) as file:
+    with replacing(workdir / pairs_of(samples)) as file:
         np.savez_compressed(file, images, training)
 
 
 def load_pairs(workdir: Path, samples: str) -> np.ndarray | None:
     """Reads what `write_pairs` wrote, each pair as one image [n, H, 2 W, C]; None if it is not there."""
     try:
-        with np.load(workdir / _pairs_of(samples), allow_pickle=False) as archive:
+        with np.load(workdir / pairs_of(samples), allow_pickle=False) as archive:
             return np.concatenate([archive['arr_0'], archive['arr_1']], axis=2)
     except BROKEN_NPZ:
         return None

@@ -25,7 +25,7 @@ class RowStrength:
 
 def write(workdir: Path, row: str, strength: RowStrength) -> None:
     """Writes the file of the row of an identity."""
-    path = _path(workdir, row)
+    path = path_of(workdir, row)
     path.parent.mkdir(exist_ok=True)
     write_whole(path, (json.dumps(dataclasses.asdict(strength), allow_nan=False) + '\n').encode())
 
@@ -36,7 +36,7 @@ def read(workdir: Path, row: str) -> RowStrength | None:
     Raises:
         UserError: when its file is not as it was written.
     """
-    path = _path(workdir, row)
+    path = path_of(workdir, row)
     try:
         found = RowStrength(**json.loads(path.read_bytes()))
         if len({len(found.logsnr), len(found.w_eff), len(found.remainder)}) != 1:
@@ -49,5 +49,6 @@ def read(workdir: Path, row: str) -> RowStrength | None:
     return found
 
 
-def _path(workdir: Path, row: str) -> Path:
+def path_of(workdir: Path, row: str) -> Path:
+    """Returns the path of the file of the row of an identity."""
     return workdir / FOLDER / f'{row}.json'

@@ -14,6 +14,7 @@ from cfg.runtime.files import lock
 
 CONFIG_FILE = 'config.json'
 METRICS_FILE = 'metrics.jsonl'
+MERGED_FILE = 'merged.json'  # of a folder of several runs' rows: what a checkpoint of one of them says of itself
 CHECKPOINTS = 'checkpoints'
 DAMAGED = 'damaged_checkpoints'
 SEAL = 'meta_sha256'  # checkpoints from before there was one have none
@@ -29,6 +30,11 @@ def checkpoint_steps(workdir: Path) -> list[int]:
     """Returns the steps of the finished checkpoints, ascending; a folder has its number for a name once it is whole."""
     found = (workdir / CHECKPOINTS).glob('*')
     return sorted(int(path.name) for path in found if path.name.isdigit() and path.is_dir())
+
+
+def is_merged(workdir: Path) -> bool:
+    """Tells whether a folder holds the rows of several runs, and no run to measure more of."""
+    return (workdir / MERGED_FILE).exists() and not checkpoint_steps(workdir)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,14 @@ from cfg.models.unet import UNet
 from cfg.runs.checkpoints import Checkpoints, check_shapes
 from cfg.runs.generate import binder
 from cfg.runs.posthoc import Reconstruction, reconstruct
-from cfg.runs.run_files import CHECKPOINTS, DamagedError, checkpoint_meta, checkpoint_steps, find_step
+from cfg.runs.run_files import (
+    CHECKPOINTS,
+    MERGED_FILE,
+    DamagedError,
+    checkpoint_meta,
+    checkpoint_steps,
+    find_step,
+)
 from cfg.runtime.errors import UserError
 from cfg.runtime.paths import user_path
 from cfg.settings.data import open_source
@@ -261,9 +269,11 @@ def counted(steps: int) -> str:
 
 
 def newest_meta(workdir: Path) -> dict[str, Any] | None:
-    """Returns what the newest checkpoint says of itself; None where there is no checkpoint."""
-    steps = checkpoint_steps(workdir)
-    return checkpoint_meta(workdir, steps[-1]) if steps else None
+    """Returns what the newest checkpoint says of itself, or of merged runs one of theirs; None where there is none."""
+    if steps := checkpoint_steps(workdir):
+        return checkpoint_meta(workdir, steps[-1])
+    merged = workdir / MERGED_FILE
+    return json.loads(merged.read_bytes()) if merged.exists() else None
 
 
 def read_names(config: ConfigDict, workdir: Path) -> tuple[str, Sequence[str]]:
