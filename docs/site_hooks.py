@@ -6,12 +6,14 @@ from pathlib import Path
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
+SCHEMA = 'cfg/report/results.schema.json'
 
 
 def on_files(files, config):
-    """Adds README.md as the start page."""
+    """Adds README.md as the start page, and the schema of results for who has no package."""
     text = re.sub(r'(\]\(|src=")docs/', r'\1', (ROOT / 'README.md').read_text())
     files.append(File.generated(config, 'index.md', content=text))
+    files.append(File.generated(config, Path(SCHEMA).name, content=(ROOT / SCHEMA).read_text()))
     return files
 
 
@@ -24,4 +26,5 @@ def on_page_markdown(markdown, **_):
             return link[0]  # one that leads nowhere is for MkDocs to report
         return link[1]
 
+    markdown = markdown.replace(f'(../{SCHEMA})', f'({Path(SCHEMA).name})')
     return re.sub(r'\[([^\]]+)\]\(([^)#:]+)(?:#[^)]*)?\)', kept, markdown)

@@ -2,6 +2,7 @@
 
 The file of a row holds one JSON object, in which the fields of a row's parts stand side by side: `w`, `fid`,
 `reference`. Every field is there, and null where there is nothing to say; rows of older versions lack those of `LATER`.
+`results.schema.json` beside this file says what each field means, for users of other languages too.
 """
 
 import dataclasses
@@ -46,14 +47,14 @@ class Sampling(_Checked):
     guidance: str
     sampler: str
     grid: str
-    num_steps: int  # T
-    logvar_interp: float | None  # the paper's v; None of samplers that have none
-    clip_x: bool  # the estimate of x, to [-1, 1] at every step
-    logsnr_min: float  # the ends of the model's noise levels
+    num_steps: int
+    logvar_interp: float | None
+    clip_x: bool
+    logsnr_min: float
     logsnr_max: float
-    rounding: str  # to whole grey levels: round or truncate
-    prediction: str  # of the network: eps, x or v
-    dtype: str  # in which the network computes
+    rounding: str
+    prediction: str
+    dtype: str
 
     @property
     def departures(self) -> list[str]:
@@ -65,16 +66,16 @@ class Sampling(_Checked):
 class Drawn(_Checked):
     """This says where the samples of a sweep's row come from."""
 
-    step: int  # of the checkpoint
-    ema: bool  # whether its averaged parameters were used
-    ema_length: float | None = None  # of their average; None for that by `config.train.ema_decay`
-    params_sha256: str  # of these parameters
-    uncond_params_sha256: str | None = None  # of the other networks that guide; None where there is none
+    step: int
+    ema: bool
+    ema_length: float | None = None
+    params_sha256: str
+    uncond_params_sha256: str | None = None
     weaker_params_sha256: str | None = None
     classifier_params_sha256: str | None = None
     sampling: Sampling
-    labels: str  # how they were drawn: balanced or random
-    seed: int  # of noise and labels
+    labels: str
+    seed: int
     w: float
 
 
@@ -90,17 +91,17 @@ class Method(_Checked):
     """This says how samples were scored."""
 
     num_samples: int
-    is_split_size: int  # samples a split of the inception score
-    neighbours_dtype: str  # in which precision and recall are computed
+    is_split_size: int
+    neighbours_dtype: str
     kid_subsets: int
     kid_subset_size: int
-    num_reference_features: int  # real images that precision to coverage, KID and MIND are against
-    features: str  # the network of the features, in words
-    features_sha256: str  # of its parameters
-    classifier: str | None  # what says the class of a sample; None if nothing does
-    reference_sha256: str  # of the real images, or of the file that stands for them
-    dinov2: str | None = None  # the network of FD-DINOv2, in words; None where it is not measured
-    dinov2_sha256: str | None = None  # of its parameters and resize
+    num_reference_features: int
+    features: str
+    features_sha256: str
+    classifier: str | None
+    reference_sha256: str
+    dinov2: str | None = None
+    dinov2_sha256: str | None = None
 
     @property
     def networks(self) -> str:
@@ -131,11 +132,11 @@ class Scores(_Checked):
     density: float | None = None
     coverage: float | None = None
     mind: float | None = None
-    fid_infinity: float | None = None  # extrapolated to infinitely many samples
-    fid_infinity_standard_error: float | None = None  # of the fit
-    authenticity: float | None = None  # the share of samples that copy no training image, see docs/evaluation.md
-    near_copies: float | None = None  # the share nearer to training images than all but few held-out ones
-    fid_standard_error: float | None = None  # by a jackknife over blocks of the samples
+    fid_infinity: float | None = None
+    fid_infinity_standard_error: float | None = None
+    authenticity: float | None = None
+    near_copies: float | None = None
+    fid_standard_error: float | None = None
     inception_score_standard_error: float | None = None
     fd_dinov2_standard_error: float | None = None
 
@@ -144,12 +145,10 @@ class Scores(_Checked):
 class Beside(_Checked):
     """Scores are read beside these."""
 
-    reference: str  # the real images, in words
-    reference_file_sha256: str | None  # None for a data set
-    finite_sample_fid: float | None  # of as many real images
-    # How these were drawn; None of rows that hold the FID of draws of a Gaussian instead, which is no floor.
+    reference: str
+    reference_file_sha256: str | None
+    finite_sample_fid: float | None
     finite_sample_draws: str | None = None
-    # Which real images are scored against which others, by the fields called floor; None where none are held out.
     floor: str | None = None
     floor_fid: float | None = None
     floor_inception_score: float | None = None
@@ -162,12 +161,12 @@ class Beside(_Checked):
 class Origin(_Checked):
     """This says how a row came about."""
 
-    warnings: tuple[str, ...]  # sentences that a reader of the scores must know
-    features_file_sha256: str | None  # None if the features' network has no file
+    warnings: tuple[str, ...]
+    features_file_sha256: str | None
     dinov2_file_sha256: str | None = None
-    device: str  # its kind
-    versions: dict[str, str]  # of the libraries, and settings of the environment, that a number may depend on
-    finished: str  # when, in UTC (ISO 8601)
+    device: str
+    versions: dict[str, str]
+    finished: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,13 +252,13 @@ class Row(_Measured):
     MODE: ClassVar[str] = 'eval'
 
     source: Drawn
-    p_uncond: float  # of the model's training
-    label_in: str  # which blocks of its network are told the label
-    evaluations: int  # of networks, for one sample
-    cost: float  # their arithmetic, in evaluations of the model for one prediction
-    samples: str | None  # the file of the kept samples, relative to the workdir; None if none were kept
-    config_sha256: str  # of the whole config, but for how the work was divided
-    seconds: float  # that the row took the process that finished it
+    p_uncond: float
+    label_in: str
+    evaluations: int
+    cost: float
+    samples: str | None
+    config_sha256: str
+    seconds: float
 
     @property
     def apart(self) -> bool:

@@ -35,6 +35,7 @@ from cfg.settings.checks import check_config
 from cfg.training import loop
 from tests.conftest import score_few, small_config
 from tests.models.adm_reference import Adm, classifier_forward, random_state
+from tests.report.rows import VALIDATOR
 
 VARYING = ('seconds', 'finished', 'config_sha256')
 pytestmark = pytest.mark.usefixtures('kept_sampling')
@@ -216,6 +217,7 @@ def test_values_of_the_sampler_that_cannot_be_are_named(values):
 def test_a_row_says_how_it_was_measured(workdir):
     sweep.evaluate(config_of(w=(0.5,)), workdir)
     (row,) = flat_rows(workdir)
+    VALIDATOR.validate(json.loads((workdir / 'results.jsonl').read_text()))
     assert row['warnings'] == ()
     for name in ('config_sha256', 'params_sha256', 'features_sha256', 'reference_sha256'):
         assert len(row[name]) == 64

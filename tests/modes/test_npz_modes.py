@@ -19,6 +19,7 @@ from cfg.report.rows import Scores
 from cfg.runtime.errors import UserError
 from tests.conftest import small_config
 from tests.inception_file import write_torch
+from tests.report.rows import VALIDATOR
 
 
 @pytest.fixture(scope='module', name='cache')
@@ -77,6 +78,7 @@ def test_a_reference_of_inception(source, cache, tmp_path):
     options = {'samples': str(tmp_path / 'other.npz'), 'reference': str(path), 'features': 'inception'}
     evaluate_npz.run(config_of(cache, **options), tmp_path)
     other = json.loads((tmp_path / 'evaluate_npz.jsonl').read_text())
+    VALIDATOR.validate(other)
     assert other['fid'] > 0
     assert other['sfid'] > 0
     assert other['num_samples'] == 16

@@ -1,7 +1,16 @@
 """Rows of a sweep that nobody measured, for tests of what reads them."""
 
+import json
+from pathlib import Path
+
+import jsonschema
+
+from cfg.report import rows
 from cfg.report.results import Results
 from cfg.report.rows import Row
+
+SCHEMA = json.loads((Path(rows.__file__).parent / 'results.schema.json').read_text())
+VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)  # of a row as JSON
 
 _SAMPLING = {
     'guidance': 'cfg',
