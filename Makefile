@@ -16,10 +16,10 @@ COMPARE := $(PY) main.py $(FLAGS) --config=configs/digits_compare.py
 
 PEER :=
 
-.PHONY: install install-dev digits compare twins students tune mixture accelerator test chaos docs lint format clean
+.PHONY: install install-dev browser digits compare twins students tune mixture accelerator test chaos docs lint format clean
 
 install: $(VENV)/.installed
-install-dev: $(VENV)/.installed-dev .compilers/.installed
+install-dev: $(VENV)/.installed-dev .compilers/.installed browser
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -40,6 +40,12 @@ $(VENV)/.installed-dev: $(REQUIRED) requirements-dev.txt | $(VENV)/bin/python
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .compilers -r $< || \
 	  echo "note: without the compilers of TPUs and GPUs --mode=describe --target and its tests do not run" >&2
 	@mkdir -p .compilers && touch $@
+
+# The pages of the reports are tested in a browser that is a package of the system.
+browser:
+	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
+	{ [ $$(id -u) = 0 ] && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y chromium >/dev/null; } || \
+	  echo "note: without Chromium (apt-get install chromium) the pages of the reports are not tested" >&2
 
 # Each part goes on where it was stopped; what is finished is skipped. The early checkpoint comes first, so that there is
 # a report within minutes.

@@ -21,7 +21,7 @@ from cfg.runs.companions import check_guidable, on_devices, open_companions
 from cfg.runs.generate import Generator
 from cfg.runs.trained import TrainedRun
 from cfg.runtime.errors import UserError
-from cfg.settings.sampler import PARSERS, check_levels, check_w, read_sampler
+from cfg.settings.sampler import PARSERS, check_levels, check_w, read_sampler, with_logvar_interp
 
 Network = Model | Models | Denoiser | EpsFn
 FIELDS = {'guidance': 'rule', 'sampler': 'solver', 'steps': 'num_steps'}  # of `Sampler`, by the names of arguments
@@ -162,6 +162,8 @@ def _sampler(network: Model | Models, w: np.ndarray | None = None, **options: An
     own = read_sampler(network.config) if isinstance(network, Model) else Sampler()
     try:
         read = {name: parse(given[name], name) for name, parse in PARSERS.items() if isinstance(given.get(name), str)}
+        if 'sampler' in read and isinstance(network, Model):  # a text does not say the paper's v
+            read['sampler'] = with_logvar_interp(read['sampler'], network.config.sampling.logvar_interp)
         sampler = dataclasses.replace(own, **{FIELDS.get(name, name): it for name, it in (given | read).items()})
         if sampler.rule.w is not None:
             raise UserError(f'guidance={sampler.rule.name!r} has a w of its own: give it as w.')

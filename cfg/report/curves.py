@@ -1,8 +1,9 @@
 """Groups the rows of a sweep into curves, and names them."""
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -82,8 +83,13 @@ class Curve(Scored):
     """A curve is the rows that differ in nothing but w, in ascending w."""
 
     key: str  # unique among the curves of a report; the step, with '.2', '.3', ... for further curves of that step
-    label: str  # what tells this curve from the others, for people
+    told: Mapping[str, str]  # the settings that tell this curve from the others, in words, by their names
     rows: tuple[Row, ...]  # one a w
+
+    @property
+    def label(self) -> str:
+        """Returns what tells this curve from the others, for people."""
+        return ', '.join(self.told.values())
 
     @property
     def step(self) -> int:
@@ -140,10 +146,10 @@ def group_curves(rows: Sequence[Row]) -> list[Curve]:
     members = [tuple(group[w] for w in sorted(group)) for group in groups]
     members.sort(key=lambda rows: rows[0].source.step)
     curves, steps = [], []
-    for label, rows in zip(labels_of([rows[0].settings for rows in members]), members, strict=True):
+    for settings, rows in zip(told([rows[0].settings for rows in members]), members, strict=True):
         steps.append(step := rows[0].source.step)
         count = steps.count(step)
-        curves.append(Curve(f'{step}.{count}' if count > 1 else str(step), label, rows))
+        curves.append(Curve(f'{step}.{count}' if count > 1 else str(step), settings, rows))
     return curves
 
 
@@ -177,20 +183,17 @@ def finite_sample_floors(rows: Iterable[Row | FileRow]) -> list[tuple[str, float
     return list(dict.fromkeys(named))
 
 
-def labels_of(firsts: Sequence[dict[str, Any]]) -> list[str]:
-    """Makes a label for each curve from the settings of one row of each: only what differs between the curves."""
+def told(firsts: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """Returns what differs between the curves, in words by the settings' names, from the settings of a row of each."""
     names = _differing(firsts, _SETTINGS)
     if not names or _differing(firsts, ['step']):
         names.insert(0, 'step')
-    labels = [', '.join(phrase(name, settings[name]) for name in names) for settings in firsts]
-    for more in (_DETAILS, _HASHES):  # what differs between curves that share a label is added to it
-        shared = grouped(zip(labels, firsts, strict=True), lambda pair: pair[0])
-        differing = {label: _differing([settings for _, settings in pairs], more) for label, pairs in shared.items()}
-        labels = [
-            ', '.join([label, *(phrase(name, settings[name]) for name in differing[label])])
-            for label, settings in zip(labels, firsts, strict=True)
-        ]
-    return labels
+    found = [{name: phrase(name, settings[name]) for name in names} for settings in firsts]
+    for more in (_DETAILS, _HASHES):  # what differs between curves that are told alike is added to them
+        for group in grouped(range(len(firsts)), lambda i: tuple(found[i].values())).values():
+            for name, i in itertools.product(_differing([firsts[i] for i in group], more), group):
+                found[i][name] = phrase(name, firsts[i][name])
+    return found
 
 
 def _differing(settings: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from cfg.report.curves import Curve, alike, grouped, labels_of
+from cfg.report.curves import Curve, alike, grouped, told
 from cfg.report.plots import INK, MUTED, features_of
 from cfg.report.rows import Row
 from cfg.report.tables import score_text
@@ -23,7 +23,7 @@ def figure(curves: Sequence[Curve]) -> Figure | None:
     panels = [group for group in groups.values() if len(group) > 1]
     if not panels:
         return None
-    labels = labels_of([_without_length(group[0]).settings for group in panels])
+    labels = [', '.join(it.values()) for it in told([_without_length(group[0]).settings for group in panels])]
     heights = [0.32 * len(group) + 1.0 for group in panels]
     drawn = Figure(figsize=(6.0, sum(heights) + 0.3), dpi=200, layout='constrained')
     rows = [row for group in panels for curve in group for row in curve.rows]

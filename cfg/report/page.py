@@ -1,89 +1,15 @@
-"""Says what the page of a report says, which is one HTML file that needs nothing else."""
+"""Says what the page of a report says beside its gallery; it is one HTML file that needs nothing else."""
 
-import base64
 import dataclasses
-import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from cfg.metrics.memorisation import COPY_QUANTILE
 from cfg.report.curves import Curve, finite_sample_floors, floors, grouped
-from cfg.report.sample_files import Samples
-from cfg.report.tables import percent, present, score_text, with_error
-
-SPRITE_COLUMNS = 10
-
-
-def sprite(images: np.ndarray) -> bytes:
-    """Puts all images into one PNG, in rows of `SPRITE_COLUMNS`, edge to edge.
-
-    Args:
-        images: uint8 [N, H, W, C] with C 1 or 3.
-    """
-    count, height, width, channels = images.shape
-    cells = np.pad(images, [(0, -count % SPRITE_COLUMNS), (0, 0), (0, 0), (0, 0)])
-    sheet = cells.reshape(-1, SPRITE_COLUMNS, height, width, channels).swapaxes(1, 2)
-    sheet = sheet.reshape(-1, SPRITE_COLUMNS * width, channels)
-    buffer = io.BytesIO()
-    Image.fromarray(sheet[..., 0] if channels == 1 else sheet).save(buffer, format='PNG', optimize=True)
-    return buffer.getvalue()
-
-
-def data_uri(png: bytes) -> str:
-    """Returns a picture as a text that a page can hold."""
-    return 'data:image/png;base64,' + base64.b64encode(png).decode('ascii')
-
-
-def viewer_data(curves: Sequence[Curve], samples: Mapping[str, Samples], class_names: Sequence[str]) -> dict[str, Any]:
-    """Returns what the page's script needs: the points of each curve, and a sprite for each sample file.
-
-    Args:
-        samples: those to show of each sample file, by the row's `samples`; files may be absent.
-    """
-    sprites = {path: place for place, path in enumerate(samples)}
-    labels = sorted({int(label) for shown in samples.values() for label in shown.labels})
-    return {
-        'columns': SPRITE_COLUMNS,
-        'accuracy': any(metric.key == 'accuracy' for metric in present(curves)),
-        'classes': [
-            {'label': label, 'name': class_names[label] if 0 <= label < len(class_names) else f'class {label}'}
-            for label in labels
-        ],
-        'sprites': [
-            {
-                'src': data_uri(sprite(shown.images)),
-                'height': shown.images.shape[1],
-                'width': shown.images.shape[2],
-                'labels': shown.labels.tolist(),
-            }
-            for shown in samples.values()
-        ],
-        'curves': [
-            {
-                'key': curve.key,
-                'label': curve.label,
-                'points': [
-                    {
-                        'w': row.source.w,
-                        'fid': with_error(row.scores.fid, row.scores.fid_standard_error),
-                        'inceptionScore': with_error(
-                            row.scores.inception_score, row.scores.inception_score_standard_error
-                        ),
-                        'accuracy': percent(row.scores.accuracy),
-                        'count': f'{row.method.num_samples:,}',
-                        'best': curve.bests_at(place),
-                        'sprite': sprites.get(row.samples),
-                    }
-                    for place, row in enumerate(curve.rows)
-                ],
-            }
-            for curve in curves
-        ],
-    }
+from cfg.report.tables import percent, score_text, with_error
 
 
 def summary(curves: Sequence[Curve]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cfg.report import beside_paper as side_by_side
-from cfg.report import heat_maps, html, page, plots, tables
+from cfg.report import gallery, heat_maps, html, page, plots, tables
 from cfg.report.curves import Curve, group_curves, grouped
 from cfg.report.paper import paper_table
 from cfg.report.results import Results
@@ -19,16 +19,17 @@ from cfg.runtime.errors import UserError
 
 _MAX_PANELS = 6
 _PAGE_SAMPLES = 200
-# Pixels of one (step, w) on the page, and of all: they bound the page's size.
+# Pixels of one (step, w) on the page, and of all: they bound the memory. Characters bound the page itself.
 _PAGE_SAMPLE_PIXELS = 100 * 64 * 64
 _PAGE_PIXELS = 30 * _PAGE_SAMPLE_PIXELS
+_PAGE_CHARACTERS = 4_500_000
 
 
 @dataclasses.dataclass(frozen=True)
 class _Picked:
     """These are the few samples of one file that the report shows."""
 
-    page: Samples
+    page: gallery.Shown
     mixed: Samples
     one_class: Samples
 
@@ -117,21 +118,25 @@ def write_report(
                 f'--config.sampling.labels="({one_class},)" draws more.'
             )
 
+    embedded = {path: gallery.data_uri(path.read_bytes()) for path in [*pictures, *nearest]}
+    shown_there = {path: pick.page for path, pick in picked.items()}
+    room = _PAGE_CHARACTERS - sum(map(len, embedded.values()))
     return html.write(
         output / 'index.html',
         'report.html',
         title=title,
         summary=page.summary(curves),
         notices=notices,
-        plots=[page.data_uri(picture.read_bytes()) for picture in pictures],
-        nearest=[page.data_uri(picture.read_bytes()) for picture in nearest],
+        plots=[embedded[picture] for picture in pictures],
+        nearest=[embedded[picture] for picture in nearest],
         copies_in=dict.fromkeys(row.method.copies_in for _, row in shown if row.scores.near_copies is not None),
         curves=curves,
         metrics=tables.present(curves),
         summed_up=page.seed_lines(curves) + page.floor_lines(curves),
         paper=compared,
         provenance=page.provenance(curves),
-        data=page.viewer_data(curves, {path: pick.page for path, pick in picked.items()}, class_names),
+        pickers={gallery.title(name): values for name, values in gallery.pickers(curves).items()},
+        data=gallery.data(curves, shown_there, class_names, workdir=workdir, room=room),
     )
 
 
@@ -169,7 +174,7 @@ def _pick_all(workdir: Path, rows: Sequence[Row], *, cells: int, one_class: int)
             order = mixed_order(samples.labels)
             of_page = max(1, min(_PAGE_SAMPLES, pixels // math.prod(samples.images.shape[1:3])))
             picked[path] = _Picked(
-                page=samples.take(order[:of_page]),
+                page=gallery.Shown(samples.take(order[:of_page]), order[:of_page]),
                 mixed=samples.take(order[:cells]),
                 one_class=samples.take(np.flatnonzero(samples.labels == one_class)[:cells]),
             )

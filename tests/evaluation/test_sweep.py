@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import cfg
 from cfg.data.digits import digits
 from cfg.evaluation import drawing, references, sweep
 from cfg.evaluation.points import config_sha256
@@ -24,8 +25,10 @@ from cfg.metrics import distances, jackknife
 from cfg.metrics.memorisation import TrainingSet
 from cfg.metrics.moments import Moments
 from cfg.modes import compare, evaluate, import_adm, report
+from cfg.report import gallery
 from cfg.report.curves import group_curves
 from cfg.report.results import Results
+from cfg.report.sample_files import load_samples
 from cfg.runs.companions import make_generator
 from cfg.runs.trained import TrainedRun
 from cfg.runtime import environment, progress
@@ -94,6 +97,22 @@ def test_a_sweep_is_the_product_of_all_that_varies(workdir, capsys):
     header, *lines = capsys.readouterr().out.splitlines()
     assert header.split()[:5] == ['step', 'ema', 'T', 'seed', 'w']
     assert lines[5].split()[:5] == ['4', 'True', '4', '1', '1']
+
+
+def test_the_report_says_how_to_draw_a_sample_again(workdir):
+    axes = {'guidance': ('cfg', 'apg'), 'sampler': ('ancestral', 'ddim'), 'ema': (True, False), 'logvar_interp': (0.1,)}
+    sweep.evaluate(config_of(num_samples=20, seeds=(3,), w=(1.0,), **axes), workdir)
+    rows = Results(workdir).swept()
+    files = {row.samples: load_samples(workdir / row.samples) for row in rows}
+    shown = {path: gallery.Shown(samples, np.arange(20)) for path, samples in files.items()}
+    found = gallery.data(group_curves(rows), shown, tuple('0123456789'), workdir=workdir, room=10**6)
+    points = [point for curve in found['curves'] for point in curve['points']]
+    assert len({point['how'] + point['load'] for point in points}) == len(points) == 8
+    for point in points:
+        sheet, wanted = found['sheets'][point['sheet']], files[rows[point['sheet']].samples]
+        label = sheet['labels'][13]
+        images = eval(f'cfg.sample(cfg.load({point["load"]}), [{label}] * 14, {point["how"]})', {'cfg': cfg})
+        np.testing.assert_array_equal(images[13], wanted.images[13])
 
 
 def test_lengths_of_averages_are_swept(workdir):

@@ -234,8 +234,8 @@ def test_runs_of_other_trainings_are_other_networks(tmp_path, monkeypatch, chang
     assert dict(of_other.fids) == pytest.approx({3: 3 / 8, 5: 4 / 8})
     text = compare.write(found).read_text()
     assert 'Means over 2 repetitions' in text
-    assert '<th>a, cfg</th>' in text
-    assert '<th>d, apg(eta=0.5)</th>' in text
+    assert '<th scope="row">a, cfg</th>' in text
+    assert '<th scope="row">d, apg(eta=0.5)</th>' in text
 
 
 def test_a_network_without_cfg_stands_beside_the_first(tmp_path):

@@ -180,7 +180,7 @@ def test_a_report_over_several_runs(tmp_path):
     page = write_report(tmp_path / 'a', others=[tmp_path / 'b'], paper='table1_imagenet64')
     data = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])
     assert [curve['label'] for curve in data['curves']] == ['p_uncond = 0.5', 'p_uncond = 0.1']
-    assert [len(data['sprites']), data['curves'][0]['points'][0]['sprite']] == [2, 0]
+    assert [len(data['sheets']), data['curves'][0]['points'][0]['sheet']] == [2, 0]
     with (tmp_path / 'a' / 'report' / 'paper_table.csv').open(newline='') as file:
         head = next(csv.reader(file))
     assert 'FID difference (p_uncond = 0.5)' in head

@@ -14,7 +14,7 @@ from PIL import Image
 
 from cfg.data.grids import mosaic
 from cfg.modes import report
-from cfg.report import page, plots, sweep_report
+from cfg.report import gallery, plots, sweep_report
 from cfg.report.curves import group_curves
 from cfg.report.results import Results
 from cfg.report.rows import LATER, Row
@@ -58,7 +58,8 @@ def _write_samples(workdir: Path, rows: list[Row], shape: tuple[int, int, int], 
     (workdir / 'samples').mkdir(exist_ok=True)
     labels = np.arange(count, dtype=np.int32) % len(CLASSES)
     for i, row in enumerate(rows):
-        images = np.random.default_rng(i).integers(0, 256, (count, *shape), dtype=np.uint8)
+        blocks = np.random.default_rng(i).integers(0, 256, (count, 4, 4, shape[2]), dtype=np.uint8)
+        images = blocks.repeat(shape[0] // 4, axis=1).repeat(shape[1] // 4, axis=2)
         np.savez(workdir / row.samples, images, labels)
 
 
@@ -128,12 +129,12 @@ def _decode(uri: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(body))))
 
 
-def _cells(sprite: dict) -> np.ndarray:
-    """The images of a sprite, [N, H, W, C]."""
-    sheet = _decode(sprite['src'])
-    height, width = sprite['height'], sprite['width']
-    places = [divmod(i, page.SPRITE_COLUMNS) for i in range(len(sprite['labels']))]
-    cells = [sheet[y * height : (y + 1) * height, x * width : (x + 1) * width] for y, x in places]
+def _cells(sheet: dict) -> np.ndarray:
+    """The images of a sheet, [N, H, W, C]."""
+    picture = _decode(sheet['src'])
+    height, width = sheet['height'], sheet['width']
+    places = [divmod(i, gallery.COLUMNS) for i in range(len(sheet['labels']))]
+    cells = [picture[y * height : (y + 1) * height, x * width : (x + 1) * width] for y, x in places]
     return np.stack(cells).reshape(len(cells), height, width, -1)
 
 
@@ -176,7 +177,7 @@ def test_page_is_self_contained(finished):
             assert attributes['alt']
     labelled = {attributes['for'] for tag, attributes in parsed.elements if tag == 'label'}
     controls = {attributes['id'] for tag, attributes in parsed.elements if tag in ('input', 'select')}
-    assert controls == labelled == {'w', 'curve', 'class'}
+    assert controls == labelled == {'w', 'pick-0', 'class'}
     assert 'A &lt;sweep&gt; &amp; more' in parsed.source
     assert parsed.data['classes'][3] == {'label': 3, 'name': '</script><b>'}
 
@@ -196,16 +197,16 @@ def test_page_has_every_row_and_marks_none_as_best_without_errors(finished):
         assert text in parsed.source
 
 
-def test_sprites_are_the_samples(finished):
+def test_sheets_are_the_samples(finished):
     data = _Page(finished / 'report' / 'index.html').data
     assert [curve['key'] for curve in data['curves']] == ['300', '1200']
     for curve in data['curves']:
         assert [point['w'] for point in curve['points']] == list(WS)
         for point in curve['points']:
             samples = load_samples(finished / _row(int(curve['key']), point['w']).samples)
-            sprite = data['sprites'][point['sprite']]
-            np.testing.assert_array_equal(_cells(sprite), samples.images[:200])
-            assert sprite['labels'] == samples.labels[:200].tolist()
+            sheet = data['sheets'][point['sheet']]
+            np.testing.assert_array_equal(_cells(sheet), samples.images[:200])
+            assert sheet['labels'] == samples.labels[:200].tolist()
 
 
 def test_table_is_the_rows(finished):
@@ -228,9 +229,7 @@ def test_larger_colour_images(tmp_path):
     _write_samples(tmp_path, rows, (64, 64, 3), count=104)
     data = _Page(_report(tmp_path)).data
     samples = load_samples(tmp_path / rows[1].samples)
-    np.testing.assert_array_equal(
-        _cells(data['sprites'][data['curves'][0]['points'][1]['sprite']]), samples.images[:100]
-    )
+    np.testing.assert_array_equal(_cells(data['sheets'][data['curves'][0]['points'][1]['sheet']]), samples.images[:100])
     assert not list((tmp_path / 'report').glob('*_step*'))
 
 
@@ -252,7 +251,7 @@ def test_deleted_samples_are_told(tmp_path):
     parsed = _Page(_report(tmp_path))
     missing = 'their grids are missing (step 300: w = 0.3, 4; step 1,200: w = 0, 0.3, 4).'
     assert missing in parsed.source
-    assert [point['sprite'] for curve in parsed.data['curves'] for point in curve['points']] == [0] + [None] * 5
+    assert [point['sheet'] for curve in parsed.data['curves'] for point in curve['points']] == [0] + [None] * 5
     names = {path.name for path in (tmp_path / 'report').glob('*.png')}
     suffixed = {'grid_random_classes_step000300.png', 'grid_one_class_step000300.png'}
     assert names == {'fid_is_vs_w.png', 'fid_vs_is.png'} | suffixed
@@ -261,7 +260,7 @@ def test_deleted_samples_are_told(tmp_path):
 def test_numbers_that_are_not(tmp_path):
     write_rows(tmp_path, [_row(1200, 0.0), _row(1200, 0.3, fid=None), _row(1200, 4.0, fid=None, inception_score=None)])
     parsed = _Page(_report(tmp_path))
-    assert [point['fid'] for point in parsed.data['curves'][0]['points']] == ['9.50', '-', '-']
+    assert [point['scores'][0]['text'] for point in parsed.data['curves'][0]['points']] == ['9.50', '-', '-']
     assert '9.50' in parsed.table[1]
 
 
