@@ -1,7 +1,15 @@
-"""Is every command of the project, as main.py, `python -m cfg` or, where it is installed, `cfg`."""
+"""Trains, samples, evaluates and reports a classifier-free guided diffusion model.
+
+  cfg --config=configs/digits.py --workdir=runs/digits                 trains, and goes on if it was stopped
+  cfg --config=configs/digits.py --workdir=runs/digits --mode=sample   uses what was trained
+  cfg --workdir=runs/digits --mode=status                              says where it stands
+
+The modes are in docs/commands.md, the fields of a config in configs/default.py: --config.train.num_steps=100 sets one.
+"""
 
 import importlib
 import logging
+import sys
 from typing import NamedTuple
 
 from absl import flags
@@ -91,6 +99,7 @@ def _dispatch() -> None:
 
 def main() -> None:
     """Runs a command, as its flags say, and ends the process."""
+    sys.modules['__main__'].__doc__ = __doc__  # what --help begins with
     define_flags()
     log = logging.getLogger('cfg')
     log.setLevel(logging.INFO)

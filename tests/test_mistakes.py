@@ -95,7 +95,36 @@ def test_missing_arguments(tmp_path):
     assert '--workdir is missing' in refused()
     assert '--config is missing' in refused(f'--workdir={tmp_path}', config='', small=False)
     assert '--config is missing' in refused(f'--workdir={tmp_path}', config='None', small=False)
-    assert 'configs/nothing.py' in refused(f'--workdir={tmp_path}', config='configs/nothing.py', small=False)
+    message = refused(f'--workdir={tmp_path}', config='configs/nothing.py', small=False)
+    assert 'configs/nothing.py' in message and 'digits_classifier' in message
+
+
+@pytest.mark.parametrize(
+    ('line', 'expected'),
+    [
+        ('config.train.num_steps = several', "mine.py, line 4: NameError: name 'several' is not defined"),
+        ('config.train.num_steps = (3', "mine.py, line 4: SyntaxError: '(' was never closed"),
+        ('import nowhere', "mine.py, line 4: ModuleNotFoundError: No module named 'nowhere'"),
+        ('config.train.num_step = 3', 'mine.py, line 4: config.num_step does not exist: every field of a config is in'),
+        ('config.trian.num_steps = 3', 'mine.py, line 4: config.trian does not exist'),
+        ('config.seed.x = 3', "mine.py, line 4: AttributeError: 'int' object has no attribute 'x'"),
+        ("config.train.num_steps = 'many'", "mine.py, line 4: Could not override field 'num_steps'"),
+        ("open('/nowhere/x')", '--config cannot be loaded ([Errno 2] No such file or directory: '),
+        ('return None', 'mine.py returns no config: end it with return config'),
+        ('return {}', 'mine.py returns no config: end it with return config'),
+    ],
+)
+def test_what_is_wrong_in_a_config_of_ones_own_is_said_with_its_line(tmp_path, line, expected):
+    file = tmp_path / 'mine.py'
+    body = ['config = digits.get_config()', line, 'return config']
+    file.write_text('\n    '.join(['from configs import digits\ndef get_config():', *body]))
+    assert expected in refused(f'--workdir={tmp_path}', config=file, small=False)
+
+
+def test_a_config_without_get_config_and_one_without_parts(tmp_path):
+    (tmp_path / 'mine.py').write_text('config = None')
+    assert 'mine.py has no function get_config()' in command_line.refused(config=tmp_path / 'mine.py', small=False)
+    assert 'configs/digits.py has no parts' in refused(config='configs/digits.py:steps', small=False)
 
 
 def test_a_mixture_has_nothing_to_train(tmp_path):

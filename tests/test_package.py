@@ -36,10 +36,16 @@ def test_every_file_is_in_it(installed):
     assert [folder.name for folder in site.iterdir() if folder.suffix != '.dist-info'] == ['cfg']
 
 
-def test_its_command_finds_the_configs_from_anywhere(installed, tmp_path):
+def test_its_command_finds_the_configs_from_anywhere_and_so_does_a_config_of_ones_own(installed, tmp_path):
     _, site = installed
     code = f'import sys; sys.path[:] = [{str(site)!r}, *sys.path[1:]]; from cfg.__main__ import main; main()'
     line = [sys.executable, '-c', code, '--config=configs/digits_compare.py:steps', '--mode=sample', '--workdir=none']
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert 'none does not exist' in sentence(done)
+    (tmp_path / 'mine.py').write_text(
+        'from configs import digits\n\n\ndef get_config():\n    return digits.get_config()\n'
+    )
+    line = [sys.executable, '-c', code, '--config', 'mine.py', '--mode=sample', '--workdir=none']
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert 'none does not exist' in sentence(done)
 

@@ -1,17 +1,16 @@
 """The default config, and configs of runs that are older than some of its fields."""
 
 import runpy
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from cfg.runtime.paths import configs_folder
+
 
 def defaults() -> ConfigDict:
-    """Returns the default config, whose file is beside the package or, where it is installed, within it."""
-    folders = Path(__file__).parents[2], Path(__file__).parents[1]
-    file = next(path for folder in folders if (path := folder / 'configs' / 'default.py').exists())
-    return runpy.run_path(str(file))['get_config']()
+    """Returns the default config."""
+    return runpy.run_path(str(configs_folder() / 'default.py'))['get_config']()
 
 
 def completed(config: dict[str, Any]) -> ConfigDict:

@@ -64,7 +64,10 @@ def find_step(workdir: Path, step: int) -> int:
     if not steps:
         raise UserError(f'{folder} holds no finished checkpoint: run --mode=train with this --workdir first.')
     if step not in (-1, *steps):
-        raise UserError(f'The checkpoint of step {step} is not among those in {folder}: {steps}.')
+        raise UserError(
+            f'The checkpoint of step {step} is not among those in {folder}: choose one of {steps} (config.eval.steps, '
+            'or config.sampling.step of --mode=sample; () and -1 are the newest), or train on.'
+        )
     return steps[-1] if step == -1 else step
 
 

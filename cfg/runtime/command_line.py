@@ -1,9 +1,11 @@
 """Does what every command does alike: flags, the config, and mistakes as one sentence. It imports no JAX."""
 
 import importlib
+import importlib.util
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +14,9 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
 from cfg.runtime import environment, xla_flags
-from cfg.runtime.errors import UserError, out_of_disk, out_of_memory
+from cfg.runtime.errors import UserError, first_line, out_of_disk, out_of_memory
 from cfg.runtime.files import remove_empty_folders
-from cfg.runtime.paths import user_path
+from cfg.runtime.paths import configs_folder, user_path
 from cfg.runtime.progress import end_line
 
 FLAGS = flags.FLAGS
@@ -57,13 +59,18 @@ def read_config() -> ConfigDict:
       UserError: when it is missing or cannot be loaded.
     """
     config = FLAGS.config
-    if config is None:
-        raise UserError('--config is missing: give one of configs/*.py.')
+    names = ', '.join(sorted(file.stem for file in configs_folder().glob('[a-z]*.py')))
+    known = f'give one of configs/*.py ({names}), or a file of your own'
+    if config is None and not FLAGS['config'].present:
+        raise UserError(f'--config is missing: {known}.')
     try:
         config.to_dict()
     except OSError as error:  # a file that could not be loaded says so when the config is first used
-        reason = str(error).splitlines()[-1].strip()
-        raise UserError(f'--config cannot be loaded ({reason}): give one of configs/*.py.') from error
+        reason = str(error).splitlines()[-1].strip().rpartition('failure to load: ')[2]
+        raise UserError(f'--config cannot be loaded ({reason}): {known}.') from error
+    except AttributeError as error:
+        file = config_flags.get_config_filename(FLAGS['config'])
+        raise UserError(f'get_config() of {file} returns no config: end it with return config.') from error
     return config
 
 
@@ -119,39 +126,67 @@ def exit_status(error: BaseException, *, memory: str, stopped: str = 'Stopped.')
     return None
 
 
-def complain(error: Exception | str) -> int:
-    """Prints a mistake as one line; returns the exit status."""
+def complain(error: Exception | str, where: str = '') -> int:
+    """Prints a mistake as one line, after `where` it is; returns the exit status."""
     message = str(error)
     if 'Traceback (most recent call last)' in message:  # of a config file that refuses its argument
         message = message.strip().splitlines()[-1].partition(': ')[2]
     end_line()
-    print(f'error: {" ".join(message.split())}', file=sys.stderr)
+    print(f'error: {where}{" ".join(message.split())}', file=sys.stderr)
     return 2
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Parses the flags; a misspelt field or value is one line instead of a traceback."""
+    """Parses the flags; a misspelt field or value, or what is wrong in the config's file, is one line."""
+    each = iter(argv)
+    joined = [f'{argument}={next(each, "")}' if argument in ('--config', '-config') else argument for argument in each]
+    found = [_with_path(argument) for argument in joined if argument not in ('--config=', '--config=None')]
     try:
-        return FLAGS([_with_path(argument) for argument in argv if argument not in ('--config=', '--config=None')])
-    except (KeyError, AttributeError) as error:
-        sys.exit(complain(_no_such_field(argv, str(error.args[0]))))
-    except (flags.Error, UserError, TypeError, ValueError, OSError) as error:
-        sys.exit(complain(error))
+        return FLAGS(found)
+    except (flags.Error, UserError, ValueError, OSError) as error:
+        if 'get_config() takes 0 positional' in str(error):
+            sys.exit(complain(f'{_file_of_config(found)} has no parts: leave out the colon and what follows it.'))
+        sys.exit(complain(error, _line_of_config(found, error) if 'TypeError: ' in str(error) else ''))
+    except Exception as error:
+        where, words = _line_of_config(found, error), str(error.args[0] if error.args else '')
+        if "attribute 'get_config'" in words:
+            sys.exit(complain(f'{_file_of_config(found)} has no function get_config(), as configs/digits.py has.'))
+        if isinstance(error, KeyError | AttributeError) and (
+            not where or re.search('lookup: |Key "|Did you mean', words)
+        ):
+            sys.exit(complain(_no_such_field(argv, words), where))
+        if where:
+            sys.exit(complain(f'{type(error).__name__}: {first_line(error)}', where))
+        raise
+
+
+def _file_of_config(argv: list[str]) -> Path:
+    return _file_of(next(argument.partition('=')[2] for argument in argv if re.match('--?config=', argument)))
+
+
+def _line_of_config(argv: list[str], error: Exception) -> str:
+    """Tells which line of the config's own file an error comes from; '' where it does not come from there."""
+    if not any(re.match('--?config=', argument) for argument in argv):
+        return ''
+    file = _file_of_config(argv)
+    lines = re.findall(rf'File "{re.escape(str(file))}", line (\d+)', ''.join(traceback.format_exception(error)))
+    return f'{file}, line {lines[-1]}: ' if lines else ''
 
 
 def _with_path(argument: str) -> str:
     """Returns an argument of the command line; where it is the file of the config, as `user_path` reads it.
 
-    Where the package is installed its configs are within it, and found by the path that they have in the project.
+    The project's configs are found from any folder by the path that they have in it. Where the package is installed
+    they are within it, and a config elsewhere may import them too.
     """
     name, equals, path = argument.partition('=')
     if not equals or name.lstrip('-') != 'config':
         return argument
-    path = user_path(path, name)
-    installed = Path(__file__).parents[1] / path
-    if path.startswith('configs/') and not _file_of(path).exists() and _file_of(installed).exists():
-        sys.modules.setdefault('configs', importlib.import_module('cfg.configs'))  # what they import is beside them
-        path = installed
+    path, folder = user_path(path, name), configs_folder()
+    if folder.parent == Path(__file__).parents[1] and importlib.util.find_spec('configs') is None:
+        sys.modules['configs'] = importlib.import_module('cfg.configs')
+    if path.startswith('configs/') and not _file_of(path).exists() and _file_of(folder.parent / path).exists():
+        path = folder.parent / path
     return f'{name}={path}'
 
 
@@ -161,7 +196,7 @@ def _file_of(path: str | Path) -> Path:
 
 def _no_such_field(argv: list[str], reason: str) -> str:
     """Tells which override names no field of the config, from ml_collections' words: a name, and perhaps a hint."""
-    name = (re.findall(r'lookup: (\S+)', reason) or re.findall(r'\w+', reason) or ['?'])[0]
+    name = (re.findall(r'(?:lookup: |Key ")([^\s"]+)', reason) or re.findall(r'\w+', reason) or ['?'])[0]
     paths = [arg.lstrip('-').partition('=')[0] for arg in argv if re.match('--?config[.]', arg)]
     field = next((path for path in paths if f'.{name}.' in f'{path}.'), f'config.{name}')
     hint = re.search(r'Did you mean "(\w+)"', reason)

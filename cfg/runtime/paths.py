@@ -2,10 +2,17 @@
 
 import os
 import re
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from cfg.runtime.errors import UserError
+
+
+def configs_folder() -> Path:
+    """Returns the folder of the project's configs, which is beside the package or, where it is installed, within it."""
+    folders = (Path(__file__).parents[level] / 'configs' for level in (2, 1))
+    return next(folder for folder in folders if (folder / 'default.py').exists())
 
 
 def is_remote(path: str | os.PathLike) -> bool:
