@@ -177,7 +177,7 @@ class Sweep:
         places = processes.from_first([self._asked_of.index(row.point) for row in todo])
         points = [self._asked_of[place] for place in places]
         total = before + len(points) * self._num_samples + after
-        progress = Progress(what, total, unit='sample', start=before)
+        progress = Progress(what, total, unit='sample', start=before, compiles=bool(points))
         failures, redraw = [], _Redraw(draw)
         for number, point in enumerate(points):
             self.leave_if_stopped()  # by what came while a row was scored

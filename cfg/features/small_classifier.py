@@ -91,7 +91,7 @@ def _train(network: SmallClassifier, path: Path, source: Source, *, num_steps: i
 
     params = network.init(jax.random.key(0), jnp.zeros((1, *source.image_shape)))['params']
     opt_state = tx.init(params)
-    progress = Progress(f'classifier of {source.name}', num_steps, unit='step')
+    progress = Progress(f'classifier of {source.name}', num_steps, unit='step', compiles=True)
     with contextlib.closing(train_batches(source, batch_size=batch_size, seed=0, start_step=0)) as batches:
         for index in range(num_steps):
             params, opt_state = step(params, opt_state, next(batches), index)

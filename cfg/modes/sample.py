@@ -36,7 +36,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     generator = make_generator(config, networks, sampler)
     params = on_devices(networks)
     name, digest = f'sample_step{model.step:08d}', _digest(config, companions)
-    progress = Progress('sample', len(ws) * len(labels), unit='sample')
+    progress = Progress('sample', len(ws) * len(labels), unit='sample', compiles=True)
     panels = []
     for number, w in enumerate(ws):
         for warning in model.warnings(w, sampler):

@@ -95,15 +95,29 @@ def waiting(what: str, *, stream: TextIO | None = None, interval: float = 30.0) 
 
 
 class Progress:
-    """Counts work done, of which `start` units are there before, and prints its rate and the time left."""
+    """Counts work done, of which `start` units are there before, and prints its rate and the time left.
 
-    def __init__(self, what: str, total: int, *, unit: str, start: int = 0, stream: TextIO | None = None):
+    Where the first unit `compiles` a program, which may take minutes, a line says so before it.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        total: int,
+        *,
+        unit: str,
+        start: int = 0,
+        compiles: bool = False,
+        stream: TextIO | None = None,
+    ):
         self._what, self._total, self._unit, self._done = what, total, unit, start
         self._stream = stream or sys.stderr
         self._terminal = self._stream.isatty()
         # The first piece of work carries the compilation, so the rate is taken from its end on.
         self._since: tuple[float, int] | None = None
         self._printed, self._begin = 0.0, time.monotonic()
+        if compiles and start < total and not _silenced:
+            _write(self._stream, f'{what}: compiling', last=not self._terminal)
 
     def update(self, done: int, note: str = '') -> None:
         """Says that `done` units are finished by now."""

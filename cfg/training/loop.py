@@ -157,7 +157,7 @@ class _Run:
           UserError: when the data of a process cannot be read, likewise.
         """
         options, meter = self.config.train, self.meter
-        progress = Progress('train', options.num_steps, start=self.start, unit='step')
+        progress = Progress('train', options.num_steps, start=self.start, unit='step', compiles=True)
         everywhere = parallel.everywhere()
         state = parallel.replicate_first(state, everywhere)
         stopping = 0

@@ -22,26 +22,28 @@ def clock_fixture(monkeypatch):
 
 def test_lines_in_a_log_say_rate_and_time_left(clock):
     stream = io.StringIO()
-    bar = Progress('train', 100, unit='step', stream=stream)
+    bar = Progress('train', 100, unit='step', compiles=True, stream=stream)
     clock[0] += 30  # compilation, which is no part of the rate
     bar.update(1)
     for done in range(2, 101):
         clock[0] += 0.5
         bar.update(done, 'loss 0.1')
     lines = stream.getvalue().splitlines()
-    assert lines[1] == 'train: 21/100 steps, 2/s, 0:40 left (loss 0.1)'
+    assert lines[0] == 'train: compiling'
+    assert lines[2] == 'train: 21/100 steps, 2/s, 0:40 left (loss 0.1)'
     assert lines[-1] == 'train: 100/100 steps, 2/s, took 1:20 (loss 0.1)'
-    assert 6 <= len(lines) <= 7
+    assert 7 <= len(lines) <= 8
 
 
 def test_a_terminal_line_rewrites_itself(clock):
     stream = Terminal()
-    bar = Progress('eval', 3, start=1, unit='sample', stream=stream)
+    bar = Progress('eval', 3, start=1, unit='sample', compiles=True, stream=stream)
+    assert stream.getvalue().endswith('eval: compiling')
     for done in (2, 3):
         clock[0] += 1
         bar.update(done)
     text = stream.getvalue()
-    assert text.count('\r') == 2
+    assert text.count('\r') == 3
     assert text.endswith('eval: 3/3 samples, 1/s, took 0:02\n')
     assert text.count('\n') == 1
 
