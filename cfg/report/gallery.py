@@ -3,7 +3,6 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,13 +70,12 @@ def sheets(shown: Mapping[str, Shown], room: int) -> tuple[dict[str, Shown], dic
 
 
 def data(
-    curves: Sequence[Curve], shown: Mapping[str, Shown], class_names: Sequence[str], *, workdir: Path, room: int
+    curves: Sequence[Curve], shown: Mapping[str, Shown], class_names: Sequence[str], *, room: int
 ) -> dict[str, Any]:
     """Returns what the page's script needs.
 
     Args:
         shown: what may be shown of each sample file, by the row's `samples`; files may be absent.
-        workdir: of the rows whose sample files are relative paths.
         room: the most characters of all sheets.
     """
     shown, made = sheets(shown, room)
@@ -114,7 +112,7 @@ def data(
                         'count': f'{row.method.num_samples:,}',
                         'best': curve.bests_at(place),
                         'sheet': places.get(row.samples),
-                        **_calls(row, workdir),
+                        **_calls(row),
                     }
                     for place, row in enumerate(curve.rows)
                 ],
@@ -149,11 +147,10 @@ def _score(scores: Scores, metric: Metric) -> dict[str, Any]:
     return {'text': score_text(value), 'value': value, 'low': low, 'high': high, 'interval': interval}
 
 
-def _calls(row: Row, workdir: Path) -> dict[str, str]:
-    """Returns the Python that opens the model of a row, and the arguments with which it draws the row's samples."""
+def _calls(row: Row) -> dict[str, str]:
+    """Returns arguments in Python: after the run's folder those that open its model, and those that draw its samples."""
     source, sampling = row.source, row.source.sampling
-    folder = str(Path(row.samples).parents[1]) if Path(row.samples or '').is_absolute() else str(workdir)
-    load = f'{folder!r}, step={source.step}'
+    load = f'step={source.step}'
     if not source.ema:
         load += ', ema=False'
     elif source.ema_length is not None:

@@ -136,7 +136,7 @@ def write_report(
         paper=compared,
         provenance=page.provenance(curves),
         pickers={gallery.title(name): values for name, values in gallery.pickers(curves).items()},
-        data=gallery.data(curves, shown_there, class_names, workdir=workdir, room=room),
+        data=gallery.data(curves, shown_there, class_names, room=room),
     )
 
 

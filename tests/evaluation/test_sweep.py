@@ -105,13 +105,16 @@ def test_the_report_says_how_to_draw_a_sample_again(workdir):
     rows = Results(workdir).swept()
     files = {row.samples: load_samples(workdir / row.samples) for row in rows}
     shown = {path: gallery.Shown(samples, np.arange(20)) for path, samples in files.items()}
-    found = gallery.data(group_curves(rows), shown, tuple('0123456789'), workdir=workdir, room=10**6)
+    found = gallery.data(group_curves(rows), shown, tuple('0123456789'), room=10**6)
     points = [point for curve in found['curves'] for point in curve['points']]
     assert len({point['how'] + point['load'] for point in points}) == len(points) == 8
     for point in points:
         sheet, wanted = found['sheets'][point['sheet']], files[rows[point['sheet']].samples]
         label = sheet['labels'][13]
-        images = eval(f'cfg.sample(cfg.load({point["load"]}), [{label}] * 14, {point["how"]})', {'cfg': cfg})
+        images = eval(
+            f'cfg.sample(cfg.load(workdir, {point["load"]}), [{label}] * 14, {point["how"]})',
+            {'cfg': cfg, 'workdir': workdir},
+        )
         np.testing.assert_array_equal(images[13], wanted.images[13])
 
 

@@ -136,7 +136,7 @@ async function drawSheet() {
 function drawChosen(chosen) {
   const point = currentPoint(), of = sheetOf(point), label = of.labels[of.index.indexOf(chosen)];
   byId('chosen-title').textContent = `Seed ${point.seed}, sample ${chosen}, class ${nameOf(label)}, at every w`;
-  byId('call').textContent = `import cfg\n\nmodel = cfg.load(${point.load})\n`
+  byId('call').textContent = `import cfg\n\nmodel = cfg.load(workdir, ${point.load})  # the folder of the run\n`
     + `images = cfg.sample(model, [${label}] * ${chosen + 1}, ${point.how})\nimage = images[${chosen}]`;
   const key = `${state.curve} ${chosen}`;
   if (strip.dataset.key !== key) {  // else it stays, with the focus that may be in it
