@@ -148,7 +148,7 @@ def _score(scores: Scores, metric: Metric) -> dict[str, Any]:
 
 
 def _calls(row: Row) -> dict[str, str]:
-    """Returns arguments in Python: after the run's folder those that open its model, and those that draw its samples."""
+    """Returns arguments in Python: those after the run's folder that open its model, and those that draw samples."""
     source, sampling = row.source, row.source.sampling
     load = f'step={source.step}'
     if not source.ema:

@@ -114,17 +114,16 @@ async function drawSheet() {
   const chosen = places.includes(state.sample) ? state.sample : places[0];
   sheet.style.gridTemplateColumns = `repeat(${columns}, ${width}px)`;
   sheet.dataset.columns = columns;
-  sheet.replaceChildren(...cells.map((cell, i) => {
-    const option = make('div', {
-      'role': 'option',
-      'class': 'cell',
-      'id': `sample-${places[i]}`,
-      'aria-selected': places[i] === chosen,
-      'aria-label': `seed ${seed}, sample ${places[i]}, class ${nameOf(wanted.labels[cell])}`,
-    });
-    showCell(option, wanted, cell, width);
-    return option;
-  }));
+  const options = places.map((place) => byId(`sample-${place}`) || make('div', {role: 'option', class: 'cell', id: `sample-${place}`}));
+  options.forEach((option, i) => {
+    option.setAttribute('aria-selected', places[i] === chosen);
+    option.setAttribute('aria-label', `seed ${seed}, sample ${places[i]}, class ${nameOf(wanted.labels[cells[i]])}`);
+    showCell(option, wanted, cells[i], width);
+  });
+  // Those that stay are left where they are, under the pointer.
+  if (options.length !== sheet.children.length || options.some((option, i) => option !== sheet.children[i])) {
+    sheet.replaceChildren(...options);
+  }
   sheet.setAttribute('aria-activedescendant', `sample-${chosen}`);
   const shown = state.label ? 'class ' + classSelect.selectedOptions[0].textContent : 'all classes';
   sheet.setAttribute('aria-label', `${cells.length} samples of ${shown}, ${currentCurve().label}, w = ${currentPoint().w}`);
