@@ -19,6 +19,7 @@ setup(
     extras_require={
         'train': required('train'),
         'dev': required('train', 'dev'),
+        'wandb': ['wandb>=0.31,<1'],
         'tpu': ['jax[tpu]'],
         'cuda': ['jax[cuda13]'],
     },

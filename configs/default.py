@@ -108,6 +108,7 @@ def get_config() -> ConfigDict:
     # et al.'s (2024); () = none. Each checkpoint holds them (docs/ema.md).
     config.train.ema_lengths = ()
     config.train.log_every = 100  # steps
+    config.train.wandb_project = ''  # of Weights & Biases, which then gets what TensorBoard gets (docs/pods.md)
     # Steps between sample grids in TensorBoard, or, of a classifier, between accuracies on held-out images; 0 = none.
     config.train.sample_every = 10_000
     config.train.checkpoint_every = 10_000  # steps

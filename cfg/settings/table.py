@@ -184,6 +184,7 @@ TABLE: dict[str, dict[str, Check]] = {
         'teacher_workdir': _PATH,
         'teacher_step': _whole(-1, words='a step, or -1 for the newest'),
         'teacher_guidance': _TEXT,
+        'wandb_project': _TEXT._replace(read=_none_is_empty),
         'student_steps': _whole(0),
         'student_sampler': _one_of('ddim', 'forth_and_back'),
         'weighting': _one_of(*WEIGHTINGS),

@@ -4,6 +4,7 @@ import functools
 import json
 import logging
 import os
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from cfg.report.sample_files import FOLDER
 from cfg.runs.run_files import METRICS_FILE, read_metrics
 from cfg.runtime.errors import UserError, reason_of_write
 from cfg.runtime.files import write_whole
+from cfg.training.wandb_writer import WandbWriter
 
 log = logging.getLogger('cfg')
 
@@ -27,24 +29,29 @@ class Logs:
 
     Args:
       start_step: lines of later steps, left by a run that was killed, are dropped: they will come again.
+      beside: more writers, which get what TensorBoard gets.
     """
 
-    def __init__(self, workdir: Path, *, start_step: int):
+    def __init__(self, workdir: Path, *, start_step: int, beside: Sequence[WandbWriter] = ()):
         self._path, self._folder = workdir / METRICS_FILE, workdir / 'tensorboard'
         _drop_later_lines(self._path, start_step)
         self._thread = ThreadPoolExecutor(1, 'tensorboard')
         self._written: list[Future] = []
+        self._beside = tuple(beside)
 
     def __enter__(self):
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_):
-        with self._thread:
-            try:
+        try:
+            with self._thread:
                 self.flush()
-            except UserError:  # what ended the block says it better
-                if error is None:
-                    raise
+        except UserError:  # what ended the block says it better
+            if error is None:
+                raise
+        finally:
+            for writer in self._beside:
+                writer.close(failed=error is not None)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Writes numbers of a step to both places."""
@@ -92,10 +99,10 @@ class Logs:
         os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
         logging.getLogger('tensorflow').setLevel(logging.ERROR)
         import tensorflow as tf
-        from clu.metric_writers import SummaryWriter
+        from clu.metric_writers import MultiWriter, SummaryWriter
 
         tf.config.set_visible_devices([], 'GPU')
-        return SummaryWriter(str(self._folder))
+        return MultiWriter([*self._beside, SummaryWriter(str(self._folder))])
 
 
 def _drop_later_lines(path: Path, step: int) -> None:

@@ -37,6 +37,7 @@ from cfg.training.meter import NO_SKIPS, Meter
 from cfg.training.resume import restore
 from cfg.training.teacher import Teacher, open_teacher, taught
 from cfg.training.views import View, open_view
+from cfg.training.wandb_writer import WandbWriter
 
 log = logging.getLogger('cfg')
 
@@ -112,8 +113,10 @@ def _open_checkpoints(config: ConfigDict, workdir: Path, like: TrainState) -> Ch
 
 
 def _open_logs(config: ConfigDict, workdir: Path, start: int) -> Logs:
-    write_whole(workdir / CONFIG_FILE, (json.dumps(config_dict(config), indent=2) + '\n').encode())
-    return Logs(workdir, start_step=start)
+    said, project = config_dict(config), config.train.wandb_project
+    beside = [WandbWriter(project, workdir, said)] if project else []
+    write_whole(workdir / CONFIG_FILE, (json.dumps(said, indent=2) + '\n').encode())
+    return Logs(workdir, start_step=start, beside=beside)
 
 
 def _position(source: Source, step: int, batch_size: int) -> dict[str, Any]:

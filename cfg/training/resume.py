@@ -25,7 +25,7 @@ log = logging.getLogger('cfg')
 FREE = {
     'train': (
         *('num_steps', 'log_every', 'sample_every', 'checkpoint_every', 'keep_last', 'keep_every'),
-        *('max_skipped', 'grad_accum', 'remat'),
+        *('max_skipped', 'grad_accum', 'remat', 'wandb_project'),
         'teacher_workdir',  # the digests of its parameters tell whether it is the same
     ),
     'data': ('dir', 'workers'),
