@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,7 +67,8 @@ def sample(
     Raises:
       UserError: names the argument that cannot be, and what it may be.
     """
-    labels, shape = np.asarray(labels), tuple(shape) if shape is not None else None
+    labels, shape = np.asarray(labels), None if shape is None else _shape(shape)
+    _check_whole(seed=(seed, 0), batch_size=(batch_size, 1), steps=(256 if steps is None else steps, 0))
     network = _read(model, num_classes)
     if isinstance(network, Model):
         if shape not in (None, network.shape):
@@ -143,6 +145,20 @@ def _check_labels(labels: np.ndarray, network: Model | Models) -> None:
     whole = labels.ndim == 1 and len(labels) and np.issubdtype(labels.dtype, np.integer)
     if not whole or not ((labels >= 0) & (labels <= count)).all():
         raise UserError(f'labels must be whole numbers [N] from 0 to {count - 1} ({count} is the null label).')
+
+
+def _shape(shape: Any) -> tuple[int, ...]:
+    with contextlib.suppress(TypeError):
+        found = tuple(map(operator.index, shape))
+        if found and min(found) > 0:
+            return found
+    raise UserError(f'shape must be that of one sample, as in (32, 32, 3) or (2,), not {shape!r}.')
+
+
+def _check_whole(**given: tuple[Any, int]) -> None:
+    for name, (value, least) in given.items():
+        if not isinstance(value, int | np.integer) or value < least:
+            raise UserError(f'{name} must be a whole number of at least {least}, not {value!r}.')
 
 
 def _strengths(w: Any, count: int) -> np.ndarray:

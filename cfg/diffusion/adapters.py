@@ -12,10 +12,15 @@ import jax
 import jax.numpy as jnp
 
 from cfg.diffusion import process
-from cfg.diffusion.denoiser import Denoiser, EpsFn
+from cfg.diffusion.denoiser import Denoiser, EpsFn, check_output
 from cfg.diffusion.schedule import alpha_sigma, sigma_from_logsnr
+from cfg.runtime.errors import UserError
 
 Array = jax.Array
+TRACED = (
+    'JAX traces it: it must be of jax.numpy, and may not change a state, so a module of nnx that has dropout or batch '
+    'norm needs its eval() before.'
+)
 
 
 class Convention(NamedTuple):
@@ -64,23 +69,32 @@ def adapt(fn: EpsFn, convention: str, *, num_classes: int) -> Denoiser:
 
     Args:
       fn: (what it sees [N, ...], level [N], labels int32 [N]) -> [N, ...]. Labels are 0 to num_classes - 1, and
-        num_classes is the null label, for the unconditional prediction.
+        num_classes is the null label, for the unconditional prediction. With the rule 'one_pass' w [N] is a fourth.
       convention: what it is given and returns.
         'eps', 'x', 'v': z and logsnr -> eps, x, or v = alpha eps - sigma x.
         'sigma_eps', 'sigma_x': x + sigma eps and sigma -> eps or x. EDM's denoiser D(x; sigma) is 'sigma_x'.
         'flow': (1 - t) x + t eps and t -> eps - x. t = 0 is data; where t = 1 is, give `fn` 1 - t and negate it.
 
     Raises:
-      ValueError: on any other convention.
+      UserError: on any other convention, and on what is no function.
     """
+    if not callable(fn):
+        raise UserError(f'The network must be a function, not {type(fn).__name__}.')
     if convention not in CONVENTIONS:
-        raise ValueError(f'convention must be one of {", ".join(map(repr, CONVENTIONS))}, not {convention!r}')
+        raise UserError(f'convention must be one of {", ".join(map(repr, CONVENTIONS))}, not {convention!r}.')
     how = CONVENTIONS[convention]
 
-    def adapted(z, logsnr, labels):
+    def adapted(z, logsnr, labels, *w, **told):
         logsnr = jnp.broadcast_to(logsnr, labels.shape)
         alpha, sigma = (process.expand(each, z) for each in alpha_sigma(logsnr))
         seen = how.scale(alpha, sigma) * z
-        return how.read(fn(seen, how.level(logsnr), labels), seen, alpha, sigma)
+        try:
+            output = fn(seen, how.level(logsnr), labels, *w, **told)
+        except Exception as error:
+            names = ', '.join([*('z', 'level', 'labels', 'w')[: 3 + len(w)], *told])
+            error.add_note(f'The network was called by cfg with ({names}), z of the shape {z.shape}. {TRACED}')
+            raise
+        check_output(output, seen)
+        return how.read(output, seen, alpha, sigma)
 
     return Denoiser(adapted, num_classes, how.prediction)

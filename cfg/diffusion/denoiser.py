@@ -7,13 +7,15 @@ knows less: of the same network for another label, or of a second network.
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cfg.diffusion import process
 from cfg.diffusion.process import Prediction
+from cfg.runtime.errors import UserError
 
 Array = jax.Array
 # (z [N, ...], logsnr [] or [N], labels [N]) -> eps [N, ...], or what else a network predicts.
@@ -85,9 +87,9 @@ class Denoiser:
         return dataclasses.replace(self, anneal=anneal)
 
     def perturbed(self, perturbation: Perturbation) -> 'Denoiser':
-        """Returns the network with perturbed attention; raises ValueError for a function that is not told of any."""
+        """Returns the network with perturbed attention; raises UserError for a function that is not told of any."""
         if self.perturbed_fn is None:
-            raise ValueError('this network has no attention to perturb: give its Denoiser a perturbed_fn')
+            raise UserError('This network has no attention to perturb: give its Denoiser a perturbed_fn.')
         return dataclasses.replace(self, fn=self.perturbed_fn(perturbation), both_fn=None)
 
     @property
@@ -95,7 +97,28 @@ class Denoiser:
         return {} if self.anneal is None else {'anneal': self.anneal}
 
     def _of(self, output: Array, z: Array) -> Array:
+        check_output(output, z)
         return output[..., : z.shape[-1]].astype(z.dtype)
+
+
+def check_output(output: Any, z: Array) -> None:
+    """Refuses an output of a network by which samples would silently be others.
+
+    Raises:
+      UserError: when it is no array of floating point numbers of the shape of z, but for more channels.
+    """
+    if not isinstance(output, jax.Array | np.ndarray):
+        found = f'no array but {type(output).__name__}'
+    elif jnp.issubdtype(output.dtype, jnp.floating):
+        if output.shape[:-1] == z.shape[:-1] and output.shape[-1] >= z.shape[-1]:
+            return
+        found = f'the shape {output.shape}'
+    else:
+        found = str(output.dtype)
+    raise UserError(
+        f'The network returned {found} for z of the shape {z.shape}: it must return an array of floating point numbers '
+        'of the shape of z (more channels at the end are left out).'
+    )
 
 
 def twice(told: Annealing | None) -> Annealing | None:

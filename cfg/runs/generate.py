@@ -145,8 +145,8 @@ class Generator:
             if not finite[:count].all():
                 bad = first + int(np.argmin(finite[:count]))
                 raise UserError(
-                    f'Sample {bad} at w={w[bad]:g} is not finite: the checkpoint has diverged, or the guidance is too '
-                    'strong for a sampler that does not clip x (config.sampling.clip_x).'
+                    f'Sample {bad} at w={w[bad]:g} is not finite: the network has diverged or does not have the label, '
+                    'or the guidance is too strong for a sampler that does not clip x (clip_x).'
                 )
             yield Samples(first, images[:count], labels[first : first + count])
 

@@ -4,6 +4,7 @@ import copy
 import subprocess
 import sys
 
+import flax.errors
 import flax.linen
 import flax.nnx
 import jax
@@ -91,7 +92,7 @@ def test_a_network_of_another_convention_draws_the_same_samples(convention):
 
 
 def test_another_convention_is_named():
-    with pytest.raises(ValueError, match="'flow', not 'rf'"):
+    with pytest.raises(cfg.UserError, match="'flow', not 'rf'"):
         cfg.adapt(gaussian_velocity, 'rf', num_classes=2)
 
 
@@ -201,12 +202,85 @@ OF_TWO = {'num_classes': 2, 'shape': (1,)}
         (gaussian_eps, [0], {'sampler': 'ddimm'} | OF_TWO, "^sampler='ddimm' must be one of ancestral"),
         (gaussian_eps, [0], {'grid': 'nested', 'steps': 0} | OF_TWO, '^steps=0 must be at least'),
         (gaussian_eps, [0], {'guidance': 'temperature', 'sampler': 'ddim'} | OF_TWO, 'scales the noise'),
+        (gaussian_eps, [0], {'seed': 0.5} | OF_TWO, 'seed must be a whole number of at least 0, not 0.5'),
+        (gaussian_eps, [0], {'batch_size': 0} | OF_TWO, 'batch_size must be a whole number of at least 1'),
+        (gaussian_eps, [0], {'steps': 2.5} | OF_TWO, 'steps must be a whole number'),
+        (gaussian_eps, [0], OF_TWO | {'shape': 1}, r'shape must be that of one sample, as in \(32, 32, 3\)'),
+        (gaussian_eps, [0], OF_TWO | {'shape': ()}, 'shape must be that of one sample'),
         (gaussian_eps, [0], {'guidance': 'autoguidance'} | OF_TWO, r'give cfg.Models\(model=..., weaker=...\)'),
     ],
 )
 def test_what_cannot_be_is_named(model, labels, options, sentence):
     with pytest.raises(cfg.UserError, match=sentence):
         cfg.sample(model, labels, **options)
+
+
+@pytest.mark.parametrize(
+    ('returned', 'sentence'),
+    [
+        (lambda z: None, 'returned no array but NoneType'),
+        (lambda z: (z, z), 'returned no array but tuple'),
+        (lambda z: 0.0, 'returned no array but float'),
+        (
+            lambda z: z[:, :1],
+            r'returned the shape \((\d), 1\) for z of the shape \(\1, 2\)',
+        ),  # once broadcast
+        (lambda z: z[:1], r'returned the shape \(1, 2\)'),
+        (lambda z: z[:, :, None], r'returned the shape \(\d, 2, 1\)'),
+        (lambda z: z.astype(int), 'returned int32'),
+        (lambda z: z * jnp.nan, 'Sample 0 at w=1 is not finite: the network has diverged or does not have the label'),
+    ],
+)
+@pytest.mark.parametrize('convention', ['eps', 'flow'])
+def test_what_a_network_may_not_return(convention, returned, sentence):
+    network = cfg.adapt(lambda z, level, labels: returned(z), convention, num_classes=3)
+    with pytest.raises(cfg.UserError, match=sentence):
+        cfg.sample(network, [0, 1, 2, 0], w=1.0, shape=(2,), steps=4, sampler='ddim', clip_x=False)
+
+
+@pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float16])
+def test_a_network_may_compute_in_fewer_bits_and_tell_variances(dtype):
+    def short(z, logsnr, labels):
+        eps = gaussian_eps(z, logsnr, labels).astype(dtype)
+        return jnp.concatenate([eps, eps + 7], -1)
+
+    how = OF_TWO | {'w': 1.0, 'steps': 8, 'sampler': 'ddim'}
+    x = cfg.sample(short, LABELS, **how)
+    assert x.dtype == np.float32
+    np.testing.assert_allclose(x, cfg.sample(gaussian_eps, LABELS, **how), atol=0.05)
+
+
+class Dropping(flax.nnx.Module):
+    def __init__(self):
+        self.dropout = flax.nnx.Dropout(0.5, rngs=flax.nnx.Rngs(0))
+
+    def __call__(self, z, logsnr, labels):
+        return self.dropout(gaussian_eps(z, logsnr, labels))
+
+
+def test_a_network_with_a_state_needs_its_eval_and_what_fails_within_says_how_it_was_called():
+    network = Dropping()
+    with pytest.raises(flax.errors.TraceContextError) as caught:
+        cfg.sample(network, LABELS, steps=4, **OF_TWO)
+    notes = ' '.join(caught.value.__notes__)
+    assert 'called by cfg with (z, level, labels), z of the shape' in notes
+    assert 'needs its eval()' in notes
+    network.eval()
+    found = cfg.sample(network, LABELS, steps=4, **OF_TWO)
+    np.testing.assert_array_equal(found, cfg.sample(gaussian_eps, LABELS, steps=4, **OF_TWO))
+
+
+def test_a_function_may_take_w():
+    def strong(z, logsnr, labels, w):
+        cond, other = (gaussian_eps(z, logsnr, each) for each in (labels, jnp.full_like(labels, 2)))
+        return cond + w[:, None] * (cond - other)
+
+    how = OF_TWO | {'w': 1.5, 'steps': 8}
+    one = cfg.sample(strong, LABELS, guidance='one_pass', **how)
+    np.testing.assert_allclose(one, cfg.sample(gaussian_eps, LABELS, **how), atol=1e-5)
+    with pytest.raises(TypeError) as caught:
+        cfg.sample(gaussian_eps, LABELS, guidance='one_pass', **how)
+    assert 'called by cfg with (z, level, labels, w)' in ' '.join(caught.value.__notes__)
 
 
 def test_batches_fit_the_devices():

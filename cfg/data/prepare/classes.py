@@ -62,7 +62,10 @@ def _by_name(root: epath.Path, inside: Iterable[tuple[str, str, int]]) -> dict[s
     for _, name, size in inside:
         class_name = _class_in(name)
         if not class_name:
-            raise UserError(f'{root / name} has no class in its name: images that lie flat are called label_name.png.')
+            raise UserError(
+                f'{root / name} has no class in its name: give each class a subfolder, or call images that lie flat '
+                'label_name.png.'
+            )
         members.setdefault(class_name, []).append((name, size))
     return members
 

@@ -9,6 +9,7 @@ from cfg.diffusion.denoiser import Denoiser, Models, Perturbation
 from cfg.diffusion.rules import BlurredAttention, Cfg, PerturbedAttention, TimeStep
 from cfg.diffusion.rules.base import Passes
 from cfg.diffusion.sampler import Sampler
+from cfg.runtime.errors import UserError
 from tests.diffusion.toys import CLASSES, COUNT, SHAPE, keys, labels, models_of, toy_eps
 
 pytestmark = pytest.mark.usefixtures('eager')
@@ -88,7 +89,7 @@ def test_a_rule_asks_for_its_perturbation_with_the_same_label(rule, perturbation
 
 
 def test_a_function_without_attention_cannot_be_perturbed():
-    with pytest.raises(ValueError, match='no attention to perturb'):
+    with pytest.raises(UserError, match='no attention to perturb'):
         predict(PerturbedAttention(), 0.5, 1.0, models=models_of(toy_eps))
 
 
