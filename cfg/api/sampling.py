@@ -177,7 +177,8 @@ def _sampler(network: Model | Models, w: np.ndarray | None = None, **options: An
     given = {name: value for name, value in options.items() if value is not None}
     own = read_sampler(network.config) if isinstance(network, Model) else Sampler()
     try:
-        read = {name: parse(given[name], name) for name, parse in PARSERS.items() if isinstance(given.get(name), str)}
+        texts = {name: value for name, value in given.items() if isinstance(value, str)}
+        read: dict[str, Any] = {name: parse(texts[name], name) for name, parse in PARSERS.items() if name in texts}
         if 'sampler' in read and isinstance(network, Model):  # a text does not say the paper's v
             read['sampler'] = with_logvar_interp(read['sampler'], network.config.sampling.logvar_interp)
         sampler = dataclasses.replace(own, **{FIELDS.get(name, name): it for name, it in (given | read).items()})
