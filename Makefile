@@ -3,7 +3,7 @@
 #   make test     runs the tests
 # Beyond them: `make chaos` (runs that are killed at random), `make mixture`, `make compare`, `make twins`,
 # `make students` and `make tune` (docs/mixture.md, docs/digits.md, docs/students.md, docs/tuning.md),
-# `make accelerator` (benchmarks/README.md), `make docs`, `make lint`, `make format`.
+# `make accelerator` (benchmarks/README.md), `make docs`, `make notebook`, `make lint`, `make format`.
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,7 +16,7 @@ COMPARE := $(PY) main.py $(FLAGS) --config=configs/digits_compare.py
 
 PEER :=
 
-.PHONY: install install-dev browser digits compare twins students tune mixture accelerator test chaos docs lint format clean
+.PHONY: install install-dev browser digits compare twins students tune mixture accelerator test chaos docs notebook lint format clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev .compilers/.installed browser
@@ -106,7 +106,7 @@ accelerator: install
 test: install-dev
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# Real processes, killed and stopped at random, again and again; minutes for each test.
+# Real processes, killed and stopped at random, again and again, and the tutorial as it stands; minutes for each test.
 chaos: install-dev
 	$(PY) -m pytest -n 2 --dist load -m chaos
 
@@ -114,6 +114,10 @@ chaos: install-dev
 docs: install-dev
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build
 	@echo "Open site/index.html"
+
+# Runs the tutorial and puts the outputs into it, in two or three minutes.
+notebook: install-dev
+	$(PY) -m tests.tutorial
 
 lint: install-dev
 	$(VENV)/bin/ruff check .

@@ -3,7 +3,7 @@
 from cfg.api.evaluating import evaluate
 from cfg.api.models import Model, load
 from cfg.api.sampling import guided, sample
-from cfg.diffusion import grids, process, rules, schedule, solvers
+from cfg.diffusion import grids, options, process, rules, schedule, solvers
 from cfg.diffusion.adapters import adapt
 from cfg.diffusion.denoiser import Denoiser, Models
 from cfg.diffusion.sampler import Sampler
@@ -20,6 +20,7 @@ __all__ = [
     'grids',
     'guided',
     'load',
+    'options',
     'process',
     'rules',
     'sample',

@@ -118,8 +118,11 @@ class Described:
 
         Raises:
           ValueError: names the first one that is out of range, or changes nothing without another one.
+          TypeError: when a field is declared by no function of this file.
         """
         for field in dataclasses.fields(self):
+            if not field.metadata:
+                raise TypeError(f'{field.name} must be declared as an option, such as options.number(1.0)')
             try:
                 value = field.metadata['read'](getattr(self, field.name))
             except (TypeError, ValueError):

@@ -225,3 +225,12 @@ def test_every_rho_that_is_allowed_gives_a_grid(rho, num_steps):
     levels = np.asarray(parse_grid(f'rho(rho={rho!r})').levels(num_steps, **ENDS))
     assert np.isfinite(levels).all()
     assert (np.diff(levels) > 0).all()
+
+
+def test_a_field_that_is_no_option_is_named():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Plain(Cfg):
+        r: float = 1.0
+
+    with pytest.raises(TypeError, match='r must be declared as an option'):
+        Plain()
