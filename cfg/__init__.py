@@ -1,6 +1,15 @@
 """Implements classifier-free diffusion guidance (Ho & Salimans, arXiv 2207.12598) in JAX/Flax.
 
-What a program may use is in `cfg.api` and found here too: docs/api.md.
+A program uses these; `help(cfg.sample)` and docs/api.md say how:
+
+  load       opens a trained run
+  sample     draws guided samples of a run, or of an eps function
+  adapt      makes an eps function of one that predicts x or v, of EDM's networks and of flow matching
+  Models     holds a network and those that guide it
+  guided     gives the guided prediction for a loop of one's own
+  evaluate   measures images: FID, inception score, precision, recall and more
+  Sampler, rules, solvers, grids, process, schedule
+             are the parts of it, and UserError says what is wrong in an argument
 """
 
 import importlib

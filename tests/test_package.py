@@ -55,4 +55,4 @@ def test_a_command_that_needs_more_than_the_core_says_what_to_install(installed,
     code = f'import sys; sys.path[:] = [{str(site)!r}, *sys.path[1:]]; sys.modules["PIL"] = None\n'
     line = [sys.executable, '-c', code + 'from cfg.__main__ import main; main()', '--config=configs/digits.py']
     done = subprocess.run([*line, '--workdir=run'], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert 'pip install "classifier-free-guidance[train]"' in sentence(done)
+    assert 'pip install ".[train]"' in sentence(done)

@@ -1,6 +1,7 @@
 """The metrics of any images against any others: `evaluate`."""
 
 import dataclasses
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,25 +45,28 @@ def evaluate(
     config.data.name = name = options.pop('data', 'digits')
     if name in BUILT_IN:
         config.data.image_size = BUILT_IN[name].image_shape[0]
+    names = features if isinstance(features, str) else ', '.join(features)
     with tempfile.TemporaryDirectory() as folder:
-        paths = {'samples': _as_file(images, 'images', folder), 'reference': _as_file(reference, 'reference', folder)}
-        names = features if isinstance(features, str) else ', '.join(features)
-        for field, value in {**paths, 'features': names, **options}.items():
-            if field not in config.eval:
-                raise UserError(f'{field} is no field of config.eval: see configs/default.py.')
-            config.eval[field] = value
-        check_config(config)
-        scores = dataclasses.asdict(score_file(config).scores)
+        given = {'samples': _as_file(images, 'images', folder), 'reference': _as_file(reference, 'reference', folder)}
+        try:
+            for field, value in {**given, 'features': names, **options}.items():
+                if field not in config.eval:
+                    raise UserError(f'{field} is no field of config.eval: see configs/default.py.')
+                config.eval[field] = value
+            check_config(config)
+            scores = dataclasses.asdict(score_file(config).scores)
+        except (UserError, TypeError) as error:  # here they are arguments
+            if isinstance(error, TypeError) and 'override field' not in str(error):
+                raise
+            words = re.sub(rf'={re.escape(folder)}/\w+[.]npz', '', str(error)).replace('config.eval.samples', 'images')
+            raise UserError(words.replace('config.eval.', '')) from None
     return {name: value for name, value in scores.items() if value is not None}
 
 
 def _as_file(images: np.ndarray | str | Path, name: str, folder: str) -> str:
-    """Returns the path of a file with these images."""
+    """Returns the path of a file with these images, by which they are checked."""
     if isinstance(images, str | Path):
         return str(images)
-    images = np.asarray(images)
-    if images.ndim != 4 or images.dtype != np.uint8:
-        raise UserError(f'{name} must be uint8 [N, H, W, C] or a path, not {images.dtype} {list(images.shape)}.')
     path = Path(folder) / f'{name}.npz'
-    np.savez(path, images)
+    np.savez(path, np.ascontiguousarray(images))
     return str(path)

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -180,7 +180,7 @@ def _sampler(network: Model | Models, w: np.ndarray | None = None, **options: An
         texts = {name: value for name, value in given.items() if isinstance(value, str)}
         read: dict[str, Any] = {name: parse(texts[name], name) for name, parse in PARSERS.items() if name in texts}
         if 'sampler' in read and isinstance(network, Model):  # a text does not say the paper's v
-            read['sampler'] = with_logvar_interp(read['sampler'], network.config.sampling.logvar_interp)
+            read['sampler'] = with_logvar_interp(cast(Solver, read['sampler']), network.config.sampling.logvar_interp)
         sampler = dataclasses.replace(own, **{FIELDS.get(name, name): it for name, it in (given | read).items()})
         if sampler.rule.w is not None:
             raise UserError(f'guidance={sampler.rule.name!r} has a w of its own: give it as w.')

@@ -43,6 +43,8 @@ class File:
 
     def __init__(self, path: Path, what: str):
         self.path, self._named = Path(path), f'{what}={path}'
+        if self.path.is_dir():
+            raise UserError(f'{self._named} is a folder: write its images as an npz (docs/evaluation.md).')
         if not self.path.is_file():
             raise UserError(f'{self._named} does not exist: give the path of an npz file.')
         with self._reading(), self.path.open('rb') as file:

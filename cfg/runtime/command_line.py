@@ -119,7 +119,7 @@ def exit_status(error: BaseException, *, memory: str, stopped: str = 'Stopped.')
     if isinstance(error, OSError) and (remedy := out_of_disk(error)):
         return complain(remedy)
     if isinstance(error, ModuleNotFoundError) and not (error.name or '').startswith('cfg'):
-        remedy = 'pip install "classifier-free-guidance[train]", or -r requirements.txt within the project'
+        remedy = 'pip install ".[train]", or -r requirements.txt, within the project'
         return complain(f'The package {error.name!r} is not installed, which this command needs: {remedy}.')
     if isinstance(error, ValueError) and (remedy := environment.unreadable(error)):
         return complain(remedy)

@@ -35,10 +35,15 @@ def test_arrays_score_what_files_score(digits_classifier, tmp_path):
 @pytest.mark.parametrize(
     ('images', 'options', 'sentence'),
     [
-        (np.zeros((4, 8, 8)), {}, r'images must be uint8 \[N, H, W, C\] or a path, not float64 \[4, 8, 8\]'),
+        (np.zeros((4, 8, 8), np.uint8), {}, r'^images holds an array of shape \(4, 8, 8\), not images \[N, H, W, C\]'),
+        (np.zeros((4, 8, 8, 1)), {}, r'^images holds float64, not uint8 images: .* np\.round\(x \* 255\)'),
+        (np.zeros((1, 8, 8, 1), np.uint8), {}, '^images holds 1 images: give at least 2'),
+        (np.zeros((4, 8, 8, 1), np.uint8), {'batch_size': 'many'}, "^Could not override field 'batch_size'"),
+        (np.zeros((4, 8, 8, 1), np.uint8), {'features': 'vgg'}, "^features='vgg' must be one of"),
         (np.zeros((4, 8, 8, 1), np.uint8), {'bach_size': 3}, 'bach_size is no field of config.eval'),
         (np.zeros((4, 8, 8, 1), np.uint8), {}, r'Inception'),  # which needs colour
-        ('none.npz', {}, 'none.npz'),
+        ('none.npz', {}, '^images=none.npz does not exist'),
+        ('.', {}, r'^images=\. is a folder: write its images as an npz'),
     ],
 )
 def test_what_cannot_be_is_named(images, options, sentence):
