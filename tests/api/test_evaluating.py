@@ -36,7 +36,7 @@ def test_arrays_score_what_files_score(digits_classifier, tmp_path):
     ('images', 'options', 'sentence'),
     [
         (np.zeros((4, 8, 8), np.uint8), {}, r'^images holds an array of shape \(4, 8, 8\), not images \[N, H, W, C\]'),
-        (np.zeros((4, 8, 8, 1)), {}, r'^images holds float64, not uint8 images: .* np\.round\(x \* 255\)'),
+        (np.zeros((4, 8, 8, 1)), {}, r'^images holds float64, not uint8 images: .*np\.round\(x \* 255\)'),
         (np.zeros((1, 8, 8, 1), np.uint8), {}, '^images holds 1 images: give at least 2'),
         (np.zeros((4, 8, 8, 1), np.uint8), {'batch_size': 'many'}, "^Could not override field 'batch_size'"),
         (np.zeros((4, 8, 8, 1), np.uint8), {'features': 'vgg'}, "^features='vgg' must be one of"),
