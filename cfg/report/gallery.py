@@ -22,6 +22,7 @@ _OF_SAMPLES = ('fid', 'inception_score', 'fd_dinov2')  # these have errors that 
 OTHERS = 'the others'  # the value of a setting of those curves that are told apart without it
 # The names of settings that say too little by themselves.
 _TITLES = {'step': 'checkpoint', 'guidance': 'rule', 'num_steps': 'steps', 'ema_length': 'average'}
+_TITLES |= {'logvar_interp': 'v of Alg. 2'}
 
 
 class Shown(NamedTuple):
