@@ -1,7 +1,7 @@
 # Two commands set everything up on a machine that has Python 3.11 or later and make:
 #   make digits   trains, evaluates and reports on real data, into runs/digits
 #   make test     runs the tests
-# Beyond them: `make chaos` (runs that are killed at random), `make mixture`, `make compare`, `make twins`,
+# Beyond them: `make chaos` (the long tests), `make mixture`, `make compare`, `make twins`,
 # `make students` and `make tune` (docs/mixture.md, docs/digits.md, docs/students.md, docs/tuning.md),
 # `make accelerator` (benchmarks/README.md), `make docs`, `make notebook`, `make lint`, `make format`.
 
@@ -106,9 +106,9 @@ accelerator: install
 test: install-dev
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# Real processes, killed and stopped at random, again and again, and the tutorial as it stands; minutes for each test.
+# The long tests: real processes, killed and stopped again and again, and walks through whole pages and the tutorial.
 chaos: install-dev
-	$(PY) -m pytest -n 2 --dist load -m chaos
+	$(PY) -m pytest -n 2 --dist loadgroup -m chaos
 
 # The documentation as a site of pages, in site/; what is wrong in it is an error.
 docs: install-dev

@@ -52,17 +52,13 @@ def programs_of_one_file():
 
 # The longest first, so that the workers end at about the same time.
 LONGEST = (
-    'test_imagenet.py',
     'test_sweep.py',
     'test_pod.py',
-    'test_one_gpu.py',
     'test_unet.py',
     'test_main.py',
     'test_benchmarks.py',
-    'test_kill_points.py',
     'test_loop.py',
     'test_measurement.py',
-    'test_accelerator.py',
     'test_tune.py',
     'test_describe_target.py',
     'test_describe.py',

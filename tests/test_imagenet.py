@@ -18,7 +18,7 @@ from tests.command_line import sentence
 from tests.miniature import CLASSES, CMYK_NAME, PNG_NAME, TRUNCATED, picture, write_tars
 
 # Several times what the longest needs on a machine that does nothing else.
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = [pytest.mark.chaos, pytest.mark.xdist_group('imagenet'), pytest.mark.timeout(1500)]
 
 NETWORK = [
     '--config.data.image_size=8',

@@ -58,6 +58,7 @@ def commands():
     return [shlex.split(line)[2:] for line in re.findall(r'^python main.py .*$', text, re.MULTILINE)]
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize('name', CONFIGS)
 def test_every_command_of_the_page(name, tmp_path, monkeypatch):
     fetched = []  # there is no network here, and no compiler

@@ -32,6 +32,8 @@ def found(result, part):
     return {row['what']: row['figures'] for row in result['rows'] if row['part'] == part}
 
 
+@pytest.mark.chaos
+@pytest.mark.xdist_group('dry_run')  # which takes a minute, once
 def test_a_dry_run_has_every_part(dry_run):
     done, result, out = dry_run
     assert {name: part['ended'] for name, part in result['parts'].items()} == dict.fromkeys(PARTS, 'done'), done.stderr
@@ -44,6 +46,8 @@ def test_a_dry_run_has_every_part(dry_run):
         assert all(name in line for name in (each['what'], each['note'], *each['figures']))
 
 
+@pytest.mark.chaos
+@pytest.mark.xdist_group('dry_run')
 def test_the_figures_of_a_dry_run(dry_run):
     _, result, _ = dry_run
     assert found(result, 'device')['cpu']['count'] == 1

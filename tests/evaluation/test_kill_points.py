@@ -22,6 +22,7 @@ def results_of(workdir):
     return rows, {path.name: path.read_bytes() for path in (workdir / 'samples').iterdir()}
 
 
+@pytest.mark.chaos
 @pytest.mark.usefixtures('kept_sampling')
 def test_a_sweep_killed_at_every_change_of_its_folder(tmp_path, small_config, monkeypatch):
     """The moments of the real images, and a row of two batches, each saved."""

@@ -14,6 +14,7 @@ def digests(workdir):
     return [line for line in describe(workdir).splitlines() if 'sha256' in line or line.startswith('step')]
 
 
+@pytest.mark.chaos
 @pytest.mark.usefixtures('kept_training')
 def test_training_killed_at_every_change_of_its_folder(tmp_path, small_config):
     """Two checkpoints with averages, of which the second replaces the first, and their logs."""
