@@ -2,7 +2,6 @@
 
 import importlib
 import re
-import shlex
 
 import numpy as np
 import pytest
@@ -63,17 +62,12 @@ def is_function(name):
 
 @pages
 def test_files_and_targets_of_commands_exist(page):
+    """Those of make and of the shell; tests/test_commands.py begins those of Python."""
     targets = set(re.findall(r'^([\w-]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE))
-    text = TEXTS[page].replace('\\\n', '')  # a command may go on in the next line
-    for line in re.findall(r'^(?:python|make) .*$|`(?:python|make) [^`]*`', text, re.MULTILINE):
-        words = shlex.split(line.strip('`'), comments=True)
-        if words[0] == 'make':
-            assert words[1] in targets
-        elif words[1].endswith('.py'):
-            assert (ROOT / words[1]).exists()
-        for word in words:
-            if word.startswith('--config=') and not word.isupper() and 'NAME' not in word:
-                assert (ROOT / word.removeprefix('--config=').partition(':')[0]).exists(), word
+    for target in re.findall(r'(?:^|`)make ([\w-]+)', TEXTS[page], re.MULTILINE):
+        assert target in targets
+    for file in re.findall(r'\b(?:benchmarks|configs|launch)/\w+\.\w+', TEXTS[page]):
+        assert (ROOT / file).exists() or file == 'configs/NAME.py', file
 
 
 @pytest.mark.parametrize('page', ['README.md', 'docs/api.md'])

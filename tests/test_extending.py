@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 from tests.command_line import ROOT
+from tests.test_commands import of_page
 
 # Run where the changes were applied.
 SCRIPT = """
@@ -17,9 +18,9 @@ from cfg.diffusion import mixture
 from cfg.diffusion.denoiser import Denoiser, Models
 from cfg.diffusion.sampler import Sampler, parse_grid, parse_rule, parse_solver
 from cfg.diffusion.rules import Cfg
-from cfg.settings.data import open_source
-from cfg.modes import sample, train
-from tests.conftest import small_config
+from cfg.data.built_in import BUILT_IN
+from tests import in_process
+from tests.command_line import SMALL
 
 gaussians = mixture.gaussian_mixture(np.eye(2), np.tile(0.25 * np.eye(2), (2, 1, 1)), np.ones(2))
 models = Models(Denoiser(mixture.eps_fn(gaussians), 2))
@@ -42,15 +43,11 @@ exact = draw(Cfg(), 'heun', 512)
 errors = [np.abs(draw(Cfg(), 'midpoint', num_steps) - exact).max() for num_steps in (17, 33)]
 assert 2.5 < errors[0] / errors[1] < 6.0, errors
 
-config = small_config()
-config.data.name = 'bars'
-
-assert len(open_source(config)) == 200
-config.train.num_steps = 2
-config.sampling.guidance = 'limited(r=2.0)'
-config.sampling.sampler = 'midpoint'
-train.run(config, WORKDIR)
-sample.run(config, WORKDIR)
+assert len(BUILT_IN['bars'].open('all', '')) == 200
+for _, config, _, *own in COMMANDS[::-1]:  # training is the last of the page
+    few = ['--config.data.name=bars', '--config.train.num_steps=2']
+    done = in_process.main(config, f'--workdir={WORKDIR}', *SMALL, *few, *own, config=None, small=False)
+    assert done.returncode == 0, done.stderr
 """
 
 
@@ -58,14 +55,16 @@ def test_a_rule_a_solver_and_a_data_set_in_one_diff_each(tmp_path):
     copy = tmp_path / 'copy'
     for folder in ('benchmarks', 'cfg', 'configs', 'tests'):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns('__pycache__'))
-    diffs = re.findall(r'```diff\n(.*?)```', (ROOT / 'docs' / 'extending.md').read_text(), re.DOTALL)
+    shutil.copy(ROOT / 'main.py', copy)
+    page = (ROOT / 'docs' / 'extending.md').read_text()
+    diffs = re.findall(r'```diff\n(.*?)```', page, re.DOTALL)
     assert [diff.count('\n+++ ') for diff in diffs] == [2, 1, 1]  # a rule is named in the table beside its file
     for diff in diffs:
         done = subprocess.run(['git', 'apply', '-'], cwd=copy, input=diff, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     workdir = tmp_path / 'run'
     workdir.mkdir()
-    script = SCRIPT.replace('WORKDIR', f'__import__("pathlib").Path({str(workdir)!r})')
-    done = subprocess.run([sys.executable, '-c', script], cwd=copy, capture_output=True, text=True, timeout=600)
+    given = f'WORKDIR, COMMANDS = {str(workdir)!r}, {of_page(page, elsewhere=())!r}'
+    done = subprocess.run([sys.executable, '-c', given + SCRIPT], cwd=copy, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert len(list((workdir / 'samples').glob('*.npz'))) == 3  # one for each of sampling.w
+    assert len(list((workdir / 'samples').glob('*.npz'))) == 6  # of two commands, one for each of sampling.w

@@ -32,8 +32,8 @@ def run(notebook, folder):
     docs.mkdir()
     for name in ('cfg', 'configs'):
         (docs.parent / name).symlink_to(ROOT / name)
-    # Not what the suite's own programs are compiled with.
-    environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
+    # Not what the suite's own programs are compiled with, nor what tells a kernel to show no output of other processes.
+    environment = {name: os.environ[name] for name in os.environ.keys() - {'XLA_FLAGS', 'PYTEST_CURRENT_TEST'}}
     client = nbclient.NotebookClient(
         notebook, timeout=900, record_timing=False, coalesce_streams=True, resources={'metadata': {'path': str(docs)}}
     )
