@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 from configs import default
 from tests.command_line import ROOT
 
-PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md')), ROOT / 'benchmarks' / 'README.md']
+BESIDE = ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'benchmarks/README.md')
+PAGES = [*(ROOT / name for name in BESIDE), *sorted((ROOT / 'docs').glob('*.md'))]
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text() for page in PAGES}
 pages = pytest.mark.parametrize('page', TEXTS)
 
