@@ -40,7 +40,7 @@ def as_mathml(tex):
 
 
 def on_page_markdown(markdown, **_):
-    """Takes away links to files of the project that are no page of the site; their names stay."""
+    """Takes away links to files of the project that are no page of the site, whose names stay, and sets equations."""
 
     def kept(link):
         beside, page = (ROOT / 'docs' / link[2]), not link[2].startswith('../')
@@ -49,4 +49,11 @@ def on_page_markdown(markdown, **_):
         return link[1]
 
     markdown = markdown.replace(f'(../{SCHEMA})', f'({Path(SCHEMA).name})').replace('tutorial.ipynb)', 'tutorial.md)')
-    return re.sub(r'\[([^\]]+)\]\(([^)#:]+)(?:#[^)]*)?\)', kept, markdown)
+    markdown = re.sub(r'\[([^\]]+)\]\(([^)#:]+)(?:#[^)]*)?\)', kept, markdown)
+    return re.sub(r'(\$\$)(.+?)\1', as_mathml, markdown, flags=re.DOTALL)
+
+
+def on_page_content(html, page, **_):
+    """Opens the sources of the page of equations, whose purpose they are."""
+    shut = '<details class="mkdocstrings-source"'
+    return html.replace(shut, f'{shut} open') if page.file.src_uri == 'method.md' else html

@@ -34,6 +34,14 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors(file.read_text()), target
 
 
+def test_the_picture_of_the_code_names_what_is_there():
+    picture = (ROOT / 'docs' / 'images' / 'flow.svg').read_text()
+    found = ', '.join(re.findall(r'class="path">([^<]+)<', picture)).split(', ')
+    assert len(found) == 13
+    for name in found:
+        assert (ROOT / 'cfg' / name).exists(), name
+
+
 def has(config, field):
     for name in field.split('.'):
         if not isinstance(config, ConfigDict) or name not in config:
