@@ -324,3 +324,30 @@ def test_a_page_of_larger_images_is_below_5_mb(opened, tmp_path):
     page = opened(of=written)
     assert 10 <= page.locator('#sheet .cell').count() <= 100
     accessible(page)
+
+
+LITTLE = {
+    'one row without samples': [{}],
+    'no numbers': [{'fid': None, 'inception_score': None}, {'fid': None, 'inception_score': None, 'w': 1.0}],
+    'no errors': [{}, {'w': 1.0, 'fid': 3.0}],
+    'two steps, of which the last has another w': [{'step': 1}, {'step': 2, 'w': 4.0}],
+    'alike but for their parameters': [{'params_sha256': 'a'}, {'params_sha256': 'b'}],
+}
+
+
+@pytest.mark.parametrize('rows', LITTLE.values(), ids=LITTLE)
+def test_a_gallery_of_little_is_a_gallery(opened, tmp_path, rows):
+    write_rows(tmp_path, [row_of(**changes) for changes in rows])
+    page = opened(of=report(tmp_path))
+    assert page.locator('#absent').is_visible()
+    assert not page.locator('#frame').is_visible()
+    for key in ('ArrowRight', 'ArrowRight', 'ArrowLeft'):
+        page.keyboard.press(key)
+    for picker in page.locator('select[id^=pick-]').all():
+        picker.select_option(index=0)
+        picker.select_option(index=1)
+    wanted = '-' if rows[-1].get('fid', 2.5) is None else f'{rows[-1].get("fid", 2.5):.2f}'
+    page.focus('#w')
+    page.keyboard.press('End')
+    assert page.locator('#fid').inner_text() == wanted
+    accessible(page)
