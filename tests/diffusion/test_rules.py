@@ -302,7 +302,7 @@ def test_rules_do_the_same_whatever_the_network_predicts():
 def test_random_labels_are_uniform_new_at_each_evaluation_and_of_the_key_alone():
     """A network that returns the label that it is asked for shows at w = 1 which label was drawn: 2 c - c'."""
     count = 3000
-    rule, models = Cfg(against='random'), Models(Denoiser(lambda z, _, labels: labels[:, None], CLASSES))
+    rule, models = Cfg(against='random'), Models(Denoiser(lambda z, _, labels: labels[:, None] + z, CLASSES))
 
     @jax.jit
     def evaluate(rows):
