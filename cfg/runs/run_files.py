@@ -59,7 +59,9 @@ def find_step(workdir: Path, step: int) -> int:
     """
     folder = (workdir / CHECKPOINTS).absolute()
     if not folder.is_dir():
-        raise UserError(f'{workdir} holds no checkpoints: run --mode=train with this --workdir first.')
+        inside = next((each for each in (folder.parent, folder.parent.parent) if each.name == CHECKPOINTS), None)
+        remedy = f'the workdir is {inside.parent}' if inside else 'run --mode=train with this --workdir first'
+        raise UserError(f'{workdir} holds no checkpoints: {remedy}.')
     steps = checkpoint_steps(workdir)
     if not steps:
         raise UserError(f'{folder} holds no finished checkpoint: run --mode=train with this --workdir first.')

@@ -255,6 +255,9 @@ def test_last_k_and_every_nth_checkpoint_are_kept(tmp_path):
     with pytest.raises(UserError, match=r'The checkpoint of step 5 is not among .*\[4, 8, 9\]'):
         find_step(tmp_path, 5)
     assert find_step(tmp_path, -1) == 9
+    for inside in (tmp_path / 'checkpoints', tmp_path / 'checkpoints' / '9'):
+        with pytest.raises(UserError, match=f'{inside} holds no checkpoints: the workdir is {tmp_path}'):
+            find_step(inside, -1)
 
 
 def test_no_checkpoints(tmp_path):
