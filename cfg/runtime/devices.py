@@ -23,7 +23,7 @@ CAUSES = (
     ),
     (
         r'driver version is insufficient|Outdated|Unable to load|COMPAT|MISMATCH|UNSUPPORTED_PTX|kernel image',
-        'its driver or its libraries do not fit this JAX: update the driver, or pip install -U "jax[cuda13]", or for '
+        'its driver or its libraries do not fit this JAX: update the driver, or pip install "jax[cuda13]", or for '
         'an older driver "jax[cuda12]"',
     ),
     (
@@ -70,7 +70,7 @@ def check_devices() -> None:
     packages = [PACKAGES[name] for name in names if name in PACKAGES]
     remedy = _remedy(reason)
     if remedy is None and packages:
-        remedy = f'install JAX for it (pip install -U "{packages[0]}") where there is one'
+        remedy = f'install JAX for it (pip install "{packages[0]}") where there is one'
     if remedy is None:
         remedy = 'give one that JAX has (cpu, cuda, tpu)' if asked else 'see whether its driver works (nvidia-smi)'
     instead = f'unset {variable} to take what there is' if asked else 'set JAX_PLATFORMS=cpu to compute without it'
