@@ -26,6 +26,11 @@ from cfg.settings.sampler import PARSERS, check_levels, check_w, read_sampler, w
 
 Network = Model | Models | Denoiser | EpsFn
 FIELDS = {'guidance': 'rule', 'sampler': 'solver', 'steps': 'num_steps'}  # of `Sampler`, by the names of arguments
+KINDS = {  # of what is no text, and how either is written
+    'guidance': (Rule, "'apg' or cfg.rules.Apg()"),
+    'sampler': (Solver, "'ddim' or cfg.solvers.Ddim()"),
+    'grid': (Grid, "'uniform' or cfg.grids.Uniform()"),
+}
 
 
 def sample(
@@ -67,6 +72,10 @@ def sample(
     Raises:
       UserError: names the argument that cannot be, and what it may be.
     """
+    if _traced(labels) or _traced(w):
+        raise UserError(
+            'cfg.sample is compiled by itself and cannot be called within jit or grad: use cfg.guided there.'
+        )
     labels, shape = np.asarray(labels), None if shape is None else _shape(shape)
     _check_whole(seed=(seed, 0), batch_size=(batch_size, 1), steps=(256 if steps is None else steps, 0))
     network = _read(model, num_classes)
@@ -113,13 +122,19 @@ def guided(
       UserError: as `sample` does.
     """
     network = _read(model, num_classes)
+    if not _traced(labels):
+        _check_labels(np.asarray(labels), network)
     how = _sampler(network, guidance=guidance)
     if isinstance(network, Model):
         beside = open_companions(network.config, network.run, how.rule)
         found = {name: run.bind(run.params()) for name, run in beside.items()}
         network = Models(model=network.denoiser, **found)
     _check_companion(network, how.rule)
-    return how.ruled(network, labels, jnp.asarray(w))
+    return how.ruled(network, jnp.asarray(labels), jnp.asarray(w))
+
+
+def _traced(value: Any) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
 
 
 def _read(model: Network, num_classes: int | None) -> Model | Models:
@@ -175,6 +190,9 @@ def _sampler(network: Model | Models, w: np.ndarray | None = None, **options: An
     With strengths w it is checked as a whole.
     """
     given = {name: value for name, value in options.items() if value is not None}
+    for name, (kind, examples) in KINDS.items():
+        if not isinstance(given.get(name, ''), str | kind):
+            raise UserError(f'{name} must be one such as {examples}, not {given[name]!r}.')
     own = read_sampler(network.config) if isinstance(network, Model) else Sampler()
     try:
         texts = {name: value for name, value in given.items() if isinstance(value, str)}

@@ -202,6 +202,14 @@ OF_TWO = {'num_classes': 2, 'shape': (1,)}
         (gaussian_eps, [0], {'sampler': 'ddimm'} | OF_TWO, "^sampler='ddimm' must be one of ancestral"),
         (gaussian_eps, [0], {'grid': 'nested', 'steps': 0} | OF_TWO, '^steps=0 must be at least'),
         (gaussian_eps, [0], {'guidance': 'temperature', 'sampler': 'ddim'} | OF_TWO, 'scales the noise'),
+        (
+            gaussian_eps,
+            [0],
+            {'guidance': cfg.rules.Apg} | OF_TWO,
+            r"guidance must be one such as 'apg' or cfg.rules.Apg\(\)",
+        ),
+        (gaussian_eps, [0], {'sampler': cfg.rules.Apg()} | OF_TWO, "sampler must be one such as 'ddim' or"),
+        (gaussian_eps, [0], {'grid': 0.5} | OF_TWO, "grid must be one such as 'uniform' or .*, not 0.5"),
         (gaussian_eps, [0], {'seed': 0.5} | OF_TWO, 'seed must be a whole number of at least 0, not 0.5'),
         (gaussian_eps, [0], {'batch_size': 0} | OF_TWO, 'batch_size must be a whole number of at least 1'),
         (gaussian_eps, [0], {'steps': 2.5} | OF_TWO, 'steps must be a whole number'),
@@ -213,6 +221,23 @@ OF_TWO = {'num_classes': 2, 'shape': (1,)}
 def test_what_cannot_be_is_named(model, labels, options, sentence):
     with pytest.raises(cfg.UserError, match=sentence):
         cfg.sample(model, labels, **options)
+
+
+def test_within_jit_it_is_guided_that_may_be_called():
+    with pytest.raises(cfg.UserError, match=r'cannot be called within jit or grad: use cfg\.guided there'):
+        jax.jit(lambda labels: cfg.sample(gaussian_eps, labels, **OF_TWO))(jnp.array([0, 1]))
+    with pytest.raises(cfg.UserError, match='cannot be called within jit'):
+        jax.grad(lambda w: cfg.sample(gaussian_eps, [0, 1], w, **OF_TWO).sum())(1.0)
+    z = jnp.ones((2, 1))
+
+    def guided_x(labels):
+        rule = cfg.guided(gaussian_eps, labels, 2.0, num_classes=2)
+        return rule.predict(z, jnp.float32(0), rule.init(jax.random.split(jax.random.key(0), 2), z))[0].x
+
+    np.testing.assert_allclose(jax.jit(guided_x)(jnp.array([0, 1])), guided_x([0, 1]), rtol=1e-6)
+    for labels in ([0, 3], [0.5, 1.0]):
+        with pytest.raises(cfg.UserError, match='labels must be whole numbers'):
+            guided_x(labels)
 
 
 @pytest.mark.parametrize(
