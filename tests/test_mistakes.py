@@ -18,6 +18,8 @@ from tests.in_process import refused
         (['--config.train.nope=3'], ['config.train.nope does not exist', 'configs/default.py']),
         (['--config.seed=3', '--config.nope.x=3'], ['config.nope.x does not exist', 'configs/default.py']),
         (['--config.seed.x=3'], ['config.seed.x does not exist', 'configs/default.py']),
+        (['--config.sampling.guidance.eta=0'], ['config.sampling.guidance.eta does not exist', 'apg(eta=0.0)']),
+        (['--config.train.num_steps.x=0'], ['config.train.num_steps.x does not exist']),
         (['--config.train.num_steps=many'], ['num_steps', 'many']),
         (['--config.train.p_uncond=1.5'], ['config.train.p_uncond=1.5', '[0, 1]']),
         (['--config.eval.job=3/2', '--mode=eval'], ["config.eval.job='3/2'"]),

@@ -155,6 +155,10 @@ def _parse(argv: list[str]) -> list[str]:
             not where or re.search('lookup: |Key "|Did you mean', words)
         ):
             sys.exit(complain(_no_such_field(argv, words), where))
+        if isinstance(error, TypeError) and not where:  # of a field that is no part
+            deep = next((path for path in re.findall(r'(config(?:[.]\w+){3,})=', ' '.join(argv))), None)
+            remedy = 'options stand within the text, as in --config.sampling.guidance="apg(eta=0.0)"'
+            sys.exit(complain(f'{deep} does not exist: {remedy}.' if deep else error))
         if where:
             sys.exit(complain(f'{type(error).__name__}: {first_line(error)}', where))
         raise
