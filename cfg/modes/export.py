@@ -61,10 +61,11 @@ A diffusion model (Ho & Salimans 2022, arXiv 2207.12598). Its license is that of
 
 ## Use
 
-`{FILE}` holds every parameter by its path, and in its metadata, under `cfg`, the config as JSON.
+`{FILE}` holds every parameter by its path, and in its metadata, under `cfg`, the config as JSON. The
+config of the command does not matter here.
 
 ```
-cfg --config=configs/default.py --mode=import_export --config.export.dir=FOLDER --workdir=runs/imported
+cfg --config=configs/digits.py --mode=import_export --config.export.dir=FOLDER --workdir=runs/imported
 python -c "import cfg; print(cfg.sample(cfg.load('runs/imported'), [0, 1], w=0.3).shape)"
 ```
 

@@ -1,5 +1,6 @@
 """`--mode=export` and `--mode=import_export`: the file, its card, and the same network on the other side."""
 
+import shlex
 import shutil
 
 import numpy as np
@@ -12,6 +13,7 @@ from cfg.modes import export, import_export
 from cfg.runs.exported import FILE
 from cfg.training import loop
 from tests.conftest import small_config
+from tests.in_process import main
 from tests.report.rows import row_of, write_rows
 
 
@@ -47,6 +49,14 @@ def test_the_card_says_what_it_is(run, exported):
     for text in (cfg.load(run).run.sha256, 'digits/all', '12.3456', '"p_uncond"', 'averaged'):
         assert text in card
     assert '98.7654' not in card
+
+
+def test_the_command_of_the_card_imports_it_as_typed(run, exported, tmp_path):
+    (line,) = (line for line in (exported / 'README.md').read_text().splitlines() if line.startswith('cfg '))
+    _, config, *words = shlex.split(line.replace('FOLDER', str(exported)).replace('runs/imported', str(tmp_path)))
+    done = main(*words, config=config.removeprefix('--config='), small=False)
+    assert done.returncode == 0, done.stderr
+    assert cfg.load(tmp_path).run.sha256 == cfg.load(run).run.sha256
 
 
 def test_an_imported_network_draws_the_same_samples(run, exported, tmp_path):
