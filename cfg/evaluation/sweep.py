@@ -29,7 +29,7 @@ from cfg.features.network import shared
 from cfg.report.results import Results
 from cfg.report.rows import Row
 from cfg.report.sample_files import PAIRS, write_pairs, write_samples
-from cfg.report.tables import text_table
+from cfg.report.tables import terminal_table
 from cfg.runs.generate import draw_labels
 from cfg.runtime import processes
 from cfg.runtime.errors import UserError
@@ -270,7 +270,7 @@ class Sweep:
         self._results.write_lines()
         done = {row.identity: row for row in self._results.read()}
         asked = [done[row.identity] for row in self._asked if row.identity in done]
-        print(text_table(sorted(asked, key=lambda row: row.order)))
+        print(terminal_table(sorted(asked, key=lambda row: row.order)))
         if self._elsewhere:
             log.warning('%d rows are left to another process that measures them.', self._elsewhere)
         if failures:

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from cfg.evaluation.files import score_file
 from cfg.report.results import Results
 from cfg.report.rows import FileRow
-from cfg.report.tables import text_table
+from cfg.report.tables import terminal_table
 from cfg.runtime.errors import UserError
 
 
@@ -20,7 +20,7 @@ def run(config: ConfigDict, workdir: Path | None) -> str:
         if not config.eval[field]:
             raise UserError(f"config.eval.{field} is missing: give an npz of images in ADM's layout.")
     if workdir is None:
-        return text_table([score_file(config)])
+        return terminal_table([score_file(config)])
     results = Results(workdir, FileRow)
     results.check()
-    return text_table([score_file(config, results.write)])
+    return terminal_table([score_file(config, results.write)])

@@ -1,10 +1,13 @@
 """Makes tables of rows: as text for the terminal, as CSV with all digits, and for LaTeX."""
 
+import bisect
 import csv
 import itertools
 import json
 import math
 import re
+import shutil
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,19 +141,35 @@ def _cell(value: Any, form: str) -> str:
     return NONE if value is None else format(value, form)
 
 
-def text_table(rows: Sequence[Row | FileRow]) -> str:
-    """Returns rows as text, one a line; below are the features, the reference and what must be known of them."""
+def terminal_table(rows: Sequence[Row | FileRow]) -> str:
+    """Returns rows as text for stdout: as wide as it must be, and on a terminal no wider than that."""
+    return text_table(rows, width=shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
+
+
+def text_table(rows: Sequence[Row | FileRow], *, width: int | None = None) -> str:
+    """Returns rows as text, one a line; below are the features, the reference and what must be known of them.
+
+    Args:
+        width: where all columns are wider, those that do not fit stand in further tables below, beside the settings.
+    """
     flat = [row.settings for row in rows]
-    columns = []
+    settings, columns, scored = [], [], False
     for header, key, form in _PRINTED:
+        scored = scored or key == 'fid'
         values = [row.get(key) for row in flat]
         shown = len(set(values)) > 1 if key in _ONLY_IF_SEVERAL else any(value is not None for value in values)
         if shown:
             texts = (form(row.scores) for row in rows) if callable(form) else (_cell(value, form) for value in values)
             cells = [header, *texts]
-            width = max(map(len, cells))
-            columns.append([cell.rjust(width) for cell in cells])
-    lines = [' '.join(cells) for cells in zip(*columns, strict=True)]
+            widest = max(map(len, cells))
+            column = [cell.rjust(widest) for cell in cells]
+            (columns if scored else settings).append(column)
+    lines = []
+    while columns:
+        fitting = [sum(len(it[0]) + 1 for it in [*settings, *columns[:n]]) - 1 for n in range(1, len(columns) + 1)]
+        count = len(columns) if width is None else max(bisect.bisect_right(fitting, width), 1)
+        lines += [' '.join(cells) for cells in zip(*settings, *columns[:count], strict=True)]
+        columns = columns[count:]
     lines += dict.fromkeys(f'features: {row.method.networks}; reference: {row.beside.reference}' for row in rows)
     for beside in {row.beside.floor: row.beside for row in rows if row.beside.floor is not None}.values():
         lines.append(f'{beside.floor}: FID {beside.floor_fid:.4f}, IS {beside.floor_inception_score:.4f}')

@@ -467,3 +467,15 @@ def test_jobs_of_a_sweep_draw_one_after_the_other(tmp_path, monkeypatch):
     monkeypatch.setattr(report, 'read_names', lambda *_: ('digits', CLASSES))
     monkeypatch.setattr(sweep_report, 'write_report', write)
     assert report.run(digits.get_config(), tmp_path) == tmp_path
+
+
+@pytest.mark.parametrize('fid', [2.0, None])
+def test_a_table_on_a_terminal_is_no_wider_and_says_the_same(fid):
+    rows = [_row(step, w, precision=0.5, recall=0.25, density=1.0, fid=fid) for step in STEPS for w in WS]
+    whole = [line.split() for line in text_table(rows).splitlines()[:7]]
+    narrow = text_table(rows, width=40).splitlines()
+    tables = [narrow[at : at + 7] for at in range(0, len(narrow), 7) if narrow[at].split()[:2] == ['step', 'w']]
+    assert len(tables) > 1
+    assert max(len(line) for table in tables for line in table) <= 40
+    for i, line in enumerate(whole):
+        assert line[2:] == [cell for table in tables for cell in table[i].split()[2:]]
