@@ -82,7 +82,7 @@ def data(
     shown, made = sheets(shown, room)
     places = {path: place for place, path in enumerate(made)}
     labels = sorted({int(label) for one in shown.values() for label in one.samples.labels})
-    metrics = present(curves)
+    metrics, names = present(curves), pickers(curves)
     return {
         'columns': COLUMNS,
         'metrics': [metric.key for metric in metrics],
@@ -104,7 +104,7 @@ def data(
             {
                 'key': curve.key,
                 'label': curve.label,
-                'told': [curve.told.get(name, OTHERS) for name in pickers(curves)],
+                'told': [curve.told.get(name, OTHERS) for name in names],
                 'points': [
                     {
                         'w': row.source.w,

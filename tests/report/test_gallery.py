@@ -326,6 +326,24 @@ def test_a_page_of_larger_images_is_below_5_mb(opened, tmp_path):
     accessible(page)
 
 
+def test_a_row_without_samples_of_the_class_says_so(opened, tmp_path):
+    (tmp_path / 'samples').mkdir()
+    rows = [row_of(w=w, samples=f'samples/{w:g}.npz') for w in (0.0, 1.0)]
+    for row, labels in zip(rows, ([0, 1], [0, 2]), strict=True):
+        np.savez(tmp_path / row.samples, np.zeros((2, 8, 8, 1), np.uint8), np.array(labels, np.int32))
+    write_rows(tmp_path, rows)
+    page = opened(of=report(tmp_path))
+    page.select_option('#class', label='dog')
+    assert page.locator('#chosen-title').inner_text() == 'Seed 0, sample 1, class dog, at every w'
+    page.focus('#w')
+    page.keyboard.press('ArrowRight')
+    assert 'of this class' in page.locator('#absent').inner_text()
+    assert not page.locator('#frame, #chosen').filter(visible=True).count()
+    page.select_option('#class', label='all classes')
+    page.wait_for_selector('#sheet .cell')
+    assert not page.locator('#absent').is_visible()
+
+
 LITTLE = {
     'one row without samples': [{}],
     'no numbers': [{'fid': None, 'inception_score': None}, {'fid': None, 'inception_score': None, 'w': 1.0}],

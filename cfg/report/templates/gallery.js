@@ -101,10 +101,12 @@ function sheetColumns(of, count) {
 }
 
 async function drawSheet() {
-  const wanted = sheetOf(currentPoint());
-  byId('absent').hidden = wanted !== null;
-  byId('frame').hidden = byId('keys').hidden = byId('chosen').hidden = wanted === null;
-  if (wanted === null) return;
+  const wanted = sheetOf(currentPoint()), absent = wanted === null || shownCells(wanted).length === 0;
+  byId('absent').textContent = wanted === null ? 'The sample file of this row is missing, so there is nothing to show.'
+    : 'None of the samples that the page has of this row is of this class.';
+  byId('absent').hidden = !absent;
+  byId('frame').hidden = byId('keys').hidden = byId('chosen').hidden = absent;
+  if (absent) return;
   addressOf(wanted);
   await wanted.loaded;
   if (sheetOf(currentPoint()) !== wanted) return;
