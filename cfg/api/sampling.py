@@ -72,12 +72,13 @@ def sample(
     Raises:
       UserError: names the argument that cannot be, and what it may be.
     """
-    if _traced(labels) or _traced(w):
+    if _traced((labels, w, jnp.zeros(()))):  # within jit all new arrays are
         raise UserError(
             'cfg.sample is compiled by itself and cannot be called within jit or grad: use cfg.guided there.'
         )
     labels, shape = np.asarray(labels), None if shape is None else _shape(shape)
-    _check_whole(seed=(seed, 0), batch_size=(batch_size, 1), steps=(256 if steps is None else steps, 0))
+    seed, batch_size = _whole('seed', seed, 0), _whole('batch_size', batch_size, 1)
+    steps = None if steps is None else _whole('steps', steps, 0)
     network = _read(model, num_classes)
     if isinstance(network, Model):
         if shape not in (None, network.shape):
@@ -170,10 +171,12 @@ def _shape(shape: Any) -> tuple[int, ...]:
     raise UserError(f'shape must be that of one sample, as in (32, 32, 3) or (2,), not {shape!r}.')
 
 
-def _check_whole(**given: tuple[Any, int]) -> None:
-    for name, (value, least) in given.items():
-        if not isinstance(value, int | np.integer) or value < least:
-            raise UserError(f'{name} must be a whole number of at least {least}, not {value!r}.')
+def _whole(name: str, value: Any, least: int) -> int:
+    with contextlib.suppress(TypeError):
+        found = operator.index(value)
+        if least <= found < 1 << 32:  # of a larger seed JAX would drop the upper bits
+            return found
+    raise UserError(f'{name} must be a whole number of at least {least} and below 2^32, not {value!r}.')
 
 
 def _strengths(w: Any, count: int) -> np.ndarray:

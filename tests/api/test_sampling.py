@@ -210,7 +210,13 @@ OF_TWO = {'num_classes': 2, 'shape': (1,)}
         ),
         (gaussian_eps, [0], {'sampler': cfg.rules.Apg()} | OF_TWO, "sampler must be one such as 'ddim' or"),
         (gaussian_eps, [0], {'grid': 0.5} | OF_TWO, "grid must be one such as 'uniform' or .*, not 0.5"),
-        (gaussian_eps, [0], {'seed': 0.5} | OF_TWO, 'seed must be a whole number of at least 0, not 0.5'),
+        (
+            gaussian_eps,
+            [0],
+            {'seed': 0.5} | OF_TWO,
+            r'seed must be a whole number of at least 0 and below 2\^32, not 0.5',
+        ),
+        (gaussian_eps, [0], {'seed': 2**32} | OF_TWO, r'seed must be a whole number .*, not 4294967296'),
         (gaussian_eps, [0], {'batch_size': 0} | OF_TWO, 'batch_size must be a whole number of at least 1'),
         (gaussian_eps, [0], {'steps': 2.5} | OF_TWO, 'steps must be a whole number'),
         (gaussian_eps, [0], OF_TWO | {'shape': 1}, r'shape must be that of one sample, as in \(32, 32, 3\)'),
@@ -228,6 +234,8 @@ def test_within_jit_it_is_guided_that_may_be_called():
         jax.jit(lambda labels: cfg.sample(gaussian_eps, labels, **OF_TWO))(jnp.array([0, 1]))
     with pytest.raises(cfg.UserError, match='cannot be called within jit'):
         jax.grad(lambda w: cfg.sample(gaussian_eps, [0, 1], w, **OF_TWO).sum())(1.0)
+    with pytest.raises(cfg.UserError, match='cannot be called within jit'):
+        jax.jit(lambda scale: scale * cfg.sample(gaussian_eps, [0, 1], **OF_TWO))(2.0)
     z = jnp.ones((2, 1))
 
     def guided_x(labels):
