@@ -42,12 +42,16 @@ def test_its_command_finds_the_configs_from_anywhere_and_so_does_a_config_of_one
     line = [sys.executable, '-c', code, '--config=configs/digits_compare.py:steps', '--mode=sample', '--workdir=none']
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert 'none does not exist' in sentence(done)
-    (tmp_path / 'mine.py').write_text(
-        'from configs import digits\n\n\ndef get_config():\n    return digits.get_config()\n'
-    )
-    line = [sys.executable, '-c', code, '--config', 'mine.py', '--mode=sample', '--workdir=none']
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert 'none does not exist' in sentence(done)
+    code = code.replace('*sys.path[1:]', '*sys.path[1:], ""')  # as for python -m cfg
+    (tmp_path / 'configs').mkdir()
+    for name, base in (('mine.py', 'digits'), ('configs/own.py', 'digits'), ('configs/more.py', 'own')):
+        (tmp_path / name).write_text(
+            f'from configs import {base}\n\n\ndef get_config():\n    return {base}.get_config()\n'
+        )
+    for name in ('mine.py', 'configs/more.py', 'configs/digits.py'):
+        line = [sys.executable, '-c', code, '--config', name, '--mode=sample', '--workdir=none']
+        done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert 'none does not exist' in sentence(done)
 
 
 def test_a_command_that_needs_more_than_the_core_says_what_to_install(installed, tmp_path):

@@ -187,8 +187,11 @@ def _with_path(argument: str) -> str:
     if not equals or name.lstrip('-') != 'config':
         return argument
     path, folder = user_path(path, name), configs_folder()
-    if folder.parent == Path(__file__).parents[1] and importlib.util.find_spec('configs') is None:
-        sys.modules['configs'] = importlib.import_module('cfg.configs')
+    if folder.parent == Path(__file__).parents[1]:
+        theirs = importlib.util.find_spec('configs')
+        if theirs is None or theirs.origin is None:  # a folder of one's own that is no package stands before ours
+            sys.modules['configs'] = ours = importlib.import_module('cfg.configs')
+            ours.__path__[:0] = getattr(theirs, 'submodule_search_locations', ())
     if path.startswith('configs/') and not _file_of(path).exists() and _file_of(folder.parent / path).exists():
         path = folder.parent / path
     return f'{name}={path}'
