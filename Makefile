@@ -44,7 +44,7 @@ $(VENV)/.installed-dev: $(REQUIRED) requirements-dev.txt | $(VENV)/bin/python
 
 # The pages of the reports are tested in a browser that is a package of the system.
 browser:
-	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
+	@for name in chromium chromium-browser google-chrome google-chrome-stable; do command -v $$name >/dev/null && exit 0; done; \
 	{ [ $$(id -u) = 0 ] && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y chromium >/dev/null; } || \
 	  echo "note: without Chromium (apt-get install chromium) the pages of the reports are not tested" >&2
 
