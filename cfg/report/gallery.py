@@ -135,7 +135,7 @@ def pickers(curves: Sequence[Curve]) -> dict[str, list[str]]:
 
 def title(name: str) -> str:
     """Returns the name of a setting for people."""
-    return _TITLES.get(name, name.removesuffix('_sha256').replace('_', ' '))
+    return _TITLES.get(name, name.replace('_sha256', ' SHA-256').replace('_', ' '))
 
 
 def _score(scores: Scores, metric: Metric) -> dict[str, Any]:

@@ -350,6 +350,11 @@ LITTLE = {
     'no errors': [{}, {'w': 1.0, 'fid': 3.0}],
     'two steps, of which the last has another w': [{'step': 1}, {'step': 2, 'w': 4.0}],
     'alike but for their parameters': [{'params_sha256': 'a'}, {'params_sha256': 'b'}],
+    'told apart by features and by their digests': [
+        {'features': 'one'},
+        {'features_sha256': 'a' * 64},
+        {'features_sha256': 'b' * 64},
+    ],
 }
 
 
