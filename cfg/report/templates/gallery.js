@@ -102,7 +102,7 @@ function sheetColumns(of, count) {
 
 async function drawSheet() {
   const wanted = sheetOf(currentPoint()), absent = wanted === null || shownCells(wanted).length === 0;
-  byId('absent').textContent = wanted === null ? 'The sample file of this row is missing, so there is nothing to show.'
+  byId('absent').textContent = wanted === null ? 'There is no sample file of this row, so there is nothing to show.'
     : 'None of the samples that the page has of this row is of this class.';
   byId('absent').hidden = !absent;
   byId('frame').hidden = byId('keys').hidden = byId('chosen').hidden = absent;
