@@ -19,7 +19,7 @@ PEER :=
 .PHONY: install install-dev browser digits compare twins students tune mixture accelerator test chaos docs notebook lint format clean
 
 install: $(VENV)/.installed
-install-dev: $(VENV)/.installed-dev .compilers/.installed browser
+install-dev: $(VENV)/.installed-dev .compilers/.installed
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -104,7 +104,7 @@ mixture: install
 accelerator: install
 	$(PY) benchmarks/accelerator.py --out=runs/accelerator --peer=$(PEER)
 
-test: install-dev
+test: install-dev browser
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The long tests: real processes, killed and stopped again and again, and walks through whole pages and the tutorial.

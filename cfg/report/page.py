@@ -50,16 +50,16 @@ def floor_lines(curves: Sequence[Curve]) -> list[tuple[str, dict[str, str]]]:
 def seed_lines(curves: Sequence[Curve]) -> list[tuple[str, dict[str, str]]]:
     """Returns lines of the means over sampling seeds with their standard errors, where there are several, likewise."""
     lines = []
-    rows = [(curve.label, row) for curve in curves for row in curve.rows]
+    rows = [(curve.told, row) for curve in curves for row in curve.rows]
     for group in grouped(rows, lambda pair: (dataclasses.replace(pair[1].source, seed=0), pair[1].method)).values():
         if len(group) < 2:
             continue
-        (label, row), cells = group[0], {}
+        (told, row), cells = group[0], {}
         for key in ('fid', 'inception_score', 'fd_dinov2'):
             values = [getattr(of_seed.scores, key) for _, of_seed in group]
             if None not in values:
                 cells[key] = with_error(float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values)))
-        settings = [part for part in label.split(', ') if part != f'seed {row.source.seed}']
+        settings = [words for name, words in told.items() if name != 'seed']
         lines.append((', '.join([f'Mean of {len(group)} seeds', *settings, f'w = {row.source.w:g}']), cells))
     return lines
 
