@@ -90,4 +90,6 @@ def test_the_python_of_a_page_draws_samples(page, small_run):
     if page == 'docs/api.md':
         assert names['same'] == pytest.approx(names['ours'], abs=1e-3)
         assert np.isfinite(names['slope']).all()
+        assert 0 < names['fid'] < 1
+        assert np.isfinite(names['gradient']).all()
         assert names['x'].shape == (2, 1)

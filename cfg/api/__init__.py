@@ -7,6 +7,7 @@ from cfg.diffusion import grids, options, process, rules, schedule, solvers
 from cfg.diffusion.adapters import adapt
 from cfg.diffusion.denoiser import Denoiser, Models
 from cfg.diffusion.sampler import Sampler
+from cfg.metrics import distances, neighbours
 from cfg.runtime.errors import UserError
 
 __all__ = [
@@ -16,10 +17,12 @@ __all__ = [
     'Sampler',
     'UserError',
     'adapt',
+    'distances',
     'evaluate',
     'grids',
     'guided',
     'load',
+    'neighbours',
     'options',
     'process',
     'rules',

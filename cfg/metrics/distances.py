@@ -1,8 +1,11 @@
-"""Computes FID, inception score, KID and MIND, in float64."""
+"""Computes FID, inception score, KID and MIND, in float64.
+
+`frechet_distance` and `mmd2` take JAX's arrays too, in their precision; then they may be traced and differentiated.
+"""
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,26 +16,45 @@ Array = np.ndarray
 LEAST_ROUNDS = 10  # of all labels, so that a tenth of the samples can hold each of them
 
 
+def _library(*arrays: Any) -> Any:
+    """Returns jax.numpy where any of the arrays is JAX's, else NumPy."""
+    return next((of for array in arrays if (of := array.__array_namespace__()) is not np), np)
+
+
+def _roots(values: Array) -> Array:
+    """Computes square roots; rounding below 0 counts as 0, also in a gradient."""
+    xp, positive = _library(values), values > 0
+    return xp.where(positive, xp.sqrt(xp.where(positive, values, 1.0)), 0.0)
+
+
 def symmetric_sqrt(matrix: Array) -> Array:
     """Computes the square root of a symmetric positive semi-definite matrix; rounding below 0 counts as 0."""
-    values, vectors = np.linalg.eigh(matrix)
-    return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+    values, vectors = _library(matrix).linalg.eigh(matrix)
+    return (vectors * _roots(values)) @ vectors.T
 
 
-def frechet_distance(mean_a: Array, cov_a: Array, mean_b: Array, cov_b: Array, *, root_a: Array | None = None) -> float:
+def frechet_distance(
+    mean_a: Array, cov_a: Array, mean_b: Array, cov_b: Array, *, root_a: Array | None = None
+) -> float | Array:
     """Computes |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) (Heusel et al. 2017, arXiv 1706.08500).
 
     The trace of the root is that of (S_a^(1/2) S_b S_a^(1/2))^(1/2), a symmetric matrix with the same
     eigenvalues: no complex rounding, and singular covariances are no special case.
 
     Args:
+      mean_a, cov_a: [D] and [D, D].
+      mean_b, cov_b: likewise. Differentiate with respect to these: equal eigenvalues of S_a have no gradient.
       root_a: S_a^(1/2), where it is known.
+
+    Returns:
+      A float; of JAX's arrays one of shape [].
     """
+    xp = _library(mean_a, cov_a, mean_b, cov_b)
     root = symmetric_sqrt(cov_a) if root_a is None else root_a
-    eigenvalues = np.linalg.eigvalsh(root @ cov_b @ root)
-    trace_of_root = np.sqrt(np.maximum(eigenvalues, 0.0)).sum()
-    distance = np.sum((mean_a - mean_b) ** 2) + np.trace(cov_a) + np.trace(cov_b) - 2.0 * trace_of_root
-    return float(max(distance, 0.0))
+    trace_of_root = _roots(xp.linalg.eigvalsh(root @ cov_b @ root)).sum()
+    distance = xp.sum((mean_a - mean_b) ** 2) + xp.trace(cov_a) + xp.trace(cov_b) - 2.0 * trace_of_root
+    distance = xp.maximum(distance, 0.0)
+    return float(distance) if xp is np else distance
 
 
 def fid(samples: Moments, reference: Moments) -> float:
@@ -184,7 +206,7 @@ def kid(samples: Array, reference: Array, *, num_subsets: int, subset_size: int,
     def subset(vectors: Array) -> Array:
         return np.asarray(vectors[rng.choice(len(vectors), subset_size, replace=False)], np.float64)
 
-    values = [_unbiased_mmd2(subset(samples), subset(reference)) for _ in range(num_subsets)]
+    values = [mmd2(subset(samples), subset(reference)) for _ in range(num_subsets)]
     spread, count = float(np.std(values)), min(len(samples), len(reference))
     error = math.nan
     if count > subset_size and num_subsets > 1:
@@ -192,15 +214,16 @@ def kid(samples: Array, reference: Array, *, num_subsets: int, subset_size: int,
     return KID(float(np.mean(values)), spread, error)
 
 
-def _unbiased_mmd2(x: Array, y: Array) -> float:
-    """Estimates squared MMD of two sets [m, D], leaving out the pairs of a vector with itself."""
+def mmd2(x: Array, y: Array) -> float | Array:
+    """Estimates squared MMD of two sets, [m, D] each, with KID's kernel: without a bias, so it may be below 0."""
     m = len(x)
     xx, yy = polynomial_kernel(x, x), polynomial_kernel(y, y)
-    within = xx.sum() - np.trace(xx) + yy.sum() - np.trace(yy)
+    within = xx.sum() - xx.trace() + yy.sum() - yy.trace()
     return within / (m * (m - 1)) - 2.0 * polynomial_kernel(x, y).sum() / (m * m)
 
 
 def polynomial_kernel(a: Array, b: Array) -> Array:
-    """Computes KID's kernel (x.y / D + 1)^3 of all pairs of [N, D] and [M, D], in float64: [N, M]."""
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    """Computes KID's kernel (x.y / D + 1)^3 of all pairs of [N, D] and [M, D], in float64 if in NumPy: [N, M]."""
+    if _library(a, b) is np:
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     return (a @ b.T / a.shape[1] + 1.0) ** 3

@@ -2,8 +2,11 @@
 
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.linalg
 import scipy.optimize
 import scipy.stats
 import torch
@@ -208,3 +211,37 @@ def test_mind_takes_as_many_of_both_as_there_are_and_no_more_than_it_is_told():
     x, y = features(0, 50, 4), features(1, 30, 4)
     assert distances.mind(x, y, seed=0) == distances.mind(x, y, seed=0, count=30)
     assert distances.mind(x, y, seed=0, count=20) != distances.mind(x, y, seed=0, count=30)
+
+
+def gaussians(width=6):
+    rng = np.random.default_rng(3)
+    mixed = rng.normal(size=(2, width, width))
+    return *rng.normal(size=(2, width)), *(mixed @ mixed.swapaxes(1, 2) / width + 0.3 * np.eye(width))
+
+
+def test_the_frechet_distance_within_jit_has_the_gradients_of_the_closed_form():
+    """d/dm_b = 2 (m_b - m_a); d/dS_b = I - T with T the map that takes N(m_b, S_b) to N(m_a, S_a)."""
+    mean_a, mean_b, cov_a, cov_b = gaussians()
+    given = jnp.float32(mean_b), jnp.float32(cov_b)
+    value, (of_mean, of_cov) = jax.jit(
+        jax.value_and_grad(lambda mean, cov: distances.frechet_distance(mean_a, cov_a, mean, cov), argnums=(0, 1))
+    )(*given)
+    assert value == pytest.approx(distances.frechet_distance(mean_a, cov_a, mean_b, cov_b), rel=1e-5)
+    root = scipy.linalg.sqrtm(cov_a)
+    transport = root @ np.linalg.inv(scipy.linalg.sqrtm(root @ cov_b @ root)) @ root
+    np.testing.assert_allclose(of_mean, 2 * (mean_b - mean_a), rtol=1e-5)
+    np.testing.assert_allclose(of_cov, np.eye(6) - transport, atol=2e-5)
+
+
+def test_a_singular_covariance_has_a_finite_gradient():
+    singular = jnp.diag(jnp.array([1.0, 2.0, 0.0]))
+    of_cov = jax.grad(lambda cov: distances.frechet_distance(jnp.ones(3), singular, jnp.zeros(3), cov))(singular)
+    np.testing.assert_allclose(of_cov, np.diag([0.0, 0.0, 1.0]), atol=1e-6)
+
+
+def test_the_mmd_within_jit_is_that_of_numpy_and_so_is_its_slope():
+    x, y, way = (np.random.default_rng(i).normal(size=(20, 4)) for i in range(3))
+    value, slope = jax.jit(lambda x, way: jax.jvp(lambda x: distances.mmd2(x, jnp.float32(y)), (x,), (way,)))(x, way)
+    assert value == pytest.approx(distances.mmd2(x, y), rel=1e-4)
+    difference = (distances.mmd2(x + 1e-5 * way, y) - distances.mmd2(x - 1e-5 * way, y)) / 2e-5
+    assert slope == pytest.approx(difference, rel=1e-3)
