@@ -42,8 +42,10 @@ def frechet_distance(
     eigenvalues: no complex rounding, and singular covariances are no special case.
 
     Args:
-      mean_a, cov_a: [D] and [D, D].
-      mean_b, cov_b: likewise. Differentiate with respect to these: equal eigenvalues of S_a have no gradient.
+      mean_a: [D].
+      cov_a: [D, D]. Equal eigenvalues of it have no gradient: differentiate with respect to the other Gaussian.
+      mean_b: [D].
+      cov_b: [D, D].
       root_a: S_a^(1/2), where it is known.
 
     Returns:
@@ -104,7 +106,8 @@ def fid_at_infinity(
 
     Args:
       samples: [N, D]; may be a np.memmap, read `chunk` vectors at a time.
-      mean, cov: of the reference, [D] and [D, D] float64.
+      mean: of the reference, float64 [D].
+      cov: likewise, [D, D].
       labels: of the samples, if known; where each occurs equally often, it does so in each subset.
 
     Returns:

@@ -43,8 +43,11 @@ def prdc(
     leaves the border out, which differs only where distances are equal.)
 
     Args:
-      reference, samples: [M, D] and [N, D] float32, more than k each; may be np.memmaps, read a block at a time.
-        Density and coverage need more than k_density of the reference.
+      reference: float32 [M, D] with M > k; may be a np.memmap, read a block at a time. Density and coverage need more
+        than k_density.
+      samples: likewise, [N, D] with N > k.
+      k: of precision and recall.
+      k_density: of density and coverage.
       dtype: of distances. 'float16' is how ADM's evaluator computes: norms and products in float16, and a block with
         a distance that is not finite again in float32. (How a device sums in float16 is its own affair, so the last
         digits of that mode belong to it.)
