@@ -39,7 +39,15 @@ def test_every_file_is_in_it(installed):
 def test_its_command_finds_the_configs_from_anywhere_and_so_does_a_config_of_ones_own(installed, tmp_path):
     _, site = installed
     code = f'import sys; sys.path[:] = [{str(site)!r}, *sys.path[1:]]; from cfg.__main__ import main; main()'
-    line = [sys.executable, '-c', code, '--config=configs/digits_compare.py:steps', '--mode=sample', '--workdir=none']
+    line = [
+        sys.executable,
+        '-E',
+        '-c',
+        code,
+        '--config=configs/digits_compare.py:steps',
+        '--mode=sample',
+        '--workdir=none',
+    ]
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert 'none does not exist' in sentence(done)
     code = code.replace('*sys.path[1:]', '*sys.path[1:], ""')  # as for python -m cfg
@@ -49,7 +57,7 @@ def test_its_command_finds_the_configs_from_anywhere_and_so_does_a_config_of_one
             f'from configs import {base}\n\n\ndef get_config():\n    return {base}.get_config()\n'
         )
     for name in ('mine.py', 'configs/more.py', 'configs/digits.py'):
-        line = [sys.executable, '-c', code, '--config', name, '--mode=sample', '--workdir=none']
+        line = [sys.executable, '-E', '-c', code, '--config', name, '--mode=sample', '--workdir=none']
         done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert 'none does not exist' in sentence(done)
 
@@ -57,6 +65,6 @@ def test_its_command_finds_the_configs_from_anywhere_and_so_does_a_config_of_one
 def test_a_command_that_needs_more_than_the_core_says_what_to_install(installed, tmp_path):
     _, site = installed
     code = f'import sys; sys.path[:] = [{str(site)!r}, *sys.path[1:]]; sys.modules["PIL"] = None\n'
-    line = [sys.executable, '-c', code + 'from cfg.__main__ import main; main()', '--config=configs/digits.py']
+    line = [sys.executable, '-E', '-c', code + 'from cfg.__main__ import main; main()', '--config=configs/digits.py']
     done = subprocess.run([*line, '--workdir=run'], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert 'pip install ".[train]"' in sentence(done)
