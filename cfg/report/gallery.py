@@ -73,7 +73,7 @@ def sheets(shown: Mapping[str, Shown], room: int) -> tuple[dict[str, Shown], dic
 def data(
     curves: Sequence[Curve], shown: Mapping[str, Shown], class_names: Sequence[str], *, room: int
 ) -> dict[str, Any]:
-    """Returns what the page's script needs.
+    """Returns what the gallery's part of the page and its script need.
 
     Args:
         shown: what may be shown of each sample file, by the row's `samples`; files may be absent.
@@ -82,9 +82,10 @@ def data(
     shown, made = sheets(shown, room)
     places = {path: place for place, path in enumerate(made)}
     labels = sorted({int(label) for one in shown.values() for label in one.samples.labels})
-    metrics, names = present(curves), pickers(curves)
+    metrics, picked = present(curves), _pickers(curves)
     return {
         'columns': COLUMNS,
+        'pickers': [(_title(name), values) for name, values in picked.items()],
         'metrics': [metric.key for metric in metrics],
         'classes': [
             {'label': label, 'name': class_names[label] if 0 <= label < len(class_names) else f'class {label}'}
@@ -104,7 +105,7 @@ def data(
             {
                 'key': curve.key,
                 'label': curve.label,
-                'told': [curve.told.get(name, OTHERS) for name in names],
+                'told': [curve.told.get(name, OTHERS) for name in picked],
                 'points': [
                     {
                         'w': row.source.w,
@@ -123,7 +124,7 @@ def data(
     }
 
 
-def pickers(curves: Sequence[Curve]) -> dict[str, list[str]]:
+def _pickers(curves: Sequence[Curve]) -> dict[str, list[str]]:
     """Returns the settings in which curves differ, by their names, each with the texts of its values."""
     found = {}
     for name in dict.fromkeys(name for curve in curves for name in curve.told):
@@ -133,7 +134,7 @@ def pickers(curves: Sequence[Curve]) -> dict[str, list[str]]:
     return found
 
 
-def title(name: str) -> str:
+def _title(name: str) -> str:
     """Returns the name of a setting for people."""
     return _TITLES.get(name, name.replace('_sha256', ' SHA-256').replace('_', ' '))
 

@@ -135,7 +135,6 @@ def write_report(
         summed_up=page.seed_lines(curves) + page.floor_lines(curves),
         paper=compared,
         provenance=page.provenance(curves),
-        pickers={gallery.title(name): values for name, values in gallery.pickers(curves).items()},
         data=gallery.data(curves, shown_there, class_names, room=room),
     )
 
